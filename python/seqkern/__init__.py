@@ -1,0 +1,9 @@
+"""Fast, exact, hand-written kernels for training and sampling sequence models with PyTorch."""
+
+from importlib.metadata import version
+
+from seqkern import _load as _load
+from seqkern import data, models, nn, ops
+
+__version__ = version("seqkern")
+__all__ = ["__version__", "data", "models", "nn", "ops"]
