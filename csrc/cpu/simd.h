@@ -1,9 +1,9 @@
 // Vectors of the instruction set this file is compiled for, and the functions kernels need on them.
 //
-// Built on the compiler's vector extensions, so the same text serves SSE2, AVX2, AVX-512 and NEON; an
-// intrinsic stands only where the extension has no exact equivalent that compiles to one instruction.
-// Everything lives in the namespace of the ISA: an inline function with external linkage compiled for
-// AVX-512 must never be the copy the linker keeps for everyone.
+// Built on the compiler's vector extensions, so the same text serves SSE2, AVX2, AVX-512 and NEON;
+// an intrinsic stands only where the extension has no exact equivalent that compiles to one
+// instruction. Everything lives in the namespace of the ISA: an inline function with external
+// linkage compiled for AVX-512 must never be the copy the linker keeps for everyone.
 #pragma once
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -160,7 +160,8 @@ SEQKERN_INLINE void store1(double* p, double x) { *p = x; }
 SEQKERN_INLINE void store1(Half* p, float x) { p->bits = float_to_half(x); }
 SEQKERN_INLINE void store1(BFloat16* p, float x) {
   const uint32_t u = bitcast<uint32_t>(x);
-  p->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+  p->bits =
+      static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
 // ---------------------------------------------------------------- selection and reduction
