@@ -12,6 +12,10 @@ struct Cpu {
   // Targets can be looked at before the launch, and a bad one named.
   static constexpr bool kHostReadable = true;
 
+  struct Guard {
+    explicit Guard(const Tensor&) {}
+  };
+
   // Elements a thread should have at least: below, waking it costs more than it saves.
   static constexpr int64_t kGrainElements = 16384;
 

@@ -145,6 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
                                                  double label_smoothing, double z_loss,
                                                  double softcap, bool return_lse) {
   check_options(reduction, label_smoothing, z_loss, softcap);
+  [[maybe_unused]] const Backend::Guard guard(logits);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
   const CrossEntropyInputs& in = inputs.args;
@@ -185,6 +186,7 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const Tensor& saved, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double z_loss, double softcap) {
   check_options(reduction, label_smoothing, z_loss, softcap);
+  [[maybe_unused]] const Backend::Guard guard(logits);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
   const CrossEntropyInputs& in = inputs.args;

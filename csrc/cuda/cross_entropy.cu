@@ -1,0 +1,238 @@
+// Softmax-cross-entropy on CUDA, forward: the logits are read once. A warp takes a row that is short, a
+// block one that is long (block.cuh: Group).
+#include "cuda/cross_entropy.cuh"
+
+namespace seqkern::cuda {
+namespace {
+
+constexpr int kReduceThreads = 1024;
+
+// ---------------------------------------------------------------- online softmax
+
+// Of the elements seen: m = max x, sum = sum exp(x - m).
+template <class Acc, bool kTargetSums>
+struct RowState {
+  Acc max = lowest<Acc>();
+  Acc sum = 0;
+};
+
+// And mass = sum w q, dot = sum w q (x - m): relative to m, so that the row's loss mass log(sum) - dot
+// adds terms of one sign where all logits are far from zero.
+template <class Acc>
+struct RowState<Acc, true> {
+  Acc max = lowest<Acc>();
+  Acc sum = 0;
+  Acc mass = 0;
+  Acc dot = 0;
+};
+
+template <class Acc, bool kTargetSums>
+__device__ __forceinline__ RowState<Acc, kTargetSums> shuffle_down(RowState<Acc, kTargetSums> s, int delta) {
+  s.max = cuda::shuffle_down(s.max, delta);
+  s.sum = cuda::shuffle_down(s.sum, delta);
+  if constexpr (kTargetSums) {
+    s.mass = cuda::shuffle_down(s.mass, delta);
+    s.dot = cuda::shuffle_down(s.dot, delta);
+  }
+  return s;
+}
+
+template <class Acc, bool kTargetSums>
+__device__ __forceinline__ RowState<Acc, kTargetSums> broadcast(RowState<Acc, kTargetSums> s) {
+  s.max = cuda::broadcast(s.max);
+  s.sum = cuda::broadcast(s.sum);
+  if constexpr (kTargetSums) {
+    s.mass = cuda::broadcast(s.mass);
+    s.dot = cuda::broadcast(s.dot);
+  }
+  return s;
+}
+
+// The same sums about another maximum m >= s.max.
+template <class Acc, bool kTargetSums>
+__device__ __forceinline__ void move_to(RowState<Acc, kTargetSums>& s, Acc m) {
+  s.sum *= softmax_exp(s.max - m);
+  if constexpr (kTargetSums) {
+    // Nothing seen yet: lowest - m may be infinite, and 0 times that is not 0.
+    if (s.mass != 0) s.dot += s.mass * (s.max - m);
+  }
+  s.max = m;
+}
+
+struct MergeRows {
+  template <class State>
+  __device__ __forceinline__ State operator()(State a, State b) const {
+    const auto m = max_of(a.max, b.max);
+    move_to(a, m);
+    move_to(b, m);
+    a.sum += b.sum;
+    if constexpr (requires { a.mass; }) {
+      a.mass += b.mass;
+      a.dot += b.dot;
+    }
+    return a;
+  }
+};
+
+// ---------------------------------------------------------------- forward
+
+template <class T, bool kTargetSums, class Group>
+__global__ void __launch_bounds__(Group::kMaxThreads, 1)
+    cross_entropy_forward_kernel(const __grid_constant__ CrossEntropyForwardArgs a) {
+  using Acc = AccOf<T>;
+  const CrossEntropyInputs& in = a.in;
+  const Group group;
+  const int64_t n = group.row();
+  if (n >= in.N) return;  // whole groups leave, so no reduction waits for them
+  Acc* row_loss = static_cast<Acc*>(a.row_loss) + n;
+  Acc* lse_out = static_cast<Acc*>(a.lse) + n;
+  const Target y(in, n);
+  if (y.ignored && !a.lse_of_ignored) {
+    if (group.rank() == 0) *row_loss = *lse_out = 0;
+    return;
+  }
+
+  const Options<Acc> o(in);
+  const int V = static_cast<int>(in.V);
+  const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
+  const T* p_n = in.target_probs
+                     ? static_cast<const T*>(in.target_probs) + in.target_probs_rows.offset(n)
+                     : nullptr;
+  // Asked for before the row, so that it has arrived when the row is through.
+  const Acc x_y = y.v >= 0 ? load1(x_n + y.v) : Acc(0);
+  const Acc weight_y = y.v >= 0 ? o.weight_of(y.v) : Acc(0);
+
+  using State = RowState<Acc, kTargetSums>;
+  State s;
+  for_each_in_row<kUnroll<T, kTargetSums>>(x_n, V, group, [&]<int U, int P>(int v, int step, Acc (&x)[U][P]) {
+    Acc m = s.max;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (o.softcap > 0) {
+#pragma unroll
+        for (int i = 0; i < P; ++i) x[u][i] = o.cap(x[u][i]);
+      }
+#pragma unroll
+      for (int i = 0; i < P; ++i) m = max_of(m, x[u][i]);
+    }
+    move_to(s, m);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      Acc sum = 0;
+#pragma unroll
+      for (int i = 0; i < P; ++i) sum += softmax_exp(x[u][i] - m);
+      s.sum += sum;
+      if constexpr (kTargetSums) {
+        Acc q[P];
+        target_weights(o, p_n, v + u * step, q);
+#pragma unroll
+        for (int i = 0; i < P; ++i) {
+          s.mass += q[i];
+          s.dot += q[i] * (x[u][i] - m);
+        }
+      }
+    }
+  });
+  s = group.reduce(s, State{}, MergeRows{});
+
+  if (group.rank() == 0) {
+    const Acc log_sum = log_of(s.sum);
+    const Acc lse = s.max + log_sum;
+    Acc loss = 0;
+    if (!y.ignored) {
+      // log_sum + (max - x_y), not lse - x_y: lse has the rounding of a number as large as the logits.
+      if (y.v >= 0) loss = o.keep * weight_y * (log_sum + (s.max - o.cap(x_y)));
+      if constexpr (kTargetSums) loss += s.mass * log_sum - s.dot;
+      if (a.add_z_loss) loss += o.z_loss * lse * lse;
+      if (y.invalid) loss = quiet_nan<Acc>();
+    }
+    *lse_out = lse;
+    *row_loss = loss;
+  }
+}
+
+// ---------------------------------------------------------------- reduce
+
+struct Totals {
+  double ce = 0;
+  double z = 0;
+  double weight = 0;
+  double count = 0;  // exact up to 2^53
+};
+
+__device__ __forceinline__ Totals shuffle_down(Totals t, int delta) {
+  return {cuda::shuffle_down(t.ce, delta), cuda::shuffle_down(t.z, delta),
+          cuda::shuffle_down(t.weight, delta), cuda::shuffle_down(t.count, delta)};
+}
+
+__device__ __forceinline__ Totals broadcast(Totals t) {
+  return {cuda::broadcast(t.ce), cuda::broadcast(t.z), cuda::broadcast(t.weight),
+          cuda::broadcast(t.count)};
+}
+
+struct AddTotals {
+  __device__ __forceinline__ Totals operator()(Totals a, Totals b) const {
+    return {a.ce + b.ce, a.z + b.z, a.weight + b.weight, a.count + b.count};
+  }
+};
+
+// One block, each thread its own rows in order: the bits depend on N alone.
+template <class Acc>
+__global__ void __launch_bounds__(kReduceThreads)
+    cross_entropy_reduce_kernel(const __grid_constant__ CrossEntropyReduceArgs a) {
+  const CrossEntropyInputs& in = a.in;
+  const Acc* row_loss = static_cast<const Acc*>(a.row_loss);
+  const Acc* lse = static_cast<const Acc*>(a.lse);
+  const Acc* weight = static_cast<const Acc*>(in.weight);
+  Totals t;
+  for (int64_t n = threadIdx.x; n < in.N; n += blockDim.x) {
+    const Target y(in, n);
+    if (y.ignored) continue;
+    t.ce += row_loss[n];
+    t.z += static_cast<double>(lse[n]) * lse[n];
+    t.weight += y.v >= 0 && weight ? weight[y.v] : Acc(1);
+    t.count += 1;
+  }
+  t = BlockGroup().reduce(t, Totals{}, AddTotals{});
+  if (threadIdx.x != 0) return;
+  const bool mean = a.reduction == Reduction::kMean;
+  Acc* norm = static_cast<Acc*>(a.norm);
+  const double z_norm = mean ? 1.0 / t.count : 1.0;
+  norm[0] = static_cast<Acc>(mean ? 1.0 / t.weight : 1.0);
+  norm[1] = static_cast<Acc>(z_norm);
+  // Without z_loss its term is left out, not multiplied by zero: an infinite lse would make it NaN.
+  const double loss = mean ? t.ce / t.weight : t.ce;
+  *static_cast<Acc*>(a.loss) =
+      static_cast<Acc>(in.z_loss == 0 ? loss : loss + in.z_loss * t.z * z_norm);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launchers
+
+void cross_entropy_forward(const CrossEntropyForwardArgs& a, Stream stream) {
+  specialize(a.in, [&]<class T, class Sums, class Group>(TypeTag<T>, Sums, TypeTag<Group>) {
+    launch(cross_entropy_forward_kernel<T, Sums::value, Group>,
+           config_of<T, Group>("cross_entropy", a.in, stream), a);
+  });
+}
+
+void cross_entropy_reduce(const CrossEntropyReduceArgs& a, Stream stream) {
+  const LaunchConfig config{.name = "cross_entropy", .block = kReduceThreads, .stream = stream};
+  a.in.dtype == DType::kFloat64 ? launch(cross_entropy_reduce_kernel<double>, config, a)
+                                : launch(cross_entropy_reduce_kernel<float>, config, a);
+}
+
+void visit_cross_entropy_kernels(VisitKernel visit, void* context) {
+  for_each_specialization([&]<class T, class Sums, class Group>(TypeTag<T>, Sums, TypeTag<Group>,
+                                                                const std::string& options) {
+    visit(context, ("cross_entropy_forward" + options).c_str(),
+          reinterpret_cast<const void*>(cross_entropy_forward_kernel<T, Sums::value, Group>));
+  });
+  visit(context, "cross_entropy_reduce<float32>",
+        reinterpret_cast<const void*>(cross_entropy_reduce_kernel<float>));
+  visit(context, "cross_entropy_reduce<float64>",
+        reinterpret_cast<const void*>(cross_entropy_reduce_kernel<double>));
+}
+
+}  // namespace seqkern::cuda

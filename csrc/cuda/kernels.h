@@ -1,0 +1,30 @@
+// Every CUDA entry point, once. Plain pointers to device memory in, results written; no allocation, no
+// synchronisation. A failed launch throws std::runtime_error.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cross_entropy.h"
+
+struct CUstream_st;
+
+namespace seqkern::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+// X(function, Args)
+#define SEQKERN_CUDA_KERNELS(X)                     \
+  X(cross_entropy_forward, CrossEntropyForwardArgs) \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+
+#define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
+SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
+#undef SEQKERN_DECLARE_CUDA_KERNEL
+
+// Each .cu file names its __global__ functions, for the resource table (resources.cpp).
+using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
+void visit_cross_entropy_kernels(VisitKernel visit, void* context);
+void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,90 @@
+// Launching a kernel, and its shared memory: what the host emulator (tests/emulator) also understands.
+//
+// g++ cannot parse <<<>>>, and a bare __shared__ variable has no meaning there: shared memory must exist
+// once per live block. So kernels launch through launch() and take memory from shared() and
+// dynamic_shared().
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace seqkern::cuda {
+
+struct LaunchConfig {
+  const char* name;  // of the op, for messages
+  dim3 grid = 1;
+  dim3 block = 1;
+  unsigned smem = 0;         // bytes of dynamic shared memory
+  unsigned cluster = 1;      // blocks per cluster along x
+  bool cooperative = false;  // all blocks resident at once, so that the grid can synchronise
+  cudaStream_t stream = nullptr;
+};
+
+inline void check(cudaError_t status, const LaunchConfig& config) {
+  if (status == cudaSuccess) return;
+  // Taken off the runtime's record, or the next launch would report it again.
+  static_cast<void>(cudaGetLastError());
+  throw std::runtime_error(std::string(config.name) + ": CUDA launch of " +
+                           std::to_string(config.grid.x) + " blocks of " +
+                           std::to_string(config.block.x) + " threads with " +
+                           std::to_string(config.smem) +
+                           " bytes of shared memory failed: " + cudaGetErrorString(status));
+}
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
+  constexpr unsigned kWithoutAsking = 48 * 1024;  // more must be requested per kernel
+  if (config.smem > kWithoutAsking) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(config.smem)),
+          config);
+  }
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t launch = {};
+  launch.gridDim = config.grid;
+  launch.blockDim = config.block;
+  launch.dynamicSmemBytes = config.smem;
+  launch.stream = config.stream;
+  launch.attrs = attributes;
+  if (config.cooperative) {
+    cudaLaunchAttribute& attribute = attributes[launch.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
+  if (config.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[launch.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = config.cluster;
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+  }
+  check(cudaLaunchKernelEx(&launch, kernel, args...), config);
+}
+
+// The block's one object of type S, uninitialised. Two calls with the same type are the same object.
+template <class S>
+__device__ __forceinline__ S& shared() {
+#if defined(__CUDACC__)
+  __shared__ alignas(S) unsigned char storage[sizeof(S)];
+  return *reinterpret_cast<S*>(storage);
+#else
+  static char type_of_block_object;
+  return *static_cast<S*>(emulator::static_shared(&type_of_block_object, sizeof(S), alignof(S)));
+#endif
+}
+
+// The block's LaunchConfig::smem bytes, 128-byte aligned (what bulk copies need).
+template <class T>
+__device__ __forceinline__ T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) unsigned char seqkern_dynamic_shared[];
+  return reinterpret_cast<T*>(seqkern_dynamic_shared);
+#else
+  return static_cast<T*>(emulator::dynamic_shared());
+#endif
+}
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,42 @@
+// What each kernel takes of a multiprocessor on the current device, for `seqkern doctor`.
+#include <cuda_runtime.h>
+
+#include <sstream>
+#include <string>
+
+#include "cuda/kernels.h"
+
+namespace seqkern::cuda {
+namespace {
+
+void append(void* context, const char* name, const void* kernel) {
+  auto& out = *static_cast<std::ostringstream*>(context);
+  cudaFuncAttributes a = {};
+  const cudaError_t status = cudaFuncGetAttributes(&a, kernel);
+  out << (out.tellp() > 1 ? ", " : "") << "{\"name\": \"" << name << "\"";
+  if (status == cudaSuccess) {
+    out << ", \"registers\": " << a.numRegs << ", \"shared_bytes\": " << a.sharedSizeBytes
+        << ", \"local_bytes\": " << a.localSizeBytes << ", \"max_threads\": " << a.maxThreadsPerBlock
+        << ", \"architecture\": " << a.binaryVersion;
+  } else {
+    static_cast<void>(cudaGetLastError());
+    out << ", \"error\": \"" << cudaGetErrorString(status) << "\"";
+  }
+  out << "}";
+}
+
+}  // namespace
+}  // namespace seqkern::cuda
+
+// A JSON list of objects: name, and registers, shared_bytes, local_bytes, max_threads, architecture or, where
+// there is no usable device, error. The string lives until the thread calls again.
+extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kernel_resources() {
+  static thread_local std::string table;
+  std::ostringstream out;
+  out << "[";
+  seqkern::cuda::visit_cross_entropy_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_cross_entropy_backward_kernels(seqkern::cuda::append, &out);
+  out << "]";
+  table = out.str();
+  return table.c_str();
+}

@@ -1,0 +1,129 @@
+// Launches, and grids whose blocks are alive together.
+#include <cooperative_groups.h>
+
+#include <cstdio>
+
+#include "cases.h"
+#include "cuda/launch.cuh"
+
+namespace seqkern::emulator {
+namespace {
+
+using cuda::launch;
+
+constexpr unsigned kBlocks = 12;
+constexpr unsigned kThreads = 40;
+
+struct Numbers {
+  float x[kThreads];
+};
+
+// Each block keeps numbers in its own shared memory over several rounds, in each of which it reads what
+// another block has just published.
+template <bool kSync>
+__global__ void rounds(float* published, float* out) {
+  Numbers& own = cuda::shared<Numbers>();
+  const unsigned t = threadIdx.x;
+  own.x[t] = static_cast<float>(blockIdx.x);
+  for (int round = 0; round < 3; ++round) {
+    published[blockIdx.x * kThreads + t] = own.x[t];
+    // Orders every block's writes before any block's reads.
+    if constexpr (kSync) cooperative_groups::this_grid().sync();
+    const float next = published[(blockIdx.x + 1) % gridDim.x * kThreads + t];
+    if constexpr (kSync) cooperative_groups::this_grid().sync();  // and the reads before the next writes
+    own.x[t] += next;
+  }
+  out[blockIdx.x * kThreads + t] = own.x[t];
+}
+
+bool right(void (*kernel)(float*, float*), bool cooperative, unsigned blocks = kBlocks) {
+  std::vector<float> published(blocks * kThreads, -1.0f), out(blocks * kThreads, -1.0f);
+  launch(kernel, {.name = "case", .grid = blocks, .block = kThreads, .cooperative = cooperative}, published.data(),
+         out.data());
+  std::vector<float> want(blocks);
+  for (unsigned b = 0; b < blocks; ++b) want[b] = static_cast<float>(b);
+  for (int round = 0; round < 3; ++round) {
+    std::vector<float> next(blocks);
+    for (unsigned b = 0; b < blocks; ++b) next[b] = want[b] + want[(b + 1) % blocks];
+    want = next;
+  }
+  for (unsigned i = 0; i < out.size(); ++i) {
+    if (out[i] != want[i / kThreads]) return false;
+  }
+  return true;
+}
+
+__global__ void take_ticket(int* next, int* order) {
+  order[atomicAdd(next, 1)] = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+}
+
+// Prints the order in which threads ran.
+bool order() {
+  int next = 0;
+  std::vector<int> order(4 * 4, -1);
+  launch(take_ticket, {.name = "case", .grid = 4, .block = 4}, &next, order.data());
+  for (const int thread : order) std::printf("%d ", thread);
+  return next == 16;
+}
+
+__global__ void index(int* out) {
+  const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  out[block * blockDim.x * blockDim.y * blockDim.z + thread] += 1;
+}
+
+bool indices(dim3 grid, dim3 block) {
+  std::vector<int> out(grid.x * grid.y * grid.z * block.x * block.y * block.z, 0);
+  launch(index, {.name = "case", .grid = grid, .block = block}, out.data());
+  for (const int n : out) {
+    if (n != 1) return false;
+  }
+  return true;
+}
+
+// The last block to arrive adds up what the others left, as a one-launch reduction does.
+__global__ void last_block(int* arrived, int* partial, int* sum) {
+  partial[blockIdx.x] = static_cast<int>(blockIdx.x);
+  __threadfence();
+  if (atomicAdd(arrived, 1) != static_cast<int>(gridDim.x) - 1) return;
+  for (unsigned b = 0; b < gridDim.x; ++b) *sum += partial[b];
+}
+
+bool last_block_adds() {
+  int arrived = 0, sum = 0;
+  std::vector<int> partial(kBlocks, 1000);
+  launch(last_block, {.name = "case", .grid = kBlocks}, &arrived, partial.data(), &sum);
+  return sum == kBlocks * (kBlocks - 1) / 2;
+}
+
+// A flag that another block sets: terminates only where both are alive.
+__global__ void wait_for_flag(int* flag, int* out) {
+  if (blockIdx.x == 0) atomicExch(flag, 1);
+  while (atomicAdd(flag, 0) == 0) __nanosleep(20);
+  out[blockIdx.x] = 1;
+}
+
+bool flag() {
+  int flag = 0;
+  std::vector<int> out(4, 0);
+  launch(wait_for_flag, {.name = "case", .grid = 4, .cooperative = true}, &flag, out.data());
+  return out == std::vector<int>{1, 1, 1, 1};
+}
+
+}  // namespace
+
+std::vector<Case> grid_cases() {
+  return {
+      {"grid_sync", [] { return right(rounds<true>, true); }},
+      {"without_grid_sync", [] { return right(rounds<false>, true); }},
+      {"grid_sync_not_cooperative", [] { return right(rounds<true>, false); }},
+      {"cooperative_too_large", [] { return right(rounds<true>, true, 100000); }},
+      {"order", order},
+      {"indices", [] { return indices({2, 3, 4}, {5, 2, 3}); }},
+      {"block_too_large", [] { return indices(1, 2048); }},
+      {"last_block_adds", last_block_adds},
+      {"flag", flag},
+  };
+}
+
+}  // namespace seqkern::emulator

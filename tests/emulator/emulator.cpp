@@ -1,0 +1,506 @@
+// The scheduler: runs the threads of a launch in random order, each until it waits or returns.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <numeric>
+#include <sstream>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "runtime.h"
+
+uint3 threadIdx;
+uint3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace seqkern::emulator {
+
+Thread* running = nullptr;
+
+namespace {
+
+constexpr size_t kMaxAliveThreads = 16384;
+// Of a wait loop; each round lets every other thread that can run go on.
+constexpr uint64_t kMaxYields = 10'000'000;
+
+struct Launch {
+  Context scheduler;
+  const std::function<void()>* body = nullptr;
+  std::vector<Block> blocks;  // alive
+  std::vector<Thread> threads;
+  std::vector<Thread*> ready;
+  std::unique_ptr<Fault> fault;
+  bool cooperative = false;
+  size_t done = 0;
+  size_t at_grid_barrier = 0;
+  Location grid_barrier_at;
+  uint64_t yields = 0;
+};
+
+Launch launch;
+uint64_t random_state = 0;
+uint64_t launches = 0;
+
+uint64_t random_bits() {
+  uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+const bool seeded = [] {
+  const char* seed = std::getenv("SEQKERN_EMU_SEED");
+  set_seed(seed ? std::strtoull(seed, nullptr, 0) : 0);
+  return true;
+}();
+
+std::string name(uint3 i) {
+  std::ostringstream out;
+  out << "(" << i.x << ", " << i.y << ", " << i.z << ")";
+  return out.str();
+}
+
+// file:line of a code address through binutils, where g++ is, that is; else the address in its library.
+std::string describe_code(const void* code) {
+  if (!code) return "";
+  std::string library;
+  uintptr_t base = 0;
+  const auto address = reinterpret_cast<uintptr_t>(code);
+  if (FILE* maps = std::fopen("/proc/self/maps", "r")) {
+    char line[4608], path[4096];
+    while (std::fgets(line, sizeof(line), maps)) {
+      unsigned long begin, end, offset;
+      if (std::sscanf(line, "%lx-%lx %*s %lx %*s %*s %4095s", &begin, &end, &offset, path) != 4) continue;
+      if (offset == 0) {
+        base = begin;
+        library = path;
+      }
+      if (address >= begin && address < end) break;
+    }
+    std::fclose(maps);
+  }
+  std::ostringstream out;
+  out << std::hex << "0x" << address - base - 1;
+  const std::string offset = out.str();
+  const std::string command = "addr2line -e '" + library + "' " + offset + " 2>/dev/null";
+  std::string found;
+  if (FILE* pipe = ::popen(command.c_str(), "r")) {
+    char line[4096];
+    while (std::fgets(line, sizeof(line), pipe)) found += line;
+    ::pclose(pipe);
+  }
+  found = found.substr(0, found.find_first_of(" \n"));
+  if (found.empty() || found[0] == '?') return " at " + library + "+" + offset;
+  return " at " + found.substr(found.rfind('/') + 1);
+}
+
+void make_ready(Thread& thread) {
+  thread.waits_in = nullptr;
+  thread.waits_for = nullptr;
+  launch.ready.push_back(&thread);
+}
+
+// Back to the scheduler, until made ready again.
+void wait(const char* what, Location where) {
+  Thread& self = *running;
+  self.waits_in = what;
+  self.waits_at = where;
+  switch_context(self.context, launch.scheduler);
+}
+
+void thread_entry() noexcept {
+  (*launch.body)();
+  running->done = true;
+  ++launch.done;
+  for (;;) switch_context(running->context, launch.scheduler);
+}
+
+void resume(Thread& thread) {
+  running = &thread;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+  switch_context(launch.scheduler, thread.context);
+  running = nullptr;
+}
+
+bool same_line(const Location& a, const Location& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+void release(Block& block) {
+  block.result = block.yes;
+  block.arrived = 0;
+  block.yes = 0;
+  block.barrier = nullptr;
+  block.epoch = next_epoch();
+}
+
+// Nobody can run and not all have returned: who waits where.
+std::string deadlock() {
+  std::ostringstream out;
+  for (const Block& block : launch.blocks) {
+    struct Group {
+      std::string what;
+      const Thread* first;
+      size_t count;
+    };
+    std::vector<Group> groups;
+    for (const Thread* thread : block.threads) {
+      std::string what = "returned";
+      if (!thread->done) what = std::string("wait in ") + thread->waits_in + " at " + describe(thread->waits_at);
+      if (const Collective* c = thread->waits_for) {
+        std::ostringstream lanes;
+        lanes << what << " (mask 0x" << std::hex << c->mask << ", arrived 0x" << c->arrived << ")";
+        what = lanes.str();
+      }
+      const auto same = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.what == what; });
+      if (same == groups.end()) {
+        groups.push_back({what, thread, 1});
+      } else {
+        ++same->count;
+      }
+    }
+    if (groups.size() == 1 && groups[0].what == "returned") continue;
+    out << "not all threads reach the same barrier: block " << name(block.index) << ":";
+    for (const Group& g : groups) {
+      out << " " << g.count << (g.what == "returned" ? " have " : " ") << g.what << " (first: thread "
+          << name(g.first->index) << ");";
+    }
+    break;  // one block says it
+  }
+  return out.str();
+}
+
+void run_alive() {
+  launch.fault.reset();
+  while (!launch.ready.empty()) {
+    std::swap(launch.ready[random_bits() % launch.ready.size()], launch.ready.back());
+    Thread& thread = *launch.ready.back();
+    launch.ready.pop_back();
+    resume(thread);
+    if (launch.fault) {
+      throw std::runtime_error("emulator: block " + name(thread.block->index) + " thread " +
+                               name(thread.index) + ": " + launch.fault->message +
+                               describe_code(launch.fault->code));
+    }
+  }
+  if (launch.done != launch.threads.size()) throw std::runtime_error("emulator: " + deadlock());
+}
+
+// Lays out the given blocks of the grid as alive, and runs them to the end.
+void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& indices) {
+  const dim3& grid = config.gridDim;
+  const dim3& dim = config.blockDim;
+  const size_t threads = size_t{dim.x} * dim.y * dim.z;
+  launch.blocks.clear();
+  launch.blocks.resize(indices.size());
+  launch.threads.resize(indices.size() * threads);
+  launch.ready.clear();
+  launch.done = 0;
+  launch.at_grid_barrier = 0;
+  launch.yields = 0;
+  for (size_t b = 0; b < indices.size(); ++b) {
+    Block& block = launch.blocks[b];
+    const uint64_t i = indices[b];
+    block.index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                   static_cast<unsigned>(i / grid.x / grid.y)};
+    block.slot = b;
+    block.run = next_epoch();
+    block.epoch = next_epoch();
+    block.warps.resize((threads + kWarpSize - 1) / kWarpSize);
+    block.objects.push_back({nullptr, 0, config.dynamicSmemBytes});
+    block.shared_bytes = config.dynamicSmemBytes;
+    std::memset(slot_memory(b), 0xff, config.dynamicSmemBytes);
+    for (size_t t = 0; t < threads; ++t) {
+      Thread& thread = launch.threads[b * threads + t];
+      thread = Thread{};
+      thread.block = &block;
+      thread.index = {static_cast<unsigned>(t % dim.x), static_cast<unsigned>(t / dim.x % dim.y),
+                      static_cast<unsigned>(t / dim.x / dim.y)};
+      thread.warp = static_cast<int>(t / kWarpSize);
+      thread.lane = static_cast<int>(t % kWarpSize);
+      prepare(thread.context, stack(b * threads + t), thread_entry);
+      block.threads.push_back(&thread);
+      launch.ready.push_back(&thread);
+    }
+  }
+  run_alive();
+}
+
+std::vector<std::unique_ptr<Collective>>& spare_collectives() {
+  static std::vector<std::unique_ptr<Collective>> spare;
+  return spare;
+}
+
+std::unordered_map<const void*, size_t>& dynamic_limits() {
+  static std::unordered_map<const void*, size_t> limits;
+  return limits;
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launch
+
+void set_seed(uint64_t seed) { random_state = seed * 0x2545f4914f6cdd1du + 1; }
+
+cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
+                     const std::function<void()>& thread) {
+  // One launch at a time: autograd may call from another thread.
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const dim3& grid = config.gridDim;
+  const dim3& dim = config.blockDim;
+  const uint64_t threads = uint64_t{dim.x} * dim.y * dim.z;
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (threads == 0 || threads > 1024 || dim.z > 64 || blocks == 0 || grid.x > 0x7fffffff ||
+      grid.y > 65535 || grid.z > 65535) {
+    return cudaErrorInvalidConfiguration;
+  }
+  const auto limit = dynamic_limits().find(kernel);
+  if (config.dynamicSmemBytes > (limit == dynamic_limits().end() ? kStaticLimit : limit->second)) {
+    return cudaErrorInvalidValue;
+  }
+  launch.cooperative = false;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    if (config.attrs[i].id == cudaLaunchAttributeCooperative) launch.cooperative = config.attrs[i].val.cooperative;
+    if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
+      throw std::runtime_error("emulator: clusters are not emulated");
+    }
+  }
+  launch.body = &thread;
+  blockDim = dim;
+  gridDim = grid;
+  ++launches;
+  // Blocks of an ordinary launch may run one after the other in any order; those of a cooperative one
+  // must be alive together.
+  std::vector<uint64_t> order(blocks);
+  std::iota(order.begin(), order.end(), 0);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
+  if (launch.cooperative) {
+    if (blocks * threads > kMaxAliveThreads || blocks > kSlots) return cudaErrorCooperativeLaunchTooLarge;
+    run_blocks(config, order);
+  } else {
+    for (const uint64_t block : order) run_blocks(config, {block});
+  }
+  return cudaSuccess;
+}
+
+void fail_at(const std::string& message, const void* code) {
+  launch.fault = std::make_unique<Fault>(Fault{message, code});
+  for (;;) switch_context(running->context, launch.scheduler);
+}
+
+void fail(const char* message) { fail_at(message, __builtin_return_address(0)); }
+
+std::string describe(const Location& where) {
+  const std::string file = where.file_name();
+  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
+
+uint64_t next_epoch() {
+  static uint64_t epoch = 0;
+  return ++epoch;
+}
+
+// ---------------------------------------------------------------- barriers
+
+int block_barrier(const char* what, Location where, Count count, bool predicate) {
+  Block& block = *running->block;
+  if (block.arrived == 0) {
+    block.barrier = what;
+    block.barrier_at = where;
+  } else if (!same_line(where, block.barrier_at)) {
+    fail_at(std::string("mismatched barriers: ") + what + " at " + describe(where) +
+                ", while other threads of the block wait in " + block.barrier + " at " +
+                describe(block.barrier_at),
+            nullptr);
+  }
+  block.yes += predicate;
+  if (++block.arrived < block.threads.size()) {
+    wait(what, where);
+  } else {
+    Thread* self = running;
+    release(block);
+    for (Thread* thread : block.threads) {
+      if (thread != self) make_ready(*thread);
+    }
+  }
+  const int threads = static_cast<int>(block.threads.size());
+  switch (count) {
+    case Count::kAnd:
+      return block.result == threads;
+    case Count::kOr:
+      return block.result > 0;
+    default:
+      return block.result;
+  }
+}
+
+void grid_barrier(Location where) {
+  if (!launch.cooperative) fail_at("grid barrier at " + describe(where) + " in a launch that is not cooperative", nullptr);
+  if (launch.at_grid_barrier == 0) launch.grid_barrier_at = where;
+  if (!same_line(where, launch.grid_barrier_at)) {
+    fail_at("mismatched barriers: the grid's at " + describe(where) + " and at " + describe(launch.grid_barrier_at),
+            nullptr);
+  }
+  if (++launch.at_grid_barrier < launch.threads.size()) {
+    wait("grid_group::sync", where);
+    return;
+  }
+  launch.at_grid_barrier = 0;
+  Thread* self = running;
+  for (Block& block : launch.blocks) release(block);
+  for (Thread& thread : launch.threads) {
+    if (&thread != self) make_ready(thread);
+  }
+}
+
+void yield() {
+  if (++launch.yields > kMaxYields) fail_at("a wait loop never ends", __builtin_return_address(0));
+  launch.ready.push_back(running);
+  switch_context(running->context, launch.scheduler);
+}
+
+// ---------------------------------------------------------------- warps
+
+int lane_id() { return running->lane; }
+
+Collective& arrive(const char* what, uint32_t mask, const void* value, size_t bytes, Location where) {
+  Thread& self = *running;
+  const uint32_t bit = 1u << self.lane;
+  if (!(mask & bit)) fail_at(std::string(what) + " at " + describe(where) + " by a lane outside its mask", nullptr);
+  auto& open = self.block->warps[self.warp];
+  Collective* c = nullptr;
+  for (const auto& o : open) {
+    if (o->arrived == o->mask) continue;  // complete; its lanes are leaving
+    if (o->mask == mask && o->what == what && !(o->arrived & bit)) {
+      c = o.get();
+    } else if (o->mask & mask) {
+      fail_at(std::string("lanes of a warp disagree: ") + what + " at " + describe(where) + ", while others wait in " +
+                  o->what + " at " + describe(o->where),
+              nullptr);
+    }
+  }
+  if (!c) {
+    auto& spare = spare_collectives();
+    if (spare.empty()) spare.push_back(std::make_unique<Collective>());
+    open.push_back(std::move(spare.back()));
+    spare.pop_back();
+    c = open.back().get();
+    c->what = what;
+    c->where = where;
+    c->mask = mask;
+    c->arrived = c->left = 0;
+  }
+  std::memcpy(c->slots[self.lane], value, bytes);
+  c->arrived |= bit;
+  if (c->arrived != mask) {
+    self.waits_for = c;
+    wait(what, where);
+    return *c;
+  }
+  const size_t first = static_cast<size_t>(self.warp) * kWarpSize;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if ((mask >> lane & 1) && lane != self.lane) make_ready(*self.block->threads[first + lane]);
+  }
+  return *c;
+}
+
+void leave(Collective& collective) {
+  collective.left |= 1u << running->lane;
+  if (collective.left != collective.mask) return;
+  auto& open = running->block->warps[running->warp];
+  const auto at =
+      std::find_if(open.begin(), open.end(), [&](const auto& o) { return o.get() == &collective; });
+  spare_collectives().push_back(std::move(*at));
+  open.erase(at);
+}
+
+void mark_warp_synchronised(uint32_t mask) {
+  Thread& self = *running;
+  const size_t first = static_cast<size_t>(self.warp) * kWarpSize;
+  uint32_t epoch = 0;
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    if (mask >> lane & 1) epoch = std::max(epoch, self.block->threads[first + lane]->warp_epoch);
+  }
+  self.warp_epoch = epoch + 1;
+}
+
+// ---------------------------------------------------------------- shared memory, asynchronous copies
+
+void* static_shared(const void* key, size_t bytes, size_t align) {
+  Block& block = *running->block;
+  for (const SharedObject& o : block.objects) {
+    if (o.key == key) return slot_memory(block.slot) + o.offset;
+  }
+  const size_t offset = (block.shared_bytes + align - 1) / align * align;
+  block.static_bytes += bytes;
+  block.shared_bytes = offset + bytes;
+  if (block.static_bytes > kStaticLimit || block.shared_bytes > kSharedLimit) {
+    fail_at("the block's shared memory is full: " + std::to_string(block.static_bytes) + " bytes of shared<>() and " +
+                std::to_string(block.objects[0].bytes) + " dynamic",
+            nullptr);
+  }
+  block.objects.push_back({key, offset, bytes});
+  std::memset(slot_memory(block.slot) + offset, 0xff, bytes);
+  return slot_memory(block.slot) + offset;
+}
+
+void* dynamic_shared() { return slot_memory(running->block->slot); }
+
+void cp_async(void* shared, const void* global, int bytes, int valid) {
+  require_shared(shared, static_cast<size_t>(bytes), "cp.async");
+  if (reinterpret_cast<uintptr_t>(global) % static_cast<size_t>(bytes) != 0) {
+    fail_at("cp.async: source not aligned to its " + std::to_string(bytes) + " bytes", nullptr);
+  }
+  // Written at some time from now on: until the wait nobody may touch it.
+  check_write(shared, static_cast<size_t>(bytes));
+  forget(shared, static_cast<size_t>(bytes));
+  running->copies.push_back({shared, global, bytes, valid, running->copy_group});
+}
+
+void cp_async_commit() { ++running->copy_group; }
+
+void cp_async_wait(int pending) {
+  std::vector<AsyncCopy> later;
+  for (const AsyncCopy& c : running->copies) {
+    if (c.group >= running->copy_group - pending) {
+      later.push_back(c);
+      continue;
+    }
+    check_write(c.shared, static_cast<size_t>(c.bytes));
+    std::memset(c.shared, 0, static_cast<size_t>(c.bytes));
+    std::memcpy(c.shared, c.global, static_cast<size_t>(c.valid));
+  }
+  running->copies = std::move(later);
+}
+
+}  // namespace seqkern::emulator
+
+// ---------------------------------------------------------------- C interface
+
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorCooperativeLaunchTooLarge:
+      return "too many blocks in cooperative launch";
+  }
+  return "unknown error";
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || static_cast<size_t>(value) > seqkern::emulator::kSharedLimit) return cudaErrorInvalidValue;
+  seqkern::emulator::dynamic_limits()[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
+#define SEQKERN_EXPORT extern "C" __attribute__((visibility("default")))
+SEQKERN_EXPORT void seqkern_emu_set_seed(uint64_t seed) { seqkern::emulator::set_seed(seed); }
+SEQKERN_EXPORT uint64_t seqkern_emu_launches() { return seqkern::emulator::launches; }

@@ -1,0 +1,83 @@
+// The emulator's own state: blocks, threads and the launch, behind emulator.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "fiber.h"
+
+namespace seqkern::emulator {
+
+struct Block;
+
+struct AsyncCopy {
+  void* shared;
+  const void* global;
+  int bytes;
+  int valid;
+  int group;
+};
+
+struct Thread {
+  Context context;
+  Block* block = nullptr;
+  uint3 index = {};
+  int warp = 0;
+  int lane = 0;
+  uint32_t warp_epoch = 0;  // grows with each __syncwarp
+  bool done = false;
+  const char* waits_in = nullptr;  // null while it can run
+  Location waits_at;
+  const Collective* waits_for = nullptr;
+  std::vector<AsyncCopy> copies;
+  int copy_group = 0;
+};
+
+struct SharedObject {
+  const void* key;
+  size_t offset;
+  size_t bytes;
+};
+
+struct Block {
+  uint3 index = {};
+  size_t slot = 0;      // of shared memory
+  uint64_t run = 0;     // names this block's life in the shadow
+  uint64_t epoch = 0;   // and the interval between two barriers; both never repeat
+  std::vector<Thread*> threads;
+  std::vector<std::vector<std::unique_ptr<Collective>>> warps;  // operations under way, per warp
+  std::vector<SharedObject> objects;
+  size_t shared_bytes = 0;
+  size_t static_bytes = 0;
+  size_t arrived = 0;
+  const char* barrier = nullptr;
+  Location barrier_at;
+  int yes = 0;     // predicates counted by the barrier under way
+  int result = 0;  // of the last one
+};
+
+struct Fault {
+  std::string message;
+  const void* code = nullptr;  // where in the program, if the message does not say
+};
+
+extern Thread* running;
+
+[[noreturn]] void fail_at(const std::string& message, const void* code);
+std::string describe(const Location& where);
+uint64_t next_epoch();
+
+// ---------------------------------------------------------------- shared memory (shadow.cpp)
+
+inline constexpr size_t kSharedLimit = 227 * 1024;
+inline constexpr size_t kStaticLimit = 48 * 1024;
+inline constexpr size_t kSlotSpan = 256 * 1024;
+inline constexpr size_t kSlots = 1024;
+
+unsigned char* slot_memory(size_t slot);
+void forget(void* p, size_t bytes);  // back to the state never written
+
+}  // namespace seqkern::emulator
