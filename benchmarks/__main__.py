@@ -197,7 +197,7 @@ def save(
     endings = "csv, json, png"
     try:
         gemm = ceilings.gemm_for(DTYPES[dtype])
-        name = str(machine["title"])
+        name = f"{machine['title']}, torch {torch.__version__}"
         write_png(path.with_suffix(".png"), plan.benchmark, results, name, ceilings, gemm)
     except ImportError:
         endings = "csv, json; no plot: matplotlib is not installed"

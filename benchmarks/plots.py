@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.machine import Ceilings
 from benchmarks.registry import Benchmark
 from benchmarks.report import rate, rate_unit, seconds_text
 from benchmarks.runner import Result
+from benchmarks.timing import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,35 +38,42 @@ def write_png(
 
     cases = list(dict.fromkeys(result.case for result in results))
     peers = list(dict.fromkeys(result.peer for result in results))
-    height = 1.9 + len(cases) * max(0.34, 0.16 * len(peers))
+    height = 1.9 + len(cases) * max(0.34, 0.17 * len(peers))
     figure = Figure(figsize=(14, height), layout="constrained")
     FigureCanvasAgg(figure)
     time_axes, speed_axes, rate_axes = figure.subplots(1, 3, sharey=True)
     mode, dtype = results[0].mode, results[0].dtype
     figure.suptitle(f"{benchmark.op}, {mode}, {dtype}   ({machine})", fontsize=13)
 
+    step = 0.8 / len(peers)  # each peer has its own height within a case
     for number, peer in enumerate(peers):
-        own = [r for r in results if r.peer == peer and r.seconds]
-        style: dict[str, Any] = {"color": COLOURS[number % 7], "label": peer}
-        _dots(time_axes, own, cases, MARKERS[number % 7], style)
-        if number:
-            _bars(speed_axes, own, cases, peers, number, style)
-        shown = [(cases.index(r.case), rate(r, benchmark.bound)) for r in own]
-        places, rates = [y for y, _ in shown], [x for _, x in shown]
-        rate_axes.plot(rates, places, linestyle="none", marker=MARKERS[number % 7], **style)
+        own = [r for r in results if r.peer == peer]
+        timed = [r for r in own if r.seconds]
+        heights = {c: y - 0.4 + step * (number + 0.5) for y, c in enumerate(cases)}
+        places = [heights[r.case] for r in timed]
+        colour, marker = COLOURS[number % 7], MARKERS[number % 7]
+        spreads = [r.seconds for r in timed if r.seconds]
+        time_axes.errorbar(
+            [s.median for s in spreads], places, xerr=_reach(spreads), fmt=marker, color=colour
+        )
+        _bars(speed_axes, own, heights, step, colour)
+        rates = [rate(r, benchmark.bound) for r in timed]
+        rate_axes.plot(rates, places, linestyle="none", marker=marker, color=colour, label=peer)
 
     time_axes.set(xscale="log", xlabel="time per call (median, quartiles)", ylabel=benchmark.axes)
     time_axes.set_yticks(range(len(cases)), cases)
     time_axes.set_ylim(len(cases) - 0.5, -0.5)
     speed_axes.axvline(1, color=COLOURS[0], linewidth=1.5)
-    speed_axes.set_xlim(left=0)
-    speed_axes.margins(x=0.22)
+    longest = max((r.speedup.q3 for r in results if r.speedup), default=1.0)
+    speed_axes.set_xlim(0, 1.3 * max(longest, 1.0))  # room for the longest bar's label
     speed_axes.set_xlabel(f"times faster than {peers[0]} (line: {peers[0]}; longer is better)")
-    limit, what = (ceilings.copy, "copy") if benchmark.bound == "bytes" else (gemm, "GEMM")
+    bytes_bound = benchmark.bound == "bytes"
+    limit, what = (ceilings.copy, "copy") if bytes_bound else (gemm, "GEMM")
+    work = "bytes" if bytes_bound else "operations"
     label = f"{what} on this machine: {limit / 1e9:.3g} {rate_unit(benchmark.bound)}"
     rate_axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1.2, label=label)
-    rate_axes.set(xscale="log", xlabel=f"{rate_unit(benchmark.bound)} of the least needed work")
-    time_axes.xaxis.set_major_formatter(lambda seconds, _: seconds_text(seconds))
+    rate_axes.set(xscale="log", xlabel=f"{rate_unit(benchmark.bound)} (least needed {work} / time)")
+    time_axes.xaxis.set_major_formatter(lambda seconds, _: _tick(seconds))
     rate_axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for axes in (time_axes, speed_axes, rate_axes):
         axes.grid(axis="x", color="0.88")
@@ -79,33 +87,40 @@ def write_png(
     figure.savefig(path, dpi=110)
 
 
-def _dots(
-    axes: Axes, results: Sequence[Result], cases: list[str], marker: str, style: dict[str, Any]
-) -> None:
-    for result in results:
-        assert result.seconds is not None
-        spread = result.seconds
-        reach = [[spread.median - spread.q1], [spread.q3 - spread.median]]
-        y = cases.index(result.case)
-        axes.errorbar([spread.median], [y], xerr=reach, fmt=marker, capsize=2, **style)
+def _reach(spreads: Sequence[Spread]) -> list[list[float]]:
+    """Distances of the quartiles from the median, as matplotlib's error bars want them."""
+    return [[s.median - s.q1 for s in spreads], [s.q3 - s.median for s in spreads]]
 
 
 def _bars(
-    axes: Axes,
-    results: Sequence[Result],
-    cases: list[str],
-    peers: list[str],
-    number: int,
-    style: dict[str, Any],
+    axes: Axes, results: Sequence[Result], heights: dict[str, float], step: float, colour: str
 ) -> None:
-    """The bars of peer `number`; the first peer, the baseline, has none."""
-    width = 0.8 / (len(peers) - 1)
+    """One peer's speed-ups; what was not timed says why, in the place of its bar."""
     for result in results:
-        if result.speedup is None or result.seconds is None:
+        y = heights[result.case]
+        if result.seconds is None:
+            axes.text(0, y, f" {result.status.upper()}", va="center", color="#c00000", fontsize=8)
             continue
-        spread = result.speedup
-        y = cases.index(result.case) - 0.4 + width * (number - 0.5)
-        reach = [[spread.median - spread.q1], [spread.q3 - spread.median]]
-        axes.barh([y], [spread.median], width * 0.92, xerr=reach, capsize=2, **style)
-        text = f" {spread.median:.2f}x, {seconds_text(result.seconds.median)}"
-        axes.text(spread.q3, y, text, va="center", ha="left", fontsize=8)
+        time, spread = seconds_text(result.seconds.median), result.speedup
+        if spread is None:  # the baseline itself was not timed
+            axes.text(0, y, f" {time}", va="center", fontsize=8)
+            continue
+        axes.barh([y], [spread.median], step * 0.9, color=colour)
+        text = time
+        if not result.baseline:
+            axes.errorbar([spread.median], [y], xerr=_reach([spread]), color="black", capsize=2)
+            text = f"{spread.median:.2f}x  {time}"
+        axes.annotate(
+            text,
+            (spread.q3, y),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+
+
+def _tick(seconds: float) -> str:
+    """`10 us`; a tick needs no decimals."""
+    number, unit = seconds_text(seconds).split()
+    return f"{float(number):g} {unit}"
