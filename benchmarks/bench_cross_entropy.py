@@ -19,7 +19,7 @@ from benchmarks.registry import (
     need,
 )
 
-CHUNK = 1 << 23  # float64 elements the reference holds at a time, beside the gradient
+CHUNK = 1 << 20  # float64 elements the reference holds at a time, beside the gradient
 
 
 def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> Problem:

@@ -86,6 +86,17 @@ def test_relative_error_of_no_number_and_of_another_shape_is_infinite(result: Te
     assert relative_error(result, torch.tensor([1.0, 2.0], dtype=torch.float64)) == float("inf")
 
 
+@pytest.mark.parametrize("place", [0, 99, 100, 249])
+def test_relative_error_looks_at_every_chunk(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.check._CHUNK", 100)
+    truth = torch.ones(25, 10, dtype=torch.float64)
+    result = truth.clone()
+    result.view(-1)[place] += 0.5
+    before = result.clone()
+    assert relative_error(result, truth) == 0.5
+    assert torch.equal(result, before)
+
+
 def test_relative_error_where_the_truth_is_zero_is_absolute() -> None:
     zeros = torch.zeros(2, dtype=torch.float64)
     assert relative_error(torch.tensor([0.0, 0.25], dtype=torch.float64), zeros) == 0.25
