@@ -121,9 +121,10 @@ def make_plan(benchmark: Benchmark, options: argparse.Namespace, parser: Parser)
         if dtype not in known_dtypes:
             names = ", ".join(map(dtype_name, known_dtypes))
             parser.error(f"argument --dtype: {op} has {names}, got {dtype_name(dtype)}")
-    cases = benchmark.quick if options.quick else benchmark.cases
+    every = benchmark.cases + (benchmark.cuda_cases if options.device == "cuda" else ())
+    cases = benchmark.quick if options.quick else every
     if options.cases:
-        by_name = {str(case): case for case in (*benchmark.quick, *benchmark.cases)}
+        by_name = {str(case): case for case in (*benchmark.quick, *every)}
         for name in options.cases:
             if name not in by_name:
                 parser.error(f"argument --cases: {op} has {', '.join(by_name)}, got {name!r}")
@@ -148,6 +149,7 @@ def listing(benchmarks: dict[str, Benchmark]) -> str:
         lines += [
             op,
             f"  cases {benchmark.axes}: {', '.join(map(str, benchmark.cases))}",
+            f"  on a GPU also: {', '.join(map(str, benchmark.cuda_cases)) or 'none'}",
             f"  quick: {', '.join(map(str, benchmark.quick))}",
             f"  modes: {', '.join(benchmark.modes)}",
             f"  dtypes: {dtypes}",

@@ -103,6 +103,7 @@ BENCHMARK = Benchmark(
         Case(N=1, V=16),
     ),
     quick=(Case(N=1, V=16), Case(N=64, V=128), Case(N=256, V=1000), Case(N=64, V=5025)),
+    cuda_cases=(Case(N=8192, V=128256), Case(N=8192, V=32000)),
     make=make,
     reference=reference,
     cost=cost,

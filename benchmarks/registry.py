@@ -132,9 +132,9 @@ class Benchmark:
     reference: Callable[[Problem], Reference]
     cost: Callable[[Case, torch.dtype, str], Cost]
     peers: tuple[Peer, ...]
-    bound: str = (
-        "bytes"  # "bytes" is shown as GB/s beside the copy, "flops" as GFLOP/s beside the GEMM
-    )
+    cuda_cases: tuple[Case, ...] = ()  # measured as well on a GPU, too large for most CPUs
+    # "bytes" is shown as GB/s beside the copy, "flops" as GFLOP/s beside the GEMM.
+    bound: str = "bytes"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     more_dtypes: tuple[torch.dtype, ...] = (torch.float16, torch.float64)
     modes: tuple[str, ...] = (FORWARD, FORWARD_BACKWARD)

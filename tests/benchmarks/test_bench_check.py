@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from benchmarks.registry import (
     Forward,
     Peer,
     Problem,
+    Reference,
     UnavailableError,
     by_autograd,
     discover,
@@ -200,6 +203,18 @@ def test_failing_peer_is_reported_and_the_others_are_timed() -> None:
     assert [r.status for r in results] == [OK, FAILED, OK, FAILED]
     assert results[1].message == "not implemented for 'Float'"
     assert "!!! toy forward float32 5x7: fails FAILED" in said[1]
+
+
+def test_case_that_does_not_fit_is_left_out_with_a_line() -> None:
+    def too_large(problem: Problem) -> Reference:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    benchmark = replace(toy(), reference=too_large)
+    settings, said = Settings(torch.device("cpu"), WallTimer()), list[str]()
+    case, modes = benchmark.cases[0], benchmark.modes
+    results = run_case(benchmark, case, torch.float32, [], modes, settings, CEILINGS, said.append)
+    assert results == []
+    assert said == ["!!! toy float32 5x7: left out, too large for this GPU"]
 
 
 def test_peer_that_is_not_installed_is_left_out_with_its_reason() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def test_cuda_without_a_gpu_is_one_line_and_code_2(
 def test_dtype_that_an_op_does_not_have(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only = Benchmark(**{**vars(BENCHMARK), "more_dtypes": ()})
+    only = replace(BENCHMARK, more_dtypes=())
     monkeypatch.setattr(cli, "discover", lambda: {"cross_entropy": only})
     with pytest.raises(SystemExit):
         cli.main(["--dtype", "fp64"])
@@ -187,3 +188,20 @@ def test_module_is_run_by_python() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("benchmarks: unknown op 'nosuch'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "quick", "expected"),
+    [
+        ("cpu", False, ["3x5", "2x70", "1x2"]),
+        ("cuda", False, ["3x5", "2x70", "1x2", "9x9"]),
+        ("cuda", True, ["3x5", "2x70"]),
+    ],
+)
+def test_large_cases_are_for_the_gpu(device: str, quick: bool, expected: list[str]) -> None:
+    benchmark = small(Peer("own", lambda problem: own))["small"]
+    benchmark = replace(benchmark, cuda_cases=(Case(N=9, V=9),))
+    parser = cli.make_parser()
+    options = parser.parse_args(["--device", device, *(["--quick"] if quick else [])])
+    plan = cli.make_plan(benchmark, options, parser)
+    assert [str(case) for case in plan.cases] == expected
