@@ -34,7 +34,10 @@ def find_torch() -> tuple[Path, str] | None:
     """Folder and CUDA version (empty for a CPU build) of the first torch that is new enough."""
     for folder in _folders():
         version_file = folder / "version.py"
-        if not (folder / "include/torch/csrc/stable/library.h").exists() or not version_file.exists():
+        if (
+            not (folder / "include/torch/csrc/stable/library.h").exists()
+            or not version_file.exists()
+        ):
             continue
         about = runpy.run_path(str(version_file))
         release = tuple(int(part) for part in about["__version__"].split(".")[:2])
@@ -46,5 +49,7 @@ def find_torch() -> tuple[Path, str] | None:
 if __name__ == "__main__":
     found = find_torch()
     if found is None:
-        sys.exit(f"seqkern: torch >= {MINIMUM[0]}.{MINIMUM[1]} is needed to build; none is installed")
+        sys.exit(
+            f"seqkern: torch >= {MINIMUM[0]}.{MINIMUM[1]} is needed to build; none is installed"
+        )
     print(f"{found[0]};{found[1]}", end="")

@@ -1,0 +1,15 @@
+// The instruction set the CPU kernels run on, chosen once per process.
+#pragma once
+
+#include <string>
+
+namespace seqkern::cpu {
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+
+// The best one the processor has, or the one SEQKERN_FORCE_ISA names ("baseline", "avx2",
+// "avx512"). Throws std::invalid_argument if that name is unknown or the processor lacks it.
+Isa active_isa();
+const char* isa_name(Isa isa);
+
+}  // namespace seqkern::cpu

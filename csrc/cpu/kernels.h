@@ -1,0 +1,29 @@
+// Every CPU kernel, once: each ISA defines all of them, dispatch.cpp picks the ISA.
+//
+// A kernel works on the range [begin, end) of its own rows; threading is the caller's.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cross_entropy.h"
+
+// X(kernel, Args)
+#define SEQKERN_CPU_KERNELS(X)                      \
+  X(cross_entropy_forward, CrossEntropyForwardArgs) \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+
+#define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
+
+namespace seqkern::cpu {
+SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)  // dispatch.cpp
+namespace baseline {
+SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+}
+namespace avx2 {
+SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+}
+namespace avx512 {
+SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+}
+}  // namespace seqkern::cpu

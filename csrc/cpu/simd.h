@@ -1,0 +1,218 @@
+// Vectors of the instruction set this file is compiled for, and the functions kernels need on them.
+//
+// Built on the compiler's vector extensions, so the same text serves SSE2, AVX2, AVX-512 and NEON;
+// an intrinsic stands only where the extension has no exact equivalent that compiles to one
+// instruction. Everything lives in the namespace of the ISA: an inline function with external
+// linkage compiled for AVX-512 must never be the copy the linker keeps for everyone.
+#pragma once
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/dtype.h"
+
+#if !defined(SEQKERN_ISA) || !defined(SEQKERN_VECTOR_BYTES)
+#error "ISA sources are compiled with SEQKERN_ISA and SEQKERN_VECTOR_BYTES (CMakeLists.txt)"
+#endif
+
+#define SEQKERN_INLINE static inline __attribute__((always_inline))
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+inline constexpr int kVectorBytes = SEQKERN_VECTOR_BYTES;
+
+typedef float VecF __attribute__((vector_size(kVectorBytes)));
+typedef int32_t VecI32 __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t VecU32 __attribute__((vector_size(kVectorBytes)));
+typedef double VecD __attribute__((vector_size(kVectorBytes)));
+typedef int64_t VecI64 __attribute__((vector_size(kVectorBytes)));
+typedef uint64_t VecU64 __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+template <class Acc>
+struct VecTraits;
+template <>
+struct VecTraits<float> {
+  using V = VecF;
+  using I = VecI32;
+  using U = VecU32;
+};
+template <>
+struct VecTraits<double> {
+  using V = VecD;
+  using I = VecI64;
+  using U = VecU64;
+};
+template <class Acc>
+using Vec = typename VecTraits<Acc>::V;
+template <class Acc>
+inline constexpr int kLanes = kVectorBytes / sizeof(Acc);
+
+// ---------------------------------------------------------------- load, store, broadcast
+
+template <class V>
+SEQKERN_INLINE V splat(decltype(V{}[0] + 0) x) {
+  return V{} + x;
+}
+
+template <class To, class From>
+SEQKERN_INLINE To bitcast(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  __builtin_memcpy(&y, &x, sizeof(y));
+  return y;
+}
+
+SEQKERN_INLINE float half_to_float(uint16_t h) {
+  // Shift exponent and mantissa into place, then multiply by 2^112 to rebias: exact, and subnormals
+  // normalise themselves. Infinity and NaN (exponent 31) need the all-ones exponent put back.
+  const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fffu) << 13;
+  float f = bitcast<float>(magnitude) * 0x1p112f;
+  uint32_t u = bitcast<uint32_t>(f);
+  if ((h & 0x7c00u) == 0x7c00u) u |= 0x7f800000u;
+  return bitcast<float>(u | (static_cast<uint32_t>(h & 0x8000u) << 16));
+}
+
+SEQKERN_INLINE uint16_t float_to_half(float f) {
+  const uint32_t u = bitcast<uint32_t>(f);
+  const uint16_t sign = static_cast<uint16_t>((u >> 16) & 0x8000u);
+  const uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;   // NaN
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to infinity
+  if (magnitude < 0x38800000u) {
+    // Subnormal: adding 0.5 aligns the mantissa so that the addition rounds to nearest even.
+    const float aligned = bitcast<float>(magnitude) + 0.5f;
+    return sign | static_cast<uint16_t>(bitcast<uint32_t>(aligned) - 0x3f000000u);
+  }
+  const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23);
+  return sign | static_cast<uint16_t>(rounded >> 13);
+}
+
+SEQKERN_INLINE VecF load(const float* p) {
+  VecF v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+SEQKERN_INLINE VecD load(const double* p) {
+  VecD v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+SEQKERN_INLINE VecF load(const BFloat16* p) {
+  HalfBits h;
+  __builtin_memcpy(&h, p, sizeof(h));
+  return bitcast<VecF>(__builtin_convertvector(h, VecU32) << 16);
+}
+
+SEQKERN_INLINE VecF load(const Half* p) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  VecF v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = half_to_float(p[i].bits);
+  return v;
+#endif
+}
+
+SEQKERN_INLINE void store(float* p, VecF v) { __builtin_memcpy(p, &v, sizeof(v)); }
+SEQKERN_INLINE void store(double* p, VecD v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+SEQKERN_INLINE void store(BFloat16* p, VecF v) {
+  // Round to nearest even; a NaN keeps its upper bits and gets the quiet bit, so it stays a NaN.
+  const VecU32 u = bitcast<VecU32>(v);
+  const VecU32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const VecU32 quiet = (u >> 16) | 0x40u;
+  const VecI32 is_nan = v != v;
+  const HalfBits h =
+      __builtin_convertvector((rounded & ~(VecU32)is_nan) | (quiet & (VecU32)is_nan), HalfBits);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+
+SEQKERN_INLINE void store(Half* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i].bits = float_to_half(v[i]);
+#endif
+}
+
+SEQKERN_INLINE float load1(const float* p) { return *p; }
+SEQKERN_INLINE double load1(const double* p) { return *p; }
+SEQKERN_INLINE float load1(const Half* p) { return half_to_float(p->bits); }
+SEQKERN_INLINE float load1(const BFloat16* p) {
+  return bitcast<float>(static_cast<uint32_t>(p->bits) << 16);
+}
+
+SEQKERN_INLINE void store1(float* p, float x) { *p = x; }
+SEQKERN_INLINE void store1(double* p, double x) { *p = x; }
+SEQKERN_INLINE void store1(Half* p, float x) { p->bits = float_to_half(x); }
+SEQKERN_INLINE void store1(BFloat16* p, float x) {
+  const uint32_t u = bitcast<uint32_t>(x);
+  p->bits =
+      static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// ---------------------------------------------------------------- selection and reduction
+
+template <class V, class I>
+SEQKERN_INLINE V select(I mask, V a, V b) {  // mask lanes are all ones or all zeros
+  return bitcast<V>((mask & bitcast<I>(a)) | (~mask & bitcast<I>(b)));
+}
+
+// b where either is NaN, as the x86 instruction: NaN is found by the sums, never by the maximum.
+SEQKERN_INLINE VecF vmax(VecF a, VecF b) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (VecF)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+
+SEQKERN_INLINE VecD vmax(VecD a, VecD b) {
+#if defined(__AVX512F__)
+  return (VecD)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+  return (VecD)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+  return (VecD)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+
+template <class V>
+SEQKERN_INLINE auto hmax(V v) {
+  auto m = v[0];
+  for (int i = 1; i < static_cast<int>(sizeof(v) / sizeof(m)); ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+
+// Pairwise, so the rounding does not depend on how the compiler orders a loop.
+template <class V>
+SEQKERN_INLINE auto hsum(V v) {
+  constexpr int n = sizeof(v) / sizeof(v[0]);
+  decltype(v[0] + v[0]) s[n];
+  for (int i = 0; i < n; ++i) s[i] = v[i];
+  for (int width = n / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) s[i] += s[i + width];
+  }
+  return s[0];
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA

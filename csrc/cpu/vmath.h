@@ -1,0 +1,137 @@
+// Vector exp and tanh of the current ISA. Coefficients: minimax fits made for seqkern (Remez, 60
+// digits).
+#pragma once
+
+#include <cmath>
+
+#include "cpu/simd.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+template <class Acc>
+struct ExpTraits;
+
+template <>
+struct ExpTraits<float> {
+  static constexpr int kMantissaBits = 23;
+  // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits; 127 more is the exponent's
+  // bias.
+  static constexpr float kRound = 12582912.0f + 127.0f;
+  static constexpr float kLog2e = 1.44269504088896340736f;
+  // ln 2 in two parts; the first has 9 bits, so that n * hi is exact without FMA too.
+  static constexpr float kLn2Hi = 0.693359375f;
+  static constexpr float kLn2Lo = -2.12194440054690583e-4f;
+  static constexpr float kMin = -87.33654f;  // below: results are subnormal, flushed to 0
+  // (e^r - 1 - r) / r^2 on |r| <= ln(2)/2, relative error of e^r under 0.06 * 2^-24
+  static constexpr float kQ[] = {0.499999934321f, 0.16666520399f, 0.0416683907835f,
+                                 0.00836874510894f, 0.00138145401768f};
+};
+
+template <>
+struct ExpTraits<double> {
+  static constexpr int kMantissaBits = 52;
+  static constexpr double kRound = 6755399441055744.0 + 1023.0;
+  static constexpr double kLog2e = 1.44269504088896340736;
+  static constexpr double kLn2Hi = 0.693147180369123816490;  // 32 bits
+  static constexpr double kLn2Lo = 1.90821492927058770002e-10;
+  static constexpr double kMin = -708.39641853226408;
+  static constexpr double kQ[] = {
+      0.50000000000000000441,   0.16666666666666683487,   0.041666666666666091979,
+      0.0083333333333169823687, 0.0013888888889116359378, 0.00019841269896515466487,
+      2.480158692572155269e-5,  2.7557234727511045223e-6, 2.7557582278659935356e-7,
+      2.5112084606524842324e-8, 2.0826783785305146841e-9};
+};
+
+// e^x for x <= 0 (what a softmax needs): at most 2 ulp where the result is normal, 0 below that,
+// NaN for NaN. There is no overflow branch: x > 88 is outside its domain.
+template <class Acc>
+SEQKERN_INLINE Vec<Acc> exp_nonpositive(Vec<Acc> x) {
+  using C = ExpTraits<Acc>;
+  using V = Vec<Acc>;
+  using I = typename VecTraits<Acc>::I;
+  using U = typename VecTraits<Acc>::U;
+  const V shifted = x * C::kLog2e + C::kRound;
+  const V n = shifted - C::kRound;
+  V r = x - n * C::kLn2Hi;
+  r = r - n * C::kLn2Lo;
+  constexpr int kTerms = sizeof(C::kQ) / sizeof(C::kQ[0]);
+  V q = splat<V>(C::kQ[kTerms - 1]);
+#pragma GCC unroll 16
+  for (int i = kTerms - 2; i >= 0; --i) q = q * r + C::kQ[i];
+  const V p = (q * r) * r + r + Acc(1);
+  const V scale = bitcast<V>(bitcast<U>(shifted) << C::kMantissaBits);
+  // Not below (rather than above) the bound, so that NaN passes through the product.
+  const I keep = ~(x < C::kMin);
+  return bitcast<V>(bitcast<I>(V(p * scale)) & keep);
+}
+
+template <class Acc>
+SEQKERN_INLINE Acc exp1(Acc x) {
+  if constexpr (sizeof(Acc) == 4) {
+    return ::expf(x);
+  } else {
+    return ::exp(x);
+  }
+}
+
+template <class Acc>
+SEQKERN_INLINE Acc log1(Acc x) {
+  if constexpr (sizeof(Acc) == 4) {
+    return ::logf(x);
+  } else {
+    return ::log(x);
+  }
+}
+
+template <class Acc>
+SEQKERN_INLINE Acc expm1_(Acc x) {
+  if constexpr (sizeof(Acc) == 4) {
+    return ::expm1f(x);
+  } else {
+    return ::expm1(x);
+  }
+}
+
+// tanh and its derivative 1 - tanh^2, the latter without cancellation where tanh is near 1.
+template <class V>
+struct TanhResult {
+  V value;
+  V derivative;
+};
+
+SEQKERN_INLINE TanhResult<VecF> tanh_with_derivative(VecF u) {
+  // With e = exp(-2|u|): tanh = (1 - e) / (1 + e), 1 - tanh^2 = 4 e / (1 + e)^2. Small |u|, where 1
+  // - e would cancel: u + u^3 q(u^2), relative error under 0.003 * 2^-24.
+  constexpr float kQ[] = {-0.333333309067f, 0.133332097664f,   -0.0539472045592f,
+                          0.0217029685546f, -0.0081826771758f, 0.00214753970038f};
+  const VecI32 sign = bitcast<VecI32>(u) & static_cast<int32_t>(0x80000000u);
+  const VecF a = bitcast<VecF>(bitcast<VecI32>(u) ^ sign);
+  const VecF s = a * a;
+  VecF q = splat<VecF>(kQ[5]);
+#pragma GCC unroll 8
+  for (int i = 4; i >= 0; --i) q = q * s + kQ[i];
+  const VecF small = a + a * s * q;
+  const VecF e = exp_nonpositive<float>(-2.0f * a);
+  const VecF inverse = 1.0f / (1.0f + e);
+  const VecF large = (1.0f - e) / (1.0f + e);
+  const VecF t = select(a < 0.625f, small, large);
+  return {bitcast<VecF>(bitcast<VecI32>(t) | sign), 4.0f * e * inverse * inverse};
+}
+
+SEQKERN_INLINE TanhResult<VecD> tanh_with_derivative(VecD u) {
+  // float64 is the accuracy reference, not a speed path: libm per lane.
+  TanhResult<VecD> result;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    const double inverse_cosh = 1.0 / ::cosh(u[i]);
+    result.value[i] = ::tanh(u[i]);
+    result.derivative[i] = inverse_cosh * inverse_cosh;
+  }
+  return result;
+}
+
+template <class V>
+SEQKERN_INLINE V vtanh(V u) {
+  return tanh_with_derivative(u).value;
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA

@@ -1,0 +1,133 @@
+// Argument checks of the torch layer. A failed check names the op, the argument, what was expected
+// and what came: "cross_entropy: target must be int64 [2048], got float32 [2047]".
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "common/dtype.h"
+#include "common/rows.h"
+
+namespace seqkern {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string_view dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string shape_name(const Tensor& t) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  out << ']';
+  return out.str();
+}
+
+// "float32 [2047]"
+inline std::string describe(const Tensor& t) {
+  return std::string(dtype_name(t.scalar_type())) + " " + shape_name(t);
+}
+
+template <class... Parts>
+std::string message(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+// ValueError in Python.
+template <class... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) [[unlikely]] {
+    throw std::invalid_argument(message(parts...));
+  }
+}
+
+inline DType float_dtype(const Tensor& t, std::string_view op, std::string_view name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    default:
+      throw std::invalid_argument(message(
+          op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", describe(t)));
+  }
+}
+
+inline ScalarType accumulate_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_same_device(const Tensor& a, const Tensor& b, std::string_view op,
+                              std::string_view a_name, std::string_view b_name) {
+  const auto place = [](const Tensor& t) {
+    return t.is_cpu() ? std::string("cpu") : message("cuda:", t.get_device_index());
+  };
+  check(a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index(), op, ": ", b_name,
+        " must be on the device of ", a_name, ", ", place(a), ", got ", place(b));
+}
+
+// The leading dimensions of `t` as Rows, neighbours merged where they are evenly spaced.
+// The last dimension must have stride 1 (or size 1).
+inline Rows rows_of(const Tensor& t, std::string_view op, std::string_view name) {
+  Rows rows;
+  int dims = 0;
+  int64_t size[kMaxRowDims], stride[kMaxRowDims];
+  const auto sizes = t.sizes();
+  const auto strides = t.strides();
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) {
+    if (sizes[d] == 1) continue;
+    if (dims > 0 && stride[dims - 1] == sizes[d] * strides[d]) {
+      size[dims - 1] *= sizes[d];
+      stride[dims - 1] = strides[d];
+      continue;
+    }
+    check(dims < kMaxRowDims, op, ": ", name, " must have at most ", kMaxRowDims,
+          " irregularly strided dimensions, got ", shape_name(t));
+    size[dims] = sizes[d];
+    stride[dims++] = strides[d];
+  }
+  if (dims == 0) return rows;
+  rows.dims = dims;
+  for (int d = 0; d < dims; ++d) {
+    rows.size[d] = size[d];
+    rows.stride[d] = stride[d];
+  }
+  return rows;
+}
+
+}  // namespace seqkern

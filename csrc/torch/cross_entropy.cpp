@@ -1,0 +1,222 @@
+// ops::cross_entropy and its backward: check, allocate, run.
+#include "ops/cross_entropy.h"
+
+#include "torch/backend.h"
+#include "torch/ops.h"
+
+namespace seqkern {
+namespace {
+
+constexpr std::string_view kOp = "cross_entropy";
+
+// The contract's inputs, and the tensors made for them (kept alive as long as the pointers).
+struct Inputs {
+  CrossEntropyInputs args;
+  Tensor logits;
+  Tensor target;
+  std::optional<Tensor> weight;
+  std::optional<Tensor> weight_sum;
+};
+
+bool is_floating(const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+Tensor with_unit_last_stride(const Tensor& t) {
+  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+
+void check_options(int64_t reduction, double label_smoothing, double z_loss, double softcap) {
+  check(reduction >= 0 && reduction <= 2, kOp,
+        ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
+  check(label_smoothing >= 0 && label_smoothing <= 1, kOp,
+        ": label_smoothing must be between 0 and 1, got ", label_smoothing);
+  check(z_loss >= 0, kOp, ": z_loss must be at least 0, got ", z_loss);
+  check(softcap >= 0, kOp, ": softcap must be at least 0, got ", softcap);
+}
+
+bool leading_sizes_match(const Tensor& rows, const Tensor& logits) {
+  if (rows.dim() != logits.dim() - 1) return false;
+  for (int64_t d = 0; d < rows.dim(); ++d) {
+    if (rows.size(d) != logits.size(d)) return false;
+  }
+  return true;
+}
+
+std::string row_shape(const Tensor& logits) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t d = 0; d + 1 < logits.dim(); ++d) out << (d ? ", " : "") << logits.size(d);
+  out << ']';
+  return out.str();
+}
+
+void check_classes(const CrossEntropyInputs& in) {
+  if constexpr (Backend::kHostReadable) {
+    for (int64_t n = 0; n < in.N; ++n) {
+      const int64_t y = in.target[n];
+      if (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V) && y != in.ignore_index)
+          [[unlikely]] {
+        throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V,
+                                        ") or ignore_index (", in.ignore_index, "), got ", y,
+                                        " at row ", n));
+      }
+    }
+  }
+}
+
+Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+               int64_t ignore_index, double label_smoothing, double z_loss, double softcap) {
+  check(logits.dim() >= 1, kOp, ": logits must be [V] or [B, V, ...], got a scalar");
+  check_same_device(logits, target, kOp, "logits", "target");
+  Inputs inputs{.args = {},
+                .logits = with_unit_last_stride(logits),
+                .target = target,
+                .weight = {},
+                .weight_sum = {}};
+  CrossEntropyInputs& in = inputs.args;
+  in.dtype = float_dtype(logits, kOp, "logits");
+  in.V = logits.size(logits.dim() - 1);
+  in.N = in.V > 0 ? logits.numel() / in.V : 0;
+  check(in.V > 0, kOp, ": logits must have at least one class, got ", describe(logits));
+  in.logits = inputs.logits.const_data_ptr();
+  in.logits_rows = rows_of(inputs.logits, kOp, "logits");
+  in.ignore_index = ignore_index;
+  in.label_smoothing = label_smoothing;
+  in.z_loss = z_loss;
+  in.softcap = softcap;
+
+  if (is_floating(target)) {
+    bool same = target.dim() == logits.dim() && target.size(target.dim() - 1) == in.V;
+    for (int64_t d = 0; same && d < target.dim(); ++d) same = target.size(d) == logits.size(d);
+    check(same && target.scalar_type() == logits.scalar_type(), kOp,
+          ": target of class probabilities must be ", describe(logits), ", got ", describe(target));
+    inputs.target = with_unit_last_stride(target);
+    in.target_probs = inputs.target.const_data_ptr();
+    in.target_probs_rows = rows_of(inputs.target, kOp, "target");
+  } else {
+    const ScalarType type = target.scalar_type();
+    check((type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte) &&
+              leading_sizes_match(target, logits),
+          kOp, ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ",
+          describe(target));
+    if (type != ScalarType::Long) inputs.target = torch::stable::to(target, ScalarType::Long);
+    if (!inputs.target.is_contiguous()) inputs.target = torch::stable::contiguous(inputs.target);
+    in.target = static_cast<const int64_t*>(inputs.target.const_data_ptr());
+    check_classes(in);
+  }
+
+  if (weight) {
+    check_same_device(logits, *weight, kOp, "logits", "weight");
+    check(is_floating(*weight) && weight->dim() == 1 && weight->size(0) == in.V, kOp,
+          ": weight must be floating point [", in.V, "], got ", describe(*weight));
+    inputs.weight = torch::stable::contiguous(torch::stable::to(*weight, accumulate_type(logits)));
+    in.weight = data(inputs.weight);
+    if (label_smoothing > 0 && in.target) {
+      inputs.weight_sum = torch::stable::sum(*inputs.weight);
+      in.weight_sum = data(inputs.weight_sum);
+    }
+  }
+  return inputs;
+}
+
+// What backward needs of a row besides the logits, in one tensor Acc [2 N] or, for a reduced loss,
+// [2 N + 2].
+template <class P>
+struct Saved {
+  Saved(P* base, int64_t N, bool reduced, int64_t item)
+      : row_max(base),
+        row_log_sum(base + N * item),
+        norm(reduced ? base + 2 * N * item : nullptr) {}
+  P* row_max;
+  P* row_log_sum;
+  P* norm;
+};
+
+int64_t saved_size(int64_t N, bool reduced) { return 2 * N + (reduced ? 2 : 0); }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& target,
+                                                 const std::optional<Tensor>& weight,
+                                                 int64_t ignore_index, int64_t reduction,
+                                                 double label_smoothing, double z_loss,
+                                                 double softcap, bool return_lse) {
+  check_options(reduction, label_smoothing, z_loss, softcap);
+  const Inputs inputs =
+      prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
+  const CrossEntropyInputs& in = inputs.args;
+  const ScalarType acc = accumulate_type(logits);
+  const auto kind = static_cast<Reduction>(reduction);
+  const bool reduced = kind != Reduction::kNone;
+  const Sizes row_sizes(logits.sizes().data(), logits.dim() - 1);
+  const int64_t saved_sizes[] = {saved_size(in.N, reduced)};
+  const int64_t no_rows[] = {0};
+  Tensor row_loss = empty_on(logits, row_sizes, acc);
+  Tensor lse = empty_on(logits, return_lse ? row_sizes : Sizes(no_rows, 1), acc);
+  Tensor saved = empty_on(logits, Sizes(saved_sizes, 1), acc);
+  const Saved parts(static_cast<char*>(saved.mutable_data_ptr()), in.N, reduced,
+                    saved.element_size());
+  if (in.N > 0) {
+    Backend::run(CrossEntropyForwardArgs{.in = in,
+                                         .add_z_loss = z_loss != 0 && !reduced,
+                                         .row_loss = row_loss.mutable_data_ptr(),
+                                         .lse = return_lse ? lse.mutable_data_ptr() : nullptr,
+                                         .row_max = parts.row_max,
+                                         .row_log_sum = parts.row_log_sum});
+  }
+  if (!reduced) return {row_loss, lse, saved};
+  Tensor loss = empty_on(logits, {}, acc);
+  Backend::run(CrossEntropyReduceArgs{.in = in,
+                                      .reduction = kind,
+                                      .row_loss = row_loss.const_data_ptr(),
+                                      .row_max = parts.row_max,
+                                      .row_log_sum = parts.row_log_sum,
+                                      .loss = loss.mutable_data_ptr(),
+                                      .norm = parts.norm});
+  return {loss, lse, saved};
+}
+
+Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
+                              const std::optional<Tensor>& grad_lse, const Tensor& logits,
+                              const Tensor& target, const std::optional<Tensor>& weight,
+                              const Tensor& saved, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double z_loss, double softcap) {
+  check_options(reduction, label_smoothing, z_loss, softcap);
+  const Inputs inputs =
+      prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
+  const CrossEntropyInputs& in = inputs.args;
+  const ScalarType acc = accumulate_type(logits);
+  const bool reduced = static_cast<Reduction>(reduction) != Reduction::kNone;
+  const auto contiguous = [&](const std::optional<Tensor>& t, std::string_view name,
+                              int64_t numel) {
+    if (!t) return t;
+    check(t->numel() == numel && t->scalar_type() == acc, "cross_entropy_backward: ", name,
+          " must be ", dtype_name(acc), " with ", numel, " elements, got ", describe(*t));
+    check_same_device(logits, *t, "cross_entropy_backward", "logits", name);
+    return std::optional<Tensor>(t->is_contiguous() ? *t : torch::stable::contiguous(*t));
+  };
+  const auto g_loss = contiguous(grad_loss, "grad_loss", reduced ? 1 : in.N);
+  const auto g_lse = contiguous(grad_lse, "grad_lse", in.N);
+  const auto kept = contiguous(saved, "saved", saved_size(in.N, reduced));
+  const Saved parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
+                    kept->element_size());
+
+  Tensor dlogits = empty_on(logits, logits.sizes(), logits.scalar_type());
+  Backend::before_first_write(dlogits);
+  if (in.N > 0) {
+    Backend::run(CrossEntropyBackwardArgs{.in = in,
+                                          .grad_loss = data(g_loss),
+                                          .grad_loss_stride = reduced ? 0 : 1,
+                                          .grad_lse = data(g_lse),
+                                          .row_max = parts.row_max,
+                                          .row_log_sum = parts.row_log_sum,
+                                          .norm = parts.norm,
+                                          .dlogits = dlogits.mutable_data_ptr()});
+  }
+  return dlogits;
+}
+
+}  // namespace seqkern

@@ -1,0 +1,51 @@
+// Every op seqkern registers: schemas once, implementations per backend.
+//
+// The CPU library defines namespace `seqkern`; the CUDA library adds CUDA kernels to it; the
+// test-only emulator defines the same ops as `seqkern_emu`, on CPU tensors.
+#include <torch/csrc/stable/library.h>
+
+#include "torch/backend.h"
+#include "torch/ops.h"
+
+namespace seqkern {
+namespace {
+
+#if !defined(SEQKERN_BACKEND_CUDA)
+void define(torch::stable::detail::StableLibrary& m) {
+  // `cross_entropy` is differentiable, with autograd registered from Python
+  // (seqkern/ops/cross_entropy.py), which costs tens of microseconds a call;
+  // `cross_entropy_forward` is the same kernel without it.
+  m.def(
+      "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, int "
+      "reduction, "
+      "float label_smoothing, float z_loss, float softcap, bool return_lse) "
+      "-> (Tensor loss, Tensor lse, Tensor saved)");
+  m.def(
+      "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+      "int reduction, float label_smoothing, float z_loss, float softcap, bool return_lse) "
+      "-> (Tensor loss, Tensor lse, Tensor saved)");
+  m.def(
+      "cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor logits, Tensor target, "
+      "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
+      "float label_smoothing, float z_loss, float softcap) -> Tensor");
+}
+#endif
+
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+}
+
+}  // namespace
+}  // namespace seqkern
+
+#if defined(SEQKERN_BACKEND_CPU)
+STABLE_TORCH_LIBRARY(seqkern, m) { seqkern::define(m); }
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) { seqkern::implement(m); }
+#elif defined(SEQKERN_BACKEND_EMULATOR)
+STABLE_TORCH_LIBRARY(seqkern_emu, m) { seqkern::define(m); }
+STABLE_TORCH_LIBRARY_IMPL(seqkern_emu, CPU, m) { seqkern::implement(m); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { seqkern::implement(m); }
+#endif
