@@ -251,10 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             all_well &= all(result.status == OK for result in results)
             if out:
                 recorded: dict[str, object] = {
-                    "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
                     "seconds_per_case": settings.seconds,
                     "seed": settings.seed,
                     "quick": options.quick,
+                    "whole": whole,
                     "cpu_share_of_others": disturbed,
                 }
                 save(out / folder_name(device), plan, results, machine, ceilings, recorded)

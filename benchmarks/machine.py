@@ -204,9 +204,9 @@ def _gpu(device: torch.device) -> dict[str, object]:
 
 def describe(device: torch.device, ceilings: Ceilings) -> dict[str, object]:
     """Everything that is recorded with each result, ready for JSON."""
-    # Base names only: where a library lies is no property of a measurement.
+    # Base names only: where a library or a toolkit lies is no property of a measurement.
     switches = {
-        name: os.path.basename(value) if name == "LD_PRELOAD" else value
+        name: os.path.basename(value)
         for name, value in sorted(os.environ.items())
         if SWITCHES.fullmatch(name)
     }
@@ -225,7 +225,7 @@ def describe(device: torch.device, ceilings: Ceilings) -> dict[str, object]:
             "transparent_huge_pages": _huge_pages(),
         },
         "gpu": _gpu(device) if device.type == "cuda" else None,
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "versions": _versions(),
         "seqkern_build": _build(),
         "environment": switches,

@@ -175,13 +175,13 @@ def test_record_of_the_machine_is_complete_and_json(monkeypatch: pytest.MonkeyPa
     assert record["gpu"] is None
 
 
-def test_library_preloaded_is_recorded_without_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_the_machine_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     # Only looked at, never started with: an unknown library would be an error of the loader.
-    environment = {"LD_PRELOAD": "/opt/somewhere/libjemalloc.so.2"}
+    environment = {"LD_PRELOAD": "/opt/somewhere/libjemalloc.so.2", "CUDA_HOME": "/opt/cuda-13.2"}
     monkeypatch.setattr(machine.os, "environ", environment)
     monkeypatch.setattr(machine, "_output", lambda *command: None)
     record: dict[str, Any] = describe(CPU, CEILINGS)
-    assert record["environment"] == {"LD_PRELOAD": "libjemalloc.so.2"}
+    assert record["environment"] == {"LD_PRELOAD": "libjemalloc.so.2", "CUDA_HOME": "cuda-13.2"}
     assert record["commit"] is None
 
 
