@@ -1,8 +1,9 @@
 """Locate an installed torch without importing it.
 
-A build front end hides the target environment's packages from an isolated build. Only torch's headers
-are needed, and they lie in the target environment's site-packages, so look there as well.
-Printed as `DIR;CUDA` for CMake: the package folder, and the CUDA version torch was built with or nothing.
+A build front end hides the target environment's packages from an isolated build. Only torch's
+headers are needed, and they lie in the target environment's site-packages, so look there as well.
+Printed as `DIR;CUDA` for CMake: the package folder, and the CUDA version torch was built with or
+nothing.
 """
 
 from __future__ import annotations

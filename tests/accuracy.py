@@ -1,13 +1,13 @@
-"""The accuracy rule: an op may err at most twice as much as PyTorch's own in the same dtype, both measured
-against the float64 reference, plus a tiny absolute allowance."""
+"""The accuracy rule: an op may err at most twice as much as PyTorch's own in the same dtype, both
+measured against the float64 reference, plus a tiny allowance."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: A result PyTorch happens to get exactly right leaves no room; this many units in the last place always do.
-#: float64 gets more because the reference is no more precise than what it judges.
+#: A result PyTorch happens to get exactly right leaves no room; this many units in the last place
+#: are always allowed. float64 gets more: the reference is no more precise than what it judges.
 ULPS = {torch.float32: 4, torch.float64: 16, torch.bfloat16: 1, torch.float16: 1}
 
 

@@ -1,5 +1,5 @@
-"""The `backend` fixture: every op test runs on the CPU kernels, on the CUDA kernels in the host emulator, and on
-CUDA where there is a GPU."""
+"""The `backend` fixture: every op test runs on the CPU kernels, on the CUDA kernels in the host
+emulator, and on CUDA where there is a GPU."""
 
 from __future__ import annotations
 

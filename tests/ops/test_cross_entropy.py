@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import assert_accurate
 from torch import Tensor
 from torch.library import opcheck
 
 import seqkern
+from accuracy import assert_accurate
 from seqkern import ops, reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -388,7 +388,7 @@ def test_compile_fullgraph(backend: Any, dynamic: bool) -> None:
 
 
 def test_autocast(backend: Any) -> None:
-    """Logits of an autocast linear layer are bfloat16; the loss is float32 and no copy is made up to it."""
+    """Logits of an autocast linear layer are bfloat16; the loss is float32, with no copy made."""
     head = torch.nn.Linear(8, 21, device=backend.device)
     hidden = torch.randn(5, 8, device=backend.device)
     target = torch.randint(0, 21, (5,), device=backend.device)

@@ -23,7 +23,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         softcap: bound of the logits; 0 for none.
 
     Example:
-        >>> loss = seqkern.nn.CrossEntropyLoss(z_loss=1e-4)(torch.randn(4, 10), torch.tensor([1, 2, 3, 4]))
+        >>> criterion = seqkern.nn.CrossEntropyLoss(z_loss=1e-4)
+        >>> loss = criterion(torch.randn(4, 10), torch.tensor([1, 2, 3, 4]))
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Which library of kernels the ops call, and what Python adds to the ops registered in C++.
 
-The public functions call `_registry.active.<op>`: `torch.ops.seqkern`, unless a test routes them to the
-host emulator's `torch.ops.seqkern_emu`, which registers the same ops.
+The public functions call `_registry.active.<op>`: `torch.ops.seqkern`, unless a test routes them
+to the host emulator's `torch.ops.seqkern_emu`, which registers the same ops.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _registrations: list[Callable[[str], None]] = []
 
 
 def registration(register: Callable[[str], None]) -> Callable[[str], None]:
-    """Decorate an op file's `register(namespace)`: run for `seqkern` now, for other libraries later."""
+    """Decorate an op file's `register(namespace)`: run for `seqkern` now, for others later."""
     _registrations.append(register)
     register("seqkern")
     return register
