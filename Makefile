@@ -16,24 +16,25 @@ CUDA_ARCHITECTURES ?= 80;90a
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-PY := python tests benchmarks build_backend tools
+PYTHON_CODE := python tests benchmarks build_backend tools
 export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
+.PRECIOUS: $(VENV)/.requires-%
 .PHONY: demo test quick test-gpu check lint fix isa build emulator cuda bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
 
-test: $(VENV)/.built emulator
+test: $(VENV)/.built $(VENV)/.requires-test emulator
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The CPU kernels of every instruction set this machine has; the plain run tests the best one.
-isa: $(VENV)/.built
+isa: $(VENV)/.built $(VENV)/.requires-test
 	SEQKERN_FORCE_ISA=baseline $(BIN)/python -m pytest tests/ops -k cpu $(PYTEST_ARGS)
 	$(BIN)/python tools/check_isa_symbols.py build
 
-quick: $(VENV)/.built emulator
+quick: $(VENV)/.built $(VENV)/.requires-test emulator
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 bench: $(VENV)/.built
@@ -42,16 +43,16 @@ bench: $(VENV)/.built
 # Everything a change has to pass; `make fix` formats.
 check: lint test isa cuda
 
-lint: $(VENV)/.dev
-	$(BIN)/ruff check $(PY)
-	$(BIN)/ruff format --check $(PY)
+lint: $(VENV)/.built $(VENV)/.requires-dev
+	$(BIN)/ruff check $(PYTHON_CODE)
+	$(BIN)/ruff format --check $(PYTHON_CODE)
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/mypy --strict benchmarks
 
-fix: $(VENV)/.dev
-	$(BIN)/ruff check --fix $(PY)
-	$(BIN)/ruff format $(PY)
+fix: $(VENV)/.built $(VENV)/.requires-dev
+	$(BIN)/ruff check --fix $(PYTHON_CODE)
+	$(BIN)/ruff format $(PYTHON_CODE)
 	$(BIN)/clang-format -i $(CPP)
 
 # ---------------------------------------------------------------- environment and build
@@ -65,19 +66,21 @@ $(VENV)/.torch: $(VENV)/.made
 	$(PIP) install "$(TORCH)"
 	@touch $@
 
+# pyproject.toml's own lists; ours is then installed without looking at dependencies again.
 $(VENV)/.requires: pyproject.toml $(VENV)/.torch
-	$(BIN)/python build_backend/requires.py > $(VENV)/build-requires.txt
-	$(PIP) install -r $(VENV)/build-requires.txt
+	$(BIN)/python build_backend/requires.py build run plot > $(VENV)/requires.txt
+	$(PIP) install -r $(VENV)/requires.txt
 	@touch $@
 
-SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
+$(VENV)/.requires-%: pyproject.toml $(VENV)/.torch
+	$(BIN)/python build_backend/requires.py $* > $(VENV)/requires-$*.txt
+	$(PIP) install -r $(VENV)/requires-$*.txt
+	@touch $@
+
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.requires
-	$(PIP) install --no-build-isolation -e ".[test]" -C cmake.define.SEQKERN_WERROR=$(WERROR)
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/.built
-	$(PIP) install --no-build-isolation -e ".[dev]" -C cmake.define.SEQKERN_WERROR=$(WERROR)
+	$(PIP) install --no-build-isolation --no-deps -e . -C cmake.define.SEQKERN_WERROR=$(WERROR)
 	@touch $@
 
 build: $(VENV)/.built
