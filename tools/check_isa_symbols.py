@@ -1,8 +1,8 @@
 """Reject weak symbols outside the namespace of their instruction set, in the objects of a build.
 
 A template compiled for AVX-512 in one object and for everyone in another is one symbol to the
-linker, which keeps either copy: on an older processor the wrong one is an illegal instruction. So an ISA
-object may define weak symbols only inside seqkern::cpu::<isa>.
+linker, which keeps either copy: on an older processor the wrong one is an illegal instruction. So
+an ISA object may define weak symbols only inside seqkern::cpu::<isa>.
 """
 
 from __future__ import annotations
