@@ -141,7 +141,7 @@ def test_gradient_of_class_probabilities(backend: Any) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-# ---------------------------------------------------------------- shapes, strides, dtypes of targets
+# ---------------------------------------------------------------- shapes, strides, target dtypes
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 5, 4), (2, 5, 3, 4)], ids=str)
