@@ -85,10 +85,11 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const int64_t n = group.row();
   if (n >= in.N) return;  // whole groups leave, so no reduction waits for them
   Acc* row_loss = static_cast<Acc*>(a.row_loss) + n;
-  Acc* lse_out = static_cast<Acc*>(a.lse) + n;
+  Acc* row_max = static_cast<Acc*>(a.row_max) + n;
+  Acc* row_log_sum = static_cast<Acc*>(a.row_log_sum) + n;
   const Target y(in, n);
-  if (y.ignored && !a.lse_of_ignored) {
-    if (group.rank() == 0) *row_loss = *lse_out = 0;
+  if (y.ignored && !a.lse) {
+    if (group.rank() == 0) *row_loss = *row_max = *row_log_sum = 0;
     return;
   }
 
@@ -140,14 +141,15 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
     const Acc lse = s.max + log_sum;
     Acc loss = 0;
     if (!y.ignored) {
-      // log_sum + (max - x_y), not lse - x_y: lse has the rounding of a number as large as the logits.
       if (y.v >= 0) loss = o.keep * weight_y * (log_sum + (s.max - o.cap(x_y)));
       if constexpr (kTargetSums) loss += s.mass * log_sum - s.dot;
       if (a.add_z_loss) loss += o.z_loss * lse * lse;
       if (y.invalid) loss = quiet_nan<Acc>();
     }
-    *lse_out = lse;
+    *row_max = s.max;
+    *row_log_sum = log_sum;
     *row_loss = loss;
+    if (a.lse) static_cast<Acc*>(a.lse)[n] = lse;
   }
 }
 
@@ -182,14 +184,16 @@ __global__ void __launch_bounds__(kReduceThreads)
     cross_entropy_reduce_kernel(const __grid_constant__ CrossEntropyReduceArgs a) {
   const CrossEntropyInputs& in = a.in;
   const Acc* row_loss = static_cast<const Acc*>(a.row_loss);
-  const Acc* lse = static_cast<const Acc*>(a.lse);
+  const Acc* row_max = static_cast<const Acc*>(a.row_max);
+  const Acc* row_log_sum = static_cast<const Acc*>(a.row_log_sum);
   const Acc* weight = static_cast<const Acc*>(in.weight);
   Totals t;
   for (int64_t n = threadIdx.x; n < in.N; n += blockDim.x) {
     const Target y(in, n);
     if (y.ignored) continue;
     t.ce += row_loss[n];
-    t.z += static_cast<double>(lse[n]) * lse[n];
+    const double lse = static_cast<double>(row_max[n]) + row_log_sum[n];
+    t.z += lse * lse;
     t.weight += y.v >= 0 && weight ? weight[y.v] : Acc(1);
     t.count += 1;
   }

@@ -41,8 +41,9 @@ struct Options {
   Acc z_loss;
 
   __device__ __forceinline__ Acc weight_of(int v) const { return weight ? weight[v] : Acc(1); }
+  // Rounded before it is compared or subtracted: the row's maximum minus itself must be 0.
   __device__ __forceinline__ Acc cap(Acc x) const {
-    return softcap > 0 ? tanh_of(x * inverse_cap) * softcap : x;
+    return softcap > 0 ? rounded_product(tanh_of(x * inverse_cap), softcap) : x;
   }
 };
 

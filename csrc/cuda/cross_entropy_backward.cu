@@ -10,7 +10,7 @@ struct Add {
   __device__ __forceinline__ Acc operator()(Acc a, Acc b) const { return a + b; }
 };
 
-// dx_v = scale * exp(x_v - lse) - g_ce w_v q_v, times the cap's derivative 1 - (x_v / softcap)^2.
+// dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's derivative.
 template <class T, bool kTargetSums, class Group>
 __global__ void __launch_bounds__(Group::kMaxThreads, 1)
     cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyBackwardArgs a) {
@@ -45,7 +45,8 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const T* p_n = in.target_probs
                      ? static_cast<const T*>(in.target_probs) + in.target_probs_rows.offset(n)
                      : nullptr;
-  const Acc lse = static_cast<const Acc*>(a.lse)[n];
+  const Acc m = static_cast<const Acc*>(a.row_max)[n];
+  const Acc log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
   Acc on_target = y.v >= 0 ? g_ce * o.keep * o.weight_of(y.v) : Acc(0);
   if (y.invalid) on_target = quiet_nan<Acc>();
   Acc mass = 0;
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
       mass = group.reduce(mass, Acc(0), Add<Acc>{});
     }
   }
-  const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * lse;
+  const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * (m + log_sum);
   const Acc rest = g_ce * mass + z + g_lse;
   const Acc scale = on_target + rest;
 
@@ -75,20 +76,24 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       const int v = v0 + u * step;
+      Acc cap_derivative[P];  // set and used with a cap only
       if (o.softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < P; ++i) x[u][i] = o.cap(x[u][i]);
+        for (int i = 0; i < P; ++i) {
+          cap_derivative[i] = tanh_derivative(x[u][i] * o.inverse_cap);
+          x[u][i] = o.cap(x[u][i]);
+        }
       }
       Acc d[P];
 #pragma unroll
-      for (int i = 0; i < P; ++i) d[i] = softmax_exp(x[u][i] - lse) * scale;
+      for (int i = 0; i < P; ++i) d[i] = softmax_exp((x[u][i] - m) - log_sum) * scale;
       if (static_cast<unsigned>(y.v - v) < static_cast<unsigned>(P) && on_target != 0) {
         // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would cancel.
 #pragma unroll
         for (int i = 0; i < P; ++i) {
           if (v + i == y.v) {
-            const Acc e = x[u][i] - lse;
-            d[i] = on_target * expm1_of(e) + rest * softmax_exp(e);
+            const Acc log_p = (x[u][i] - m) - log_sum;
+            d[i] = on_target * expm1_of(log_p) + rest * softmax_exp(log_p);
           }
         }
       }
@@ -100,10 +105,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
       }
       if (o.softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < P; ++i) {
-          const Acc t = x[u][i] * o.inverse_cap;
-          d[i] *= Acc(1) - t * t;
-        }
+        for (int i = 0; i < P; ++i) d[i] *= cap_derivative[i];
       }
       store_run(dx_n + v, d);
     }

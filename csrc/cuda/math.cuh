@@ -31,6 +31,18 @@ __device__ __forceinline__ double expm1_of(double x) { return ::expm1(x); }
 __device__ __forceinline__ float tanh_of(float x) { return ::tanhf(x); }
 __device__ __forceinline__ double tanh_of(double x) { return ::tanh(x); }
 
+// 1 - tanh^2, without the subtraction that cancels where tanh is near 1.
+template <class Acc>
+__device__ __forceinline__ Acc tanh_derivative(Acc x) {
+  const Acc e = softmax_exp(-2 * (x < 0 ? -x : x));
+  const Acc s = 1 / (1 + e);
+  return 4 * e * s * s;
+}
+
+// A product that is rounded: the compiler may not fuse it with a sum that follows.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
 // The other operand where one is NaN: NaN is found by the sums, never by the maximum.
 __device__ __forceinline__ float max_of(float a, float b) { return ::fmaxf(a, b); }
 __device__ __forceinline__ double max_of(double a, double b) { return ::fmax(a, b); }

@@ -258,6 +258,8 @@ inline double __hiloint2double(int high, int low) {
   return seqkern::emulator::bits_of<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 |
                                             static_cast<uint32_t>(low));
 }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
