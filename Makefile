@@ -13,6 +13,7 @@ WERROR ?= OFF
 # nvcc builds for these when `make cuda` compiles all kernels without needing a GPU.
 CUDA_ARCHITECTURES ?= 80;90a
 
+NVCC := $(or $(shell command -v nvcc),$(wildcard $(CUDA_HOME)/bin/nvcc))
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CPP := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -21,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu check lint fix isa build emulator cuda bench clean
+.PHONY: demo test quick test-gpu check lint fix isa build emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
@@ -41,7 +42,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa cuda
+check: lint test isa $(if $(NVCC),cuda,without-nvcc)
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -87,9 +88,35 @@ build: $(VENV)/.built
 
 # The CUDA sources compiled for the host (tests/emulator): test-only, never in a wheel.
 emulator: $(VENV)/.requires
+	@mkdir -p build
 	@cmake -S . -B build/emulator -G Ninja -DCMAKE_BUILD_TYPE=Release -DSEQKERN_EMULATOR=ON \
 	   -DSEQKERN_TESTS=ON -DSEQKERN_WERROR=$(WERROR) -DSEQKERN_CUDA=OFF -DPython_EXECUTABLE=$(BIN)/python > build/emulator.log 2>&1 || { cat build/emulator.log; exit 1; }
 	@cmake --build build/emulator --target seqkern_emu seqkern_cpu_tests
+
+# Every CUDA kernel through the real compiler, warnings as errors, and a table of what each takes. Needs
+# nvcc, but neither a GPU nor a CUDA build of torch.
+cuda: $(VENV)/.requires
+	@cmake -S . -B build/cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DSEQKERN_CUDA=ON -DSEQKERN_WERROR=ON \
+	   -DSEQKERN_KERNEL_TABLE=ON "-DCMAKE_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)" \
+	   -DPython_EXECUTABLE=$(BIN)/python
+	@cmake --build build/cuda --target seqkern_cuda
+	@$(BIN)/python tools/kernel_table.py show build/cuda
+
+without-nvcc:
+	@echo "no nvcc: the CUDA kernels were NOT compiled (they ran in the emulator only)"
+
+# On a machine with a GPU and a CUDA build of torch. torch's caching allocator is off under the sanitizer,
+# which could otherwise not tell one tensor from the next.
+SANITIZED := tests/ops -k "cuda and (matches_torch or class_probabilities or strided)"
+test-gpu: $(VENV)/.built $(VENV)/.requires-test
+	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make test-gpu: torch sees no CUDA device')"
+	$(BIN)/python -m pytest -k cuda $(PYTEST_ARGS)
+	@if command -v compute-sanitizer > /dev/null; then \
+	   for tool in memcheck racecheck; do \
+	     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	       $(BIN)/python -m pytest -x $(SANITIZED) || exit 1; \
+	   done; \
+	 else echo "no compute-sanitizer: memory and races were NOT checked on the GPU"; fi
 
 clean:
 	rm -rf build dist

@@ -1,8 +1,8 @@
 """What each kernel takes of a multiprocessor, as ptxas reports it: no GPU is needed.
 
-`kernel_table.py compile nvcc ...` runs the compiler (CMake calls it as a launcher) and keeps its report
-beside the object; `kernel_table.py show BUILD_DIR` prints the kernels of all reports as one table and fails
-where one spills registers to memory.
+`kernel_table.py compile nvcc ...` runs the compiler (CMake calls it as a launcher) and keeps its
+report beside the object; `kernel_table.py show BUILD_DIR` prints the kernels of all reports as one
+table and fails where one spills registers to memory.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def parse(report: str) -> Iterator[Kernel]:
     """The kernels of one report, with mangled names."""
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\S+)' for 'sm_(?P<architecture>\w+)'"
-        r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes"
-        r" spill loads.*?Used (?P<registers>\d+) registers(?P<used>[^\n]*)",
+        r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores,"
+        r" (?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?P<used>[^\n]*)",
         re.DOTALL,
     )
     for found in pattern.finditer(report):
@@ -90,7 +90,9 @@ def demangle(names: list[str]) -> list[str]:
 
 def show(build: Path, may_spill: str) -> int:
     """Print the table; 1 if a kernel spills that may not, or if there is no report at all."""
-    raw = [kernel for path in sorted(build.rglob("*" + _SUFFIX)) for kernel in parse(path.read_text())]
+    raw = [
+        kernel for path in sorted(build.rglob("*" + _SUFFIX)) for kernel in parse(path.read_text())
+    ]
     if not raw:
         print(f"kernel_table: no reports under {build}", file=sys.stderr)
         return 1
@@ -102,10 +104,11 @@ def show(build: Path, may_spill: str) -> int:
     kernels.sort(key=lambda kernel: (kernel.name, kernel.architecture))
     rows = [HEADER, *(kernel.row for kernel in kernels)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        print("  ".join(cells))
-    spilling = [k for k in kernels if k.spilled and not (may_spill and re.search(may_spill, k.name))]
+    for name, *numbers in rows:
+        aligned = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        print("  ".join([name.ljust(widths[0]), *aligned]))
+    accepted = re.compile(may_spill) if may_spill else None
+    spilling = [k for k in kernels if k.spilled and not (accepted and accepted.search(k.name))]
     for kernel in spilling:
         print(f"kernel_table: {kernel.name} spills on sm_{kernel.architecture}", file=sys.stderr)
     return 1 if spilling else 0
@@ -118,7 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["show"])
     parser.add_argument("build", type=Path)
-    parser.add_argument("--may-spill", default="", help="pattern of kernels whose spills are accepted")
+    parser.add_argument(
+        "--may-spill", default="", help="pattern of kernels whose spills are accepted"
+    )
     arguments = parser.parse_args()
     return show(arguments.build, arguments.may_spill)
 

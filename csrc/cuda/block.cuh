@@ -1,5 +1,5 @@
-// Reductions over a warp and a block, in an order fixed by the thread numbers: the same input gives the
-// same bits, run after run.
+// Reductions over a warp and a block, in an order fixed by the thread numbers: the same input gives
+// the same bits, run after run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,8 +23,9 @@ __device__ __forceinline__ double shuffle_down(double x, int delta) {
 __device__ __forceinline__ float broadcast(float x) { return __shfl_sync(kAllLanes, x, 0); }
 __device__ __forceinline__ double broadcast(double x) { return __shfl_sync(kAllLanes, x, 0); }
 
-// merge over the warp's lanes, as a tree towards lane 0; all lanes get lane 0's bits (with an exchange in
-// both directions each lane could round its own way, since a contracted a * b + c * d is not symmetric).
+// merge over the warp's lanes, as a tree towards lane 0; all lanes get lane 0's bits (with an
+// exchange in both directions each lane could round its own way, since a contracted a * b + c * d
+// is not symmetric).
 template <class X, class Merge>
 __device__ __forceinline__ X warp_reduce(X x, Merge merge) {
 #pragma unroll
@@ -32,8 +33,9 @@ __device__ __forceinline__ X warp_reduce(X x, Merge merge) {
   return broadcast(x);
 }
 
-// The threads that share a row. This is the seam for rows that one block is too slow for: a group of a
-// cluster's blocks has the same rank(), size() and reduce(), the last through distributed shared memory.
+// The threads that share a row. This is the seam for rows that one block is too slow for: a group
+// of a cluster's blocks has the same rank(), size() and reduce(), the last through distributed
+// shared memory.
 
 struct WarpGroup {
   static constexpr int kMaxThreads = 128;

@@ -1,5 +1,5 @@
-// Softmax-cross-entropy on CUDA, forward: the logits are read once. A warp takes a row that is short, a
-// block one that is long (block.cuh: Group).
+// Softmax-cross-entropy on CUDA, forward: the logits are read once. A warp takes a row that is
+// short, a block one that is long (block.cuh: Group).
 #include "cuda/cross_entropy.cuh"
 
 namespace seqkern::cuda {
@@ -16,8 +16,8 @@ struct RowState {
   Acc sum = 0;
 };
 
-// And mass = sum w q, dot = sum w q (x - m): relative to m, so that the row's loss mass log(sum) - dot
-// adds terms of one sign where all logits are far from zero.
+// And mass = sum w q, dot = sum w q (x - m): relative to m, so that the row's loss mass log(sum) -
+// dot adds terms of one sign where all logits are far from zero.
 template <class Acc>
 struct RowState<Acc, true> {
   Acc max = lowest<Acc>();
@@ -27,7 +27,8 @@ struct RowState<Acc, true> {
 };
 
 template <class Acc, bool kTargetSums>
-__device__ __forceinline__ RowState<Acc, kTargetSums> shuffle_down(RowState<Acc, kTargetSums> s, int delta) {
+__device__ __forceinline__ RowState<Acc, kTargetSums> shuffle_down(RowState<Acc, kTargetSums> s,
+                                                                   int delta) {
   s.max = cuda::shuffle_down(s.max, delta);
   s.sum = cuda::shuffle_down(s.sum, delta);
   if constexpr (kTargetSums) {
@@ -105,35 +106,38 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
 
   using State = RowState<Acc, kTargetSums>;
   State s;
-  for_each_in_row<kUnroll<T, kTargetSums>>(x_n, V, group, [&]<int U, int P>(int v, int step, Acc (&x)[U][P]) {
-    Acc m = s.max;
+  for_each_in_row<kUnroll<T, kTargetSums>>(x_n, V, group,
+                                           [&]<int U, int P>(int v, int step, Acc(&x)[U][P]) {
+                                             Acc m = s.max;
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (o.softcap > 0) {
+                                             for (int u = 0; u < U; ++u) {
+                                               if (o.softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < P; ++i) x[u][i] = o.cap(x[u][i]);
-      }
+                                                 for (int i = 0; i < P; ++i)
+                                                   x[u][i] = o.cap(x[u][i]);
+                                               }
 #pragma unroll
-      for (int i = 0; i < P; ++i) m = max_of(m, x[u][i]);
-    }
-    move_to(s, m);
+                                               for (int i = 0; i < P; ++i) m = max_of(m, x[u][i]);
+                                             }
+                                             move_to(s, m);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      Acc sum = 0;
+                                             for (int u = 0; u < U; ++u) {
+                                               Acc sum = 0;
 #pragma unroll
-      for (int i = 0; i < P; ++i) sum += softmax_exp(x[u][i] - m);
-      s.sum += sum;
-      if constexpr (kTargetSums) {
-        Acc q[P];
-        target_weights(o, p_n, v + u * step, q);
+                                               for (int i = 0; i < P; ++i)
+                                                 sum += softmax_exp(x[u][i] - m);
+                                               s.sum += sum;
+                                               if constexpr (kTargetSums) {
+                                                 Acc q[P];
+                                                 target_weights(o, p_n, v + u * step, q);
 #pragma unroll
-        for (int i = 0; i < P; ++i) {
-          s.mass += q[i];
-          s.dot += q[i] * (x[u][i] - m);
-        }
-      }
-    }
-  });
+                                                 for (int i = 0; i < P; ++i) {
+                                                   s.mass += q[i];
+                                                   s.dot += q[i] * (x[u][i] - m);
+                                                 }
+                                               }
+                                             }
+                                           });
   s = group.reduce(s, State{}, MergeRows{});
 
   if (group.rank() == 0) {

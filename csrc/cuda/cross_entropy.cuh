@@ -14,9 +14,12 @@
 
 namespace seqkern::cuda {
 
-// 128-bit loads in flight per thread. Less where each element needs many registers: a spill costs more.
+// 128-bit loads in flight per thread. Less where each element needs many registers: a spill costs
+// more.
 template <class T, bool kTargetSums>
-inline constexpr int kUnroll = sizeof(T) == 8 ? 1 : kTargetSums ? 2 : 4;
+inline constexpr int kUnroll = sizeof(T) == 8 ? 1
+                               : kTargetSums  ? 2
+                                              : 4;
 
 // Bytes of a row up to which a warp takes it alone: 8 packs per lane.
 inline constexpr int64_t kWarpRowBytes = 8 * kWarp * 16;
@@ -66,7 +69,8 @@ struct Target {
 // w_v q_v of elements [v, v + P): q is uniform for label smoothing of class indices, or the
 // probabilities p_n with smoothing mixed in.
 template <int P, class T, class Acc>
-__device__ __forceinline__ void target_weights(const Options<Acc>& o, const T* p_n, int v, Acc (&q)[P]) {
+__device__ __forceinline__ void target_weights(const Options<Acc>& o, const T* p_n, int v,
+                                               Acc (&q)[P]) {
   if (p_n) {
     load_run<P>(p_n + v, q);
 #pragma unroll
@@ -94,8 +98,8 @@ void specialize(const CrossEntropyInputs& in, F&& f) {
   dispatch_dtype(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto with_group = [&](auto sums) {
-      in.V * static_cast<int64_t>(sizeof(T)) <= kWarpRowBytes ? f(tag, sums, TypeTag<WarpGroup>{})
-                                                              : f(tag, sums, TypeTag<BlockGroup>{});
+      in.V* static_cast<int64_t>(sizeof(T)) <= kWarpRowBytes ? f(tag, sums, TypeTag<WarpGroup>{})
+                                                             : f(tag, sums, TypeTag<BlockGroup>{});
     };
     in.label_smoothing != 0 || in.target_probs ? with_group(std::true_type{})
                                                : with_group(std::false_type{});

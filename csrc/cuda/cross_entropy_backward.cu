@@ -1,5 +1,5 @@
-// Softmax-cross-entropy on CUDA, backward: one read of the logits, one write of their gradient. Apart from
-// the forward so that the two compile at once.
+// Softmax-cross-entropy on CUDA, backward: one read of the logits, one write of their gradient.
+// Apart from the forward so that the two compile at once.
 #include "cuda/cross_entropy.cuh"
 
 namespace seqkern::cuda {
@@ -10,7 +10,8 @@ struct Add {
   __device__ __forceinline__ Acc operator()(Acc a, Acc b) const { return a + b; }
 };
 
-// dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's derivative.
+// dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
+// derivative.
 template <class T, bool kTargetSums, class Group>
 __global__ void __launch_bounds__(Group::kMaxThreads, 1)
     cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyBackwardArgs a) {
@@ -32,12 +33,15 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
 
   if (y.ignored && g_lse == 0) {
-    // The row's own split for the stores; what is loaded is not used, and the compiler drops the loads.
-    for_each_in_row<kUnroll<T, kTargetSums>>(dx_n, V, group, [&]<int U, int P>(int v, int step, Acc (&)[U][P]) {
-      const Acc zero[P] = {};
+    // The row's own split for the stores; what is loaded is not used, and the compiler drops the
+    // loads.
+    for_each_in_row<kUnroll<T, kTargetSums>>(dx_n, V, group,
+                                             [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
+                                               const Acc zero[P] = {};
 #pragma unroll
-      for (int u = 0; u < U; ++u) store_run(dx_n + v + u * step, zero);
-    });
+                                               for (int u = 0; u < U; ++u)
+                                                 store_run(dx_n + v + u * step, zero);
+                                             });
     return;
   }
 
@@ -56,15 +60,16 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   }
   if constexpr (kTargetSums) {
     if (p_n) {
-      for_each_in_row<kUnroll<T, kTargetSums>>(p_n, V, group, [&]<int U, int P>(int v, int step, Acc (&)[U][P]) {
+      for_each_in_row<kUnroll<T, kTargetSums>>(p_n, V, group,
+                                               [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
 #pragma unroll
-        for (int u = 0; u < U; ++u) {
-          Acc q[P];
-          target_weights(o, p_n, v + u * step, q);
+                                                 for (int u = 0; u < U; ++u) {
+                                                   Acc q[P];
+                                                   target_weights(o, p_n, v + u * step, q);
 #pragma unroll
-          for (int i = 0; i < P; ++i) mass += q[i];
-        }
-      });
+                                                   for (int i = 0; i < P; ++i) mass += q[i];
+                                                 }
+                                               });
       mass = group.reduce(mass, Acc(0), Add<Acc>{});
     }
   }
@@ -72,44 +77,46 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const Acc rest = g_ce * mass + z + g_lse;
   const Acc scale = on_target + rest;
 
-  for_each_in_row<kUnroll<T, kTargetSums>>(x_n, V, group, [&]<int U, int P>(int v0, int step, Acc (&x)[U][P]) {
+  for_each_in_row<kUnroll<T, kTargetSums>>(
+      x_n, V, group, [&]<int U, int P>(int v0, int step, Acc(&x)[U][P]) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      const int v = v0 + u * step;
-      Acc cap_derivative[P];  // set and used with a cap only
-      if (o.softcap > 0) {
+        for (int u = 0; u < U; ++u) {
+          const int v = v0 + u * step;
+          Acc cap_derivative[P];  // set and used with a cap only
+          if (o.softcap > 0) {
 #pragma unroll
-        for (int i = 0; i < P; ++i) {
-          cap_derivative[i] = tanh_derivative(x[u][i] * o.inverse_cap);
-          x[u][i] = o.cap(x[u][i]);
-        }
-      }
-      Acc d[P];
-#pragma unroll
-      for (int i = 0; i < P; ++i) d[i] = softmax_exp((x[u][i] - m) - log_sum) * scale;
-      if (static_cast<unsigned>(y.v - v) < static_cast<unsigned>(P) && on_target != 0) {
-        // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would cancel.
-#pragma unroll
-        for (int i = 0; i < P; ++i) {
-          if (v + i == y.v) {
-            const Acc log_p = (x[u][i] - m) - log_sum;
-            d[i] = on_target * expm1_of(log_p) + rest * softmax_exp(log_p);
+            for (int i = 0; i < P; ++i) {
+              cap_derivative[i] = tanh_derivative(x[u][i] * o.inverse_cap);
+              x[u][i] = o.cap(x[u][i]);
+            }
           }
+          Acc d[P];
+#pragma unroll
+          for (int i = 0; i < P; ++i) d[i] = softmax_exp((x[u][i] - m) - log_sum) * scale;
+          if (static_cast<unsigned>(y.v - v) < static_cast<unsigned>(P) && on_target != 0) {
+        // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would
+        // cancel.
+#pragma unroll
+            for (int i = 0; i < P; ++i) {
+              if (v + i == y.v) {
+                const Acc log_p = (x[u][i] - m) - log_sum;
+                d[i] = on_target * expm1_of(log_p) + rest * softmax_exp(log_p);
+              }
+            }
+          }
+          if constexpr (kTargetSums) {
+            Acc q[P];
+            target_weights(o, p_n, v, q);
+#pragma unroll
+            for (int i = 0; i < P; ++i) d[i] -= q[i] * g_ce;
+          }
+          if (o.softcap > 0) {
+#pragma unroll
+            for (int i = 0; i < P; ++i) d[i] *= cap_derivative[i];
+          }
+          store_run(dx_n + v, d);
         }
-      }
-      if constexpr (kTargetSums) {
-        Acc q[P];
-        target_weights(o, p_n, v, q);
-#pragma unroll
-        for (int i = 0; i < P; ++i) d[i] -= q[i] * g_ce;
-      }
-      if (o.softcap > 0) {
-#pragma unroll
-        for (int i = 0; i < P; ++i) d[i] *= cap_derivative[i];
-      }
-      store_run(dx_n + v, d);
-    }
-  });
+      });
 }
 
 }  // namespace

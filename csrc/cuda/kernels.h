@@ -1,5 +1,5 @@
-// Every CUDA entry point, once. Plain pointers to device memory in, results written; no allocation, no
-// synchronisation. A failed launch throws std::runtime_error.
+// Every CUDA entry point, once. Plain pointers to device memory in, results written; no allocation,
+// no synchronisation. A failed launch throws std::runtime_error.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
-// Launching a kernel, and its shared memory: what the host emulator (tests/emulator) also understands.
+// Launching a kernel, and its shared memory: what the host emulator (tests/emulator) also
+// understands.
 //
-// g++ cannot parse <<<>>>, and a bare __shared__ variable has no meaning there: shared memory must exist
-// once per live block. So kernels launch through launch() and take memory from shared() and
+// g++ cannot parse <<<>>>, and a bare __shared__ variable has no meaning there: shared memory must
+// exist once per live block. So kernels launch through launch() and take memory from shared() and
 // dynamic_shared().
 #pragma once
 
@@ -64,7 +65,8 @@ void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&..
   check(cudaLaunchKernelEx(&launch, kernel, args...), config);
 }
 
-// The block's one object of type S, uninitialised. Two calls with the same type are the same object.
+// The block's one object of type S, uninitialised. Two calls with the same type are the same
+// object.
 template <class S>
 __device__ __forceinline__ S& shared() {
 #if defined(__CUDACC__)

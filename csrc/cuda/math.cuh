@@ -19,9 +19,11 @@ __device__ __forceinline__ constexpr Acc quiet_nan() {
   return static_cast<Acc>(__builtin_nanf(""));
 }
 
-// e^d as a softmax needs it (d <= 0 up to rounding). In float, one multiplication and ex2: the rounding
-// of d log2(e) makes the relative error |d| 2^-24 + 2^-22, as large as that of d itself.
-__device__ __forceinline__ float softmax_exp(float d) { return ex2_approx(d * 1.44269504088896340736f); }
+// e^d as a softmax needs it (d <= 0 up to rounding). In float, one multiplication and ex2: the
+// rounding of d log2(e) makes the relative error |d| 2^-24 + 2^-22, as large as that of d itself.
+__device__ __forceinline__ float softmax_exp(float d) {
+  return ex2_approx(d * 1.44269504088896340736f);
+}
 __device__ __forceinline__ double softmax_exp(double d) { return ::exp(d); }
 
 __device__ __forceinline__ float log_of(float x) { return ::logf(x); }

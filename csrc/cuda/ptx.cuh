@@ -1,5 +1,6 @@
-// Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in C++, which
-// the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async and ex2.
+// Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in
+// C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async
+// and ex2.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -31,8 +32,8 @@ __device__ __forceinline__ float ex2_approx(float x) {
 //   a[0..3]: rows g, g + 8, g, g + 8; columns 2t, 2t + 1 (a[2], a[3]: + 8)
 //   b[0..1]: rows 2t, 2t + 1 (b[1]: + 8); column g
 //   c[0..3], d[0..3]: rows g, g, g + 8, g + 8; columns 2t, 2t + 1, 2t, 2t + 1
-// Products are exact in float; the emulator adds them and c in double and rounds once, where the tensor
-// core aligns and truncates: results may differ in the last bit.
+// Products are exact in float; the emulator adds them and c in double and rounds once, where the
+// tensor core aligns and truncates: results may differ in the last bit.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
                                              const uint32_t (&b)[2], const float (&c)[4]) {
@@ -57,31 +58,33 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
     uint32_t b[2];
   };
   float result[4];
-  emulator::warp_collective(
-      "mma.sync", Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}},
-      [&](const emulator::Lanes<Operands>& lanes, int lane) {
-        for (int i = 0; i < 4; ++i) {
-          const int row = lane / 4 + (i / 2) * 8;
-          const int column = 2 * (lane % 4) + i % 2;
-          double sum = c[i];
-          for (int k = 0; k < 16; ++k) {
-            const int pair = (k % 8) / 2;
-            const uint32_t a_bits = lanes[(row % 8) * 4 + pair].a[row / 8 + 2 * (k / 8)];
-            const uint32_t b_bits = lanes[column * 4 + pair].b[k / 8];
-            sum += double(emulator::half_of<T>(a_bits, k % 2)) * emulator::half_of<T>(b_bits, k % 2);
-          }
-          result[i] = static_cast<float>(sum);
-        }
-      });
+  emulator::warp_collective("mma.sync", Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}},
+                            [&](const emulator::Lanes<Operands>& lanes, int lane) {
+                              for (int i = 0; i < 4; ++i) {
+                                const int row = lane / 4 + (i / 2) * 8;
+                                const int column = 2 * (lane % 4) + i % 2;
+                                double sum = c[i];
+                                for (int k = 0; k < 16; ++k) {
+                                  const int pair = (k % 8) / 2;
+                                  const uint32_t a_bits =
+                                      lanes[(row % 8) * 4 + pair].a[row / 8 + 2 * (k / 8)];
+                                  const uint32_t b_bits = lanes[column * 4 + pair].b[k / 8];
+                                  sum += double(emulator::half_of<T>(a_bits, k % 2)) *
+                                         emulator::half_of<T>(b_bits, k % 2);
+                                }
+                                result[i] = static_cast<float>(sum);
+                              }
+                            });
   for (int i = 0; i < 4; ++i) d[i] = result[i];
 #endif
 }
 
 // ---------------------------------------------------------------- ldmatrix
 
-// Loads kMatrices 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 j + r passes the 16-byte aligned
-// address of row r of matrix j (lanes from 8 kMatrices on: any valid one). out[j] holds matrix j's row
-// lane / 4, columns 2 (lane % 4) and the next; with kTranspose, of the transposed matrix.
+// Loads kMatrices 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 j + r passes the
+// 16-byte aligned address of row r of matrix j (lanes from 8 kMatrices on: any valid one). out[j]
+// holds matrix j's row lane / 4, columns 2 (lane % 4) and the next; with kTranspose, of the
+// transposed matrix.
 template <bool kTranspose, int kMatrices>
 __device__ __forceinline__ void ldmatrix(uint32_t (&out)[kMatrices], const void* row) {
   static_assert(kMatrices == 1 || kMatrices == 2 || kMatrices == 4);
@@ -121,18 +124,19 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[kMatrices], const void*
   }
 #else
   emulator::require_shared(row, 16, "ldmatrix");
-  emulator::warp_collective("ldmatrix", row, [&](const emulator::Lanes<const void*>& rows, int lane) {
-    for (int j = 0; j < kMatrices; ++j) {
-      uint32_t bits = 0;
-      for (int i = 0; i < 2; ++i) {
-        const int r = kTranspose ? 2 * (lane % 4) + i : lane / 4;
-        const int column = kTranspose ? lane / 4 : 2 * (lane % 4) + i;
-        const auto* element = static_cast<const uint16_t*>(rows[8 * j + r]) + column;
-        bits |= static_cast<uint32_t>(emulator::load_shared(element)) << (16 * i);
-      }
-      out[j] = bits;
-    }
-  });
+  emulator::warp_collective(
+      "ldmatrix", row, [&](const emulator::Lanes<const void*>& rows, int lane) {
+        for (int j = 0; j < kMatrices; ++j) {
+          uint32_t bits = 0;
+          for (int i = 0; i < 2; ++i) {
+            const int r = kTranspose ? 2 * (lane % 4) + i : lane / 4;
+            const int column = kTranspose ? lane / 4 : 2 * (lane % 4) + i;
+            const auto* element = static_cast<const uint16_t*>(rows[8 * j + r]) + column;
+            bits |= static_cast<uint32_t>(emulator::load_shared(element)) << (16 * i);
+          }
+          out[j] = bits;
+        }
+      });
 #endif
 }
 
@@ -146,7 +150,8 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
 #if defined(__CUDACC__)
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(valid)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
+                 "r"(valid)
                  : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(global),
@@ -167,8 +172,8 @@ __device__ __forceinline__ void cp_async_commit() {
 #endif
 }
 
-// Waits until at most kPending of this thread's groups are in flight. Other threads see the data after a
-// barrier that follows.
+// Waits until at most kPending of this thread's groups are in flight. Other threads see the data
+// after a barrier that follows.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
 #if defined(__CUDACC__)

@@ -16,7 +16,8 @@ void append(void* context, const char* name, const void* kernel) {
   out << (out.tellp() > 1 ? ", " : "") << "{\"name\": \"" << name << "\"";
   if (status == cudaSuccess) {
     out << ", \"registers\": " << a.numRegs << ", \"shared_bytes\": " << a.sharedSizeBytes
-        << ", \"local_bytes\": " << a.localSizeBytes << ", \"max_threads\": " << a.maxThreadsPerBlock
+        << ", \"local_bytes\": " << a.localSizeBytes
+        << ", \"max_threads\": " << a.maxThreadsPerBlock
         << ", \"architecture\": " << a.binaryVersion;
   } else {
     static_cast<void>(cudaGetLastError());
@@ -28,8 +29,8 @@ void append(void* context, const char* name, const void* kernel) {
 }  // namespace
 }  // namespace seqkern::cuda
 
-// A JSON list of objects: name, and registers, shared_bytes, local_bytes, max_threads, architecture or, where
-// there is no usable device, error. The string lives until the thread calls again.
+// A JSON list of objects: name, and registers, shared_bytes, local_bytes, max_threads, architecture
+// or, where there is no usable device, error. The string lives until the thread calls again.
 extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kernel_resources() {
   static thread_local std::string table;
   std::ostringstream out;

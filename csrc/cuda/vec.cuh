@@ -1,5 +1,5 @@
-// 128-bit access to rows of any alignment: the elements before the first 16-byte boundary and after the
-// last are peeled, so that a row of V = 50257 at an odd offset still moves 16 bytes per load.
+// 128-bit access to rows of any alignment: the elements before the first 16-byte boundary and after
+// the last are peeled, so that a row of V = 50257 at an odd offset still moves 16 bytes per load.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,14 +19,18 @@ inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));  // elements per 
 
 __device__ __forceinline__ float load1(const float* p) { return *p; }
 __device__ __forceinline__ double load1(const double* p) { return *p; }
-__device__ __forceinline__ float load1(const Half* p) { return __half2float(__ushort_as_half(p->bits)); }
+__device__ __forceinline__ float load1(const Half* p) {
+  return __half2float(__ushort_as_half(p->bits));
+}
 __device__ __forceinline__ float load1(const BFloat16* p) {
   return __uint_as_float(static_cast<uint32_t>(p->bits) << 16);
 }
 
 __device__ __forceinline__ void store1(float* p, float x) { *p = x; }
 __device__ __forceinline__ void store1(double* p, double x) { *p = x; }
-__device__ __forceinline__ void store1(Half* p, float x) { p->bits = __half_as_ushort(__float2half_rn(x)); }
+__device__ __forceinline__ void store1(Half* p, float x) {
+  p->bits = __half_as_ushort(__float2half_rn(x));
+}
 __device__ __forceinline__ void store1(BFloat16* p, float x) {
   p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
@@ -126,11 +130,12 @@ __device__ __forceinline__ void store_run(T* p, const AccOf<T> (&x)[n]) {
   for (int i = 0; i < n; ++i) store1(p + i, x[i]);
 }
 
-// ---------------------------------------------------------------- a row shared by a group of threads
+// ---------------------------------------------------------------- a row shared by a group of
+// threads
 
-// Calls f(v, step, x) until the group (at least 32 threads) has seen each element of the row x_n [V] once:
-// x[u][i] is element v + u * step + i, in the accumulator type. The kUnroll loads of a call are independent
-// and issued before the first use, which is what hides the latency of memory.
+// Calls f(v, step, x) until the group (at least 32 threads) has seen each element of the row x_n
+// [V] once: x[u][i] is element v + u * step + i, in the accumulator type. The kUnroll loads of a
+// call are independent and issued before the first use, which is what hides the latency of memory.
 template <int kUnroll, class T, class Group, class F>
 __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group& group, F&& f) {
   using Acc = AccOf<T>;

@@ -8,7 +8,8 @@
 #include "torch/check.h"
 
 // Declared by torch's headers only for files compiled with USE_CUDA; defined in libtorch_cuda.so.
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                             void** ret_stream);
 
 namespace seqkern {
 

@@ -1,5 +1,5 @@
-// `emulator_cases NAME SEED [unchecked]`: runs a case and prints "right" or "wrong"; a fault's message goes
-// to stderr, with exit code 3. `emulator_cases list` prints the names.
+// `emulator_cases NAME SEED [unchecked]`: runs a case and prints "right" or "wrong"; a fault's
+// message goes to stderr, with exit code 3. `emulator_cases list` prints the names.
 #include "cases.h"
 
 #include <cstdio>

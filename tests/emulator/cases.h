@@ -1,4 +1,5 @@
-// Kernels for the emulator's own tests, some of them wrong on purpose. Each file of cases lists its own.
+// Kernels for the emulator's own tests, some of them wrong on purpose. Each file of cases lists its
+// own.
 #pragma once
 
 #include <functional>

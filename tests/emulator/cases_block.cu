@@ -25,7 +25,8 @@ __global__ void exchange(float* out) {
   out[t] = s.x[(t + 1) % kThreads];
 }
 
-// Rotates twice; without the second barrier a fast thread overwrites what a slow one has yet to read.
+// Rotates twice; without the second barrier a fast thread overwrites what a slow one has yet to
+// read.
 template <bool kBarrier>
 __global__ void rotate(float* out) {
   Values& s = shared<Values>();

@@ -18,8 +18,8 @@ struct Numbers {
   float x[kThreads];
 };
 
-// Each block keeps numbers in its own shared memory over several rounds, in each of which it reads what
-// another block has just published.
+// Each block keeps numbers in its own shared memory over several rounds, in each of which it reads
+// what another block has just published.
 template <bool kSync>
 __global__ void rounds(float* published, float* out) {
   Numbers& own = cuda::shared<Numbers>();
@@ -30,7 +30,8 @@ __global__ void rounds(float* published, float* out) {
     // Orders every block's writes before any block's reads.
     if constexpr (kSync) cooperative_groups::this_grid().sync();
     const float next = published[(blockIdx.x + 1) % gridDim.x * kThreads + t];
-    if constexpr (kSync) cooperative_groups::this_grid().sync();  // and the reads before the next writes
+    if constexpr (kSync)
+      cooperative_groups::this_grid().sync();  // and the reads before the next writes
     own.x[t] += next;
   }
   out[blockIdx.x * kThreads + t] = own.x[t];
@@ -38,8 +39,8 @@ __global__ void rounds(float* published, float* out) {
 
 bool right(void (*kernel)(float*, float*), bool cooperative, unsigned blocks = kBlocks) {
   std::vector<float> published(blocks * kThreads, -1.0f), out(blocks * kThreads, -1.0f);
-  launch(kernel, {.name = "case", .grid = blocks, .block = kThreads, .cooperative = cooperative}, published.data(),
-         out.data());
+  launch(kernel, {.name = "case", .grid = blocks, .block = kThreads, .cooperative = cooperative},
+         published.data(), out.data());
   std::vector<float> want(blocks);
   for (unsigned b = 0; b < blocks; ++b) want[b] = static_cast<float>(b);
   for (int round = 0; round < 3; ++round) {

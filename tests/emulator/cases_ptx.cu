@@ -55,7 +55,8 @@ bool product_is_right() {
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 8; ++n) {
       double want = c[m * 8 + n];
-      for (int k = 0; k < 16; ++k) want += double(cuda::load1(&a[m * 16 + k])) * cuda::load1(&b[k * 8 + n]);
+      for (int k = 0; k < 16; ++k)
+        want += double(cuda::load1(&a[m * 16 + k])) * cuda::load1(&b[k * 8 + n]);
       if (d[m * 8 + n] != static_cast<float>(want)) return false;
     }
   }
@@ -112,13 +113,26 @@ struct Stages {
 enum class Wrong { kNothing, kNoWait, kWaitTooFew, kNoBarrier };
 
 // Sums a row of stages that arrive in the background, reading the neighbour's copies.
+struct alignas(16) Pair {
+  double x = 0, y = 0;
+  Pair() = default;
+  explicit Pair(int v) : x(v), y(2 * v) {}
+  Pair& operator+=(const Pair& other) {
+    x += other.x;
+    y += other.y;
+    return *this;
+  }
+  bool operator==(const Pair&) const = default;
+};
+
 template <class X, Wrong kWrong>
 __global__ void pipeline(const X* in, X* out, int V) {
   Stages<X>& s = shared<Stages<X>>();
   const int t = static_cast<int>(threadIdx.x);
   for (int i = 0; i < kStages; ++i) {
     const int v = i * kThreads + t;
-    cuda::cp_async<sizeof(X)>(&s.x[i][t], in + (v < V ? v : 0), v < V ? static_cast<int>(sizeof(X)) : 0);
+    cuda::cp_async<sizeof(X)>(&s.x[i][t], in + (v < V ? v : 0),
+                              v < V ? static_cast<int>(sizeof(X)) : 0);
     cuda::cp_async_commit();
   }
   X sum = {};
@@ -128,7 +142,8 @@ __global__ void pipeline(const X* in, X* out, int V) {
     } else if (kWrong != Wrong::kNoWait) {
       cuda::cp_async_wait<0>();
     }
-    if (kWrong != Wrong::kNoBarrier) __syncthreads();  // orders this thread's copies before the others' reads
+    if (kWrong != Wrong::kNoBarrier)
+      __syncthreads();  // orders this thread's copies before the others' reads
     sum += s.x[i][(t + 1) % kThreads];
   }
   out[t] = sum;
@@ -140,9 +155,10 @@ bool pipeline_is_right() {
   alignas(16) X in[kStages * kThreads];
   std::vector<X> out(kThreads, X(-1));
   for (int v = 0; v < kStages * kThreads; ++v) in[v] = X(v + 1);
-  launch(pipeline<X, kWrong>, {.name = "case", .block = kThreads}, static_cast<const X*>(in), out.data(), V);
+  launch(pipeline<X, kWrong>, {.name = "case", .block = kThreads}, static_cast<const X*>(in),
+         out.data(), V);
   for (int t = 0; t < kThreads; ++t) {
-    X want = 0;
+    X want(0);
     for (int i = 0; i < kStages; ++i) {
       const int v = i * kThreads + (t + 1) % kThreads;
       want += v < V ? in[v] : X(0);
@@ -160,7 +176,8 @@ bool ex2() {
          cuda::ex2_approx(-std::numeric_limits<float>::infinity()) == 0.0f;
 }
 
-// Every 16-bit pattern back from the float it stands for, and floats between neighbours to the even one.
+// Every 16-bit pattern back from the float it stands for, and floats between neighbours to the even
+// one.
 template <class T>
 bool conversions() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -193,6 +210,7 @@ std::vector<Case> ptx_cases() {
       {"ldmatrix_misaligned", [] { return all_ok(load_misaligned_matrix); }},
       {"cp_async_4", [] { return pipeline_is_right<float>(); }},
       {"cp_async_8", [] { return pipeline_is_right<double>(); }},
+      {"cp_async_16", [] { return pipeline_is_right<Pair>(); }},
       {"cp_async_without_wait", [] { return pipeline_is_right<float, Wrong::kNoWait>(); }},
       {"cp_async_waits_too_few", [] { return pipeline_is_right<float, Wrong::kWaitTooFew>(); }},
       {"cp_async_without_barrier", [] { return pipeline_is_right<float, Wrong::kNoBarrier>(); }},

@@ -12,7 +12,7 @@ using cuda::kPack;
 template <class T>
 __global__ void add_one(const T* in, T* out, int V, int* in_packs) {
   const cuda::WarpGroup group;
-  cuda::for_each_in_row<2>(in, V, group, [&]<int U, int P>(int v, int step, AccOf<T> (&x)[U][P]) {
+  cuda::for_each_in_row<2>(in, V, group, [&]<int U, int P>(int v, int step, AccOf<T>(&x)[U][P]) {
     for (int u = 0; u < U; ++u) {
       for (int i = 0; i < P; ++i) x[u][i] += 1;
       cuda::store_run(out + v + u * step, x[u]);
@@ -34,7 +34,8 @@ bool row_is_right(int V, int before_in, int before_out) {
   T* out = place(out_room, before_out);
   for (int v = 0; v < V; ++v) cuda::store1(in + v, AccOf<T>(v % 100));
   int in_packs = 0;
-  cuda::launch(add_one<T>, {.name = "case", .block = 32}, static_cast<const T*>(in), out, V, &in_packs);
+  cuda::launch(add_one<T>, {.name = "case", .block = 32}, static_cast<const T*>(in), out, V,
+               &in_packs);
   for (int v = 0; v < V; ++v) {
     if (cuda::load1(out + v) != AccOf<T>(v % 100 + 1)) return false;
   }

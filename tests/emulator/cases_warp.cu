@@ -33,8 +33,8 @@ __device__ bool votes(int t) {
 
 __device__ bool reductions(int t) {
   const int lane = t % 32;
-  return __reduce_add_sync(kAllLanes, lane) == 31 * 16 && __reduce_max_sync(kAllLanes, -lane) == 0 &&
-         __reduce_min_sync(kAllLanes, -lane) == -31 &&
+  return __reduce_add_sync(kAllLanes, lane) == 31 * 16 &&
+         __reduce_max_sync(kAllLanes, -lane) == 0 && __reduce_min_sync(kAllLanes, -lane) == -31 &&
          __reduce_or_sync(kAllLanes, 1u << lane) == 0xffffffffu;
 }
 
@@ -91,8 +91,10 @@ __device__ bool block_reduce(int t) {
 // Rounds differently in each order: all lanes must have the same bits, under every seed.
 __device__ bool same_bits(int t) {
   const cuda::WarpGroup group;
-  const float sum = group.reduce(1.0f / static_cast<float>(t + 1), 0.0f, [](float a, float b) { return a + 3 * b; });
-  return __reduce_max_sync(kAllLanes, __float_as_uint(sum)) == __reduce_min_sync(kAllLanes, __float_as_uint(sum));
+  const float sum = group.reduce(1.0f / static_cast<float>(t + 1), 0.0f,
+                                 [](float a, float b) { return a + 3 * b; });
+  return __reduce_max_sync(kAllLanes, __float_as_uint(sum)) ==
+         __reduce_min_sync(kAllLanes, __float_as_uint(sum));
 }
 
 template <bool (*kCheck)(int)>

@@ -18,28 +18,12 @@ dim3 gridDim;
 namespace seqkern::emulator {
 
 Thread* running = nullptr;
+Launch launch;
 
 namespace {
 
 constexpr size_t kMaxAliveThreads = 16384;
-// Of a wait loop; each round lets every other thread that can run go on.
-constexpr uint64_t kMaxYields = 10'000'000;
 
-struct Launch {
-  Context scheduler;
-  const std::function<void()>* body = nullptr;
-  std::vector<Block> blocks;  // alive
-  std::vector<Thread> threads;
-  std::vector<Thread*> ready;
-  std::unique_ptr<Fault> fault;
-  bool cooperative = false;
-  size_t done = 0;
-  size_t at_grid_barrier = 0;
-  Location grid_barrier_at;
-  uint64_t yields = 0;
-};
-
-Launch launch;
 uint64_t random_state = 0;
 uint64_t launches = 0;
 
@@ -62,7 +46,8 @@ std::string name(uint3 i) {
   return out.str();
 }
 
-// file:line of a code address through binutils, where g++ is, that is; else the address in its library.
+// file:line of a code address through binutils, where g++ is, that is; else the address in its
+// library.
 std::string describe_code(const void* code) {
   if (!code) return "";
   std::string library;
@@ -72,7 +57,8 @@ std::string describe_code(const void* code) {
     char line[4608], path[4096];
     while (std::fgets(line, sizeof(line), maps)) {
       unsigned long begin, end, offset;
-      if (std::sscanf(line, "%lx-%lx %*s %lx %*s %*s %4095s", &begin, &end, &offset, path) != 4) continue;
+      if (std::sscanf(line, "%lx-%lx %*s %lx %*s %*s %4095s", &begin, &end, &offset, path) != 4)
+        continue;
       if (offset == 0) {
         base = begin;
         library = path;
@@ -96,20 +82,6 @@ std::string describe_code(const void* code) {
   return " at " + found.substr(found.rfind('/') + 1);
 }
 
-void make_ready(Thread& thread) {
-  thread.waits_in = nullptr;
-  thread.waits_for = nullptr;
-  launch.ready.push_back(&thread);
-}
-
-// Back to the scheduler, until made ready again.
-void wait(const char* what, Location where) {
-  Thread& self = *running;
-  self.waits_in = what;
-  self.waits_at = where;
-  switch_context(self.context, launch.scheduler);
-}
-
 void thread_entry() noexcept {
   (*launch.body)();
   running->done = true;
@@ -125,18 +97,6 @@ void resume(Thread& thread) {
   running = nullptr;
 }
 
-bool same_line(const Location& a, const Location& b) {
-  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
-}
-
-void release(Block& block) {
-  block.result = block.yes;
-  block.arrived = 0;
-  block.yes = 0;
-  block.barrier = nullptr;
-  block.epoch = next_epoch();
-}
-
 // Nobody can run and not all have returned: who waits where.
 std::string deadlock() {
   std::ostringstream out;
@@ -149,13 +109,15 @@ std::string deadlock() {
     std::vector<Group> groups;
     for (const Thread* thread : block.threads) {
       std::string what = "returned";
-      if (!thread->done) what = std::string("wait in ") + thread->waits_in + " at " + describe(thread->waits_at);
+      if (!thread->done)
+        what = std::string("wait in ") + thread->waits_in + " at " + describe(thread->waits_at);
       if (const Collective* c = thread->waits_for) {
         std::ostringstream lanes;
         lanes << what << " (mask 0x" << std::hex << c->mask << ", arrived 0x" << c->arrived << ")";
         what = lanes.str();
       }
-      const auto same = std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.what == what; });
+      const auto same = std::find_if(groups.begin(), groups.end(),
+                                     [&](const Group& g) { return g.what == what; });
       if (same == groups.end()) {
         groups.push_back({what, thread, 1});
       } else {
@@ -165,8 +127,8 @@ std::string deadlock() {
     if (groups.size() == 1 && groups[0].what == "returned") continue;
     out << "not all threads reach the same barrier: block " << name(block.index) << ":";
     for (const Group& g : groups) {
-      out << " " << g.count << (g.what == "returned" ? " have " : " ") << g.what << " (first: thread "
-          << name(g.first->index) << ");";
+      out << " " << g.count << (g.what == "returned" ? " have " : " ") << g.what
+          << " (first: thread " << name(g.first->index) << ");";
     }
     break;  // one block says it
   }
@@ -229,11 +191,6 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& i
   run_alive();
 }
 
-std::vector<std::unique_ptr<Collective>>& spare_collectives() {
-  static std::vector<std::unique_ptr<Collective>> spare;
-  return spare;
-}
-
 std::unordered_map<const void*, size_t>& dynamic_limits() {
   static std::unordered_map<const void*, size_t> limits;
   return limits;
@@ -264,7 +221,8 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
   }
   launch.cooperative = false;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    if (config.attrs[i].id == cudaLaunchAttributeCooperative) launch.cooperative = config.attrs[i].val.cooperative;
+    if (config.attrs[i].id == cudaLaunchAttributeCooperative)
+      launch.cooperative = config.attrs[i].val.cooperative;
     if (config.attrs[i].id == cudaLaunchAttributeClusterDimension) {
       throw std::runtime_error("emulator: clusters are not emulated");
     }
@@ -273,13 +231,14 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
   blockDim = dim;
   gridDim = grid;
   ++launches;
-  // Blocks of an ordinary launch may run one after the other in any order; those of a cooperative one
-  // must be alive together.
+  // Blocks of an ordinary launch may run one after the other in any order; those of a cooperative
+  // one must be alive together.
   std::vector<uint64_t> order(blocks);
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
   if (launch.cooperative) {
-    if (blocks * threads > kMaxAliveThreads || blocks > kSlots) return cudaErrorCooperativeLaunchTooLarge;
+    if (blocks * threads > kMaxAliveThreads || blocks > kSlots)
+      return cudaErrorCooperativeLaunchTooLarge;
     run_blocks(config, order);
   } else {
     for (const uint64_t block : order) run_blocks(config, {block});
@@ -304,179 +263,6 @@ uint64_t next_epoch() {
   return ++epoch;
 }
 
-// ---------------------------------------------------------------- barriers
-
-int block_barrier(const char* what, Location where, Count count, bool predicate) {
-  Block& block = *running->block;
-  if (block.arrived == 0) {
-    block.barrier = what;
-    block.barrier_at = where;
-  } else if (!same_line(where, block.barrier_at)) {
-    fail_at(std::string("mismatched barriers: ") + what + " at " + describe(where) +
-                ", while other threads of the block wait in " + block.barrier + " at " +
-                describe(block.barrier_at),
-            nullptr);
-  }
-  block.yes += predicate;
-  if (++block.arrived < block.threads.size()) {
-    wait(what, where);
-  } else {
-    Thread* self = running;
-    release(block);
-    for (Thread* thread : block.threads) {
-      if (thread != self) make_ready(*thread);
-    }
-  }
-  const int threads = static_cast<int>(block.threads.size());
-  switch (count) {
-    case Count::kAnd:
-      return block.result == threads;
-    case Count::kOr:
-      return block.result > 0;
-    default:
-      return block.result;
-  }
-}
-
-void grid_barrier(Location where) {
-  if (!launch.cooperative) fail_at("grid barrier at " + describe(where) + " in a launch that is not cooperative", nullptr);
-  if (launch.at_grid_barrier == 0) launch.grid_barrier_at = where;
-  if (!same_line(where, launch.grid_barrier_at)) {
-    fail_at("mismatched barriers: the grid's at " + describe(where) + " and at " + describe(launch.grid_barrier_at),
-            nullptr);
-  }
-  if (++launch.at_grid_barrier < launch.threads.size()) {
-    wait("grid_group::sync", where);
-    return;
-  }
-  launch.at_grid_barrier = 0;
-  Thread* self = running;
-  for (Block& block : launch.blocks) release(block);
-  for (Thread& thread : launch.threads) {
-    if (&thread != self) make_ready(thread);
-  }
-}
-
-void yield() {
-  if (++launch.yields > kMaxYields) fail_at("a wait loop never ends", __builtin_return_address(0));
-  launch.ready.push_back(running);
-  switch_context(running->context, launch.scheduler);
-}
-
-// ---------------------------------------------------------------- warps
-
-int lane_id() { return running->lane; }
-
-Collective& arrive(const char* what, uint32_t mask, const void* value, size_t bytes, Location where) {
-  Thread& self = *running;
-  const uint32_t bit = 1u << self.lane;
-  if (!(mask & bit)) fail_at(std::string(what) + " at " + describe(where) + " by a lane outside its mask", nullptr);
-  auto& open = self.block->warps[self.warp];
-  Collective* c = nullptr;
-  for (const auto& o : open) {
-    if (o->arrived == o->mask) continue;  // complete; its lanes are leaving
-    if (o->mask == mask && o->what == what && !(o->arrived & bit)) {
-      c = o.get();
-    } else if (o->mask & mask) {
-      fail_at(std::string("lanes of a warp disagree: ") + what + " at " + describe(where) + ", while others wait in " +
-                  o->what + " at " + describe(o->where),
-              nullptr);
-    }
-  }
-  if (!c) {
-    auto& spare = spare_collectives();
-    if (spare.empty()) spare.push_back(std::make_unique<Collective>());
-    open.push_back(std::move(spare.back()));
-    spare.pop_back();
-    c = open.back().get();
-    c->what = what;
-    c->where = where;
-    c->mask = mask;
-    c->arrived = c->left = 0;
-  }
-  std::memcpy(c->slots[self.lane], value, bytes);
-  c->arrived |= bit;
-  if (c->arrived != mask) {
-    self.waits_for = c;
-    wait(what, where);
-    return *c;
-  }
-  const size_t first = static_cast<size_t>(self.warp) * kWarpSize;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    if ((mask >> lane & 1) && lane != self.lane) make_ready(*self.block->threads[first + lane]);
-  }
-  return *c;
-}
-
-void leave(Collective& collective) {
-  collective.left |= 1u << running->lane;
-  if (collective.left != collective.mask) return;
-  auto& open = running->block->warps[running->warp];
-  const auto at =
-      std::find_if(open.begin(), open.end(), [&](const auto& o) { return o.get() == &collective; });
-  spare_collectives().push_back(std::move(*at));
-  open.erase(at);
-}
-
-void mark_warp_synchronised(uint32_t mask) {
-  Thread& self = *running;
-  const size_t first = static_cast<size_t>(self.warp) * kWarpSize;
-  uint32_t epoch = 0;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    if (mask >> lane & 1) epoch = std::max(epoch, self.block->threads[first + lane]->warp_epoch);
-  }
-  self.warp_epoch = epoch + 1;
-}
-
-// ---------------------------------------------------------------- shared memory, asynchronous copies
-
-void* static_shared(const void* key, size_t bytes, size_t align) {
-  Block& block = *running->block;
-  for (const SharedObject& o : block.objects) {
-    if (o.key == key) return slot_memory(block.slot) + o.offset;
-  }
-  const size_t offset = (block.shared_bytes + align - 1) / align * align;
-  block.static_bytes += bytes;
-  block.shared_bytes = offset + bytes;
-  if (block.static_bytes > kStaticLimit || block.shared_bytes > kSharedLimit) {
-    fail_at("the block's shared memory is full: " + std::to_string(block.static_bytes) + " bytes of shared<>() and " +
-                std::to_string(block.objects[0].bytes) + " dynamic",
-            nullptr);
-  }
-  block.objects.push_back({key, offset, bytes});
-  std::memset(slot_memory(block.slot) + offset, 0xff, bytes);
-  return slot_memory(block.slot) + offset;
-}
-
-void* dynamic_shared() { return slot_memory(running->block->slot); }
-
-void cp_async(void* shared, const void* global, int bytes, int valid) {
-  require_shared(shared, static_cast<size_t>(bytes), "cp.async");
-  if (reinterpret_cast<uintptr_t>(global) % static_cast<size_t>(bytes) != 0) {
-    fail_at("cp.async: source not aligned to its " + std::to_string(bytes) + " bytes", nullptr);
-  }
-  // Written at some time from now on: until the wait nobody may touch it.
-  check_write(shared, static_cast<size_t>(bytes));
-  forget(shared, static_cast<size_t>(bytes));
-  running->copies.push_back({shared, global, bytes, valid, running->copy_group});
-}
-
-void cp_async_commit() { ++running->copy_group; }
-
-void cp_async_wait(int pending) {
-  std::vector<AsyncCopy> later;
-  for (const AsyncCopy& c : running->copies) {
-    if (c.group >= running->copy_group - pending) {
-      later.push_back(c);
-      continue;
-    }
-    check_write(c.shared, static_cast<size_t>(c.bytes));
-    std::memset(c.shared, 0, static_cast<size_t>(c.bytes));
-    std::memcpy(c.shared, c.global, static_cast<size_t>(c.valid));
-  }
-  running->copies = std::move(later);
-}
-
 }  // namespace seqkern::emulator
 
 // ---------------------------------------------------------------- C interface
@@ -496,7 +282,8 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (value < 0 || static_cast<size_t>(value) > seqkern::emulator::kSharedLimit) return cudaErrorInvalidValue;
+  if (value < 0 || static_cast<size_t>(value) > seqkern::emulator::kSharedLimit)
+    return cudaErrorInvalidValue;
   seqkern::emulator::dynamic_limits()[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }

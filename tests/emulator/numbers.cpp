@@ -10,7 +10,8 @@ float half_to_float(uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int mantissa = bits & 1023;
   const float sign = bits & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return mantissa ? std::nanf("") : sign * std::numeric_limits<float>::infinity();
+  if (exponent == 31)
+    return mantissa ? std::nanf("") : sign * std::numeric_limits<float>::infinity();
   return sign * (exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -24)
                                : std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25));
 }
@@ -19,7 +20,7 @@ uint16_t float_to_half(float x) {
   if (std::isnan(x)) return 0x7fff;
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const float magnitude = std::fabs(x);
-  if (magnitude == 0) return sign;  // frexp gives it no exponent to go by
+  if (magnitude == 0) return sign;                  // frexp gives it no exponent to go by
   if (magnitude >= 65520.0f) return sign | 0x7c00;  // halfway to the next power rounds to infinity
   int exponent = 0;
   std::frexp(magnitude, &exponent);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -44,9 +45,9 @@ struct SharedObject {
 
 struct Block {
   uint3 index = {};
-  size_t slot = 0;      // of shared memory
-  uint64_t run = 0;     // names this block's life in the shadow
-  uint64_t epoch = 0;   // and the interval between two barriers; both never repeat
+  size_t slot = 0;     // of shared memory
+  uint64_t run = 0;    // names this block's life in the shadow
+  uint64_t epoch = 0;  // and the interval between two barriers; both never repeat
   std::vector<Thread*> threads;
   std::vector<std::vector<std::unique_ptr<Collective>>> warps;  // operations under way, per warp
   std::vector<SharedObject> objects;
@@ -64,6 +65,21 @@ struct Fault {
   const void* code = nullptr;  // where in the program, if the message does not say
 };
 
+struct Launch {
+  Context scheduler;
+  const std::function<void()>* body = nullptr;
+  std::vector<Block> blocks;  // alive
+  std::vector<Thread> threads;
+  std::vector<Thread*> ready;
+  std::unique_ptr<Fault> fault;
+  bool cooperative = false;
+  size_t done = 0;
+  size_t at_grid_barrier = 0;
+  Location grid_barrier_at;
+  uint64_t yields = 0;
+};
+
+extern Launch launch;
 extern Thread* running;
 
 [[noreturn]] void fail_at(const std::string& message, const void* code);

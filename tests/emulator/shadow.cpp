@@ -1,6 +1,6 @@
-// Shared memory and its shadow: who wrote and read each pair of bytes since when. Finds reads of memory
-// never written, accesses outside the block's objects, and two threads meeting at an address, one of them
-// writing, with no barrier between.
+// Shared memory and its shadow: who wrote and read each pair of bytes since when. Finds reads of
+// memory never written, accesses outside the block's objects, and two threads meeting at an
+// address, one of them writing, with no barrier between.
 //
 // Calls come from the code GCC generates under -fsanitize=thread.
 #include <sys/mman.h>
@@ -13,8 +13,8 @@
 namespace seqkern::emulator {
 namespace {
 
-// One warp's accesses within one interval. Lanes are ordered among themselves by __syncwarp, with other
-// warps only by a barrier, which begins another epoch.
+// One warp's accesses within one interval. Lanes are ordered among themselves by __syncwarp, with
+// other warps only by a barrier, which begins another epoch.
 struct Access {
   uint64_t epoch = 0;
   uint32_t lanes = 0;
@@ -79,7 +79,9 @@ void look(const void* p, size_t bytes, Kind kind, const void* code) {
     inside = inside || (offset >= o.offset && offset + bytes <= o.offset + o.bytes);
   }
   if (!inside) {
-    fail_at(std::string(verb) + " of " + std::to_string(bytes) + " bytes outside the block's shared memory", code);
+    fail_at(std::string(verb) + " of " + std::to_string(bytes) +
+                " bytes outside the block's shared memory",
+            code);
   }
   for (size_t i = at / kGrain; i <= (at + bytes - 1) / kGrain; ++i) {
     Cell& cell = cells[i];
@@ -106,7 +108,8 @@ void look(const void* p, size_t bytes, Kind kind, const void* code) {
       cell.run = block.run;
       record(cell.write, self, atomic);
     } else {
-      if (cell.read.epoch == block.epoch && cell.read.warp != self.warp) cell.other_read = cell.read;
+      if (cell.read.epoch == block.epoch && cell.read.warp != self.warp)
+        cell.other_read = cell.read;
       record(cell.read, self, false);
     }
   }
@@ -126,15 +129,23 @@ void forget(void* p, size_t bytes) {
 
 void require_shared(const void* p, size_t align, const char* what) {
   const size_t at = static_cast<size_t>(static_cast<const unsigned char*>(p) - memory);
-  if (at >= kSlots * kSlotSpan) fail_at(std::string(what) + ": address is not in shared memory", nullptr);
+  if (at >= kSlots * kSlotSpan)
+    fail_at(std::string(what) + ": address is not in shared memory", nullptr);
   if (at % align != 0) {
-    fail_at(std::string(what) + ": address not aligned to " + std::to_string(align) + " bytes", nullptr);
+    fail_at(std::string(what) + ": address not aligned to " + std::to_string(align) + " bytes",
+            nullptr);
   }
 }
 
-void check_read(const void* p, size_t bytes) { look(p, bytes, Kind::kRead, __builtin_return_address(0)); }
-void check_write(void* p, size_t bytes) { look(p, bytes, Kind::kWrite, __builtin_return_address(0)); }
-void check_atomic(void* p, size_t bytes) { look(p, bytes, Kind::kAtomic, __builtin_return_address(0)); }
+void check_read(const void* p, size_t bytes) {
+  look(p, bytes, Kind::kRead, __builtin_return_address(0));
+}
+void check_write(void* p, size_t bytes) {
+  look(p, bytes, Kind::kWrite, __builtin_return_address(0));
+}
+void check_atomic(void* p, size_t bytes) {
+  look(p, bytes, Kind::kAtomic, __builtin_return_address(0));
+}
 
 }  // namespace seqkern::emulator
 
@@ -143,9 +154,13 @@ void check_atomic(void* p, size_t bytes) { look(p, bytes, Kind::kAtomic, __built
 using seqkern::emulator::Kind;
 using seqkern::emulator::look;
 
-#define SEQKERN_HOOKS(n)                                                                        \
-  extern "C" void __tsan_read##n(void* p) { look(p, n, Kind::kRead, __builtin_return_address(0)); } \
-  extern "C" void __tsan_write##n(void* p) { look(p, n, Kind::kWrite, __builtin_return_address(0)); }
+#define SEQKERN_HOOKS(n)                                   \
+  extern "C" void __tsan_read##n(void* p) {                \
+    look(p, n, Kind::kRead, __builtin_return_address(0));  \
+  }                                                        \
+  extern "C" void __tsan_write##n(void* p) {               \
+    look(p, n, Kind::kWrite, __builtin_return_address(0)); \
+  }
 SEQKERN_HOOKS(1)
 SEQKERN_HOOKS(2)
 SEQKERN_HOOKS(4)

@@ -1,4 +1,5 @@
-// Stands in for CUDA's header when g++ compiles csrc/cuda for the emulator: the part that seqkern uses.
+// Stands in for CUDA's header when g++ compiles csrc/cuda for the emulator: the part that seqkern
+// uses.
 #pragma once
 
 #include <algorithm>
@@ -29,14 +30,10 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-#define SEQKERN_VECTOR_TYPES(T, name)                                                          \
-  struct alignas(2 * sizeof(T)) name##2 {                                                      \
-    T x, y;                                                                                    \
-  };                                                                                           \
-  struct alignas(sizeof(T) < 8 ? 4 * sizeof(T) : 16) name##4 {                                 \
-    T x, y, z, w;                                                                              \
-  };                                                                                           \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                   \
+#define SEQKERN_VECTOR_TYPES(T, name)                                           \
+  struct alignas(2 * sizeof(T)) name##2 { T x, y; };                            \
+  struct alignas(sizeof(T) < 8 ? 4 * sizeof(T) : 16) name##4 { T x, y, z, w; }; \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; }                    \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 SEQKERN_VECTOR_TYPES(float, float)
 SEQKERN_VECTOR_TYPES(double, double)
@@ -109,13 +106,14 @@ inline constexpr int warpSize = 32;
 
 // ---------------------------------------------------------------- synchronisation
 
-inline void __syncthreads(seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
+inline void __syncthreads(
+    seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
   seqkern::emulator::block_barrier("__syncthreads", where);
 }
-#define SEQKERN_SYNCTHREADS(name, count)                                                         \
-  inline int name(int predicate,                                                                 \
-                  seqkern::emulator::Location where = seqkern::emulator::Location::current()) {  \
-    return seqkern::emulator::block_barrier(#name, where, count, predicate != 0);                \
+#define SEQKERN_SYNCTHREADS(name, count)                                                        \
+  inline int name(int predicate,                                                                \
+                  seqkern::emulator::Location where = seqkern::emulator::Location::current()) { \
+    return seqkern::emulator::block_barrier(#name, where, count, predicate != 0);               \
   }
 SEQKERN_SYNCTHREADS(__syncthreads_and, seqkern::emulator::Count::kAnd)
 SEQKERN_SYNCTHREADS(__syncthreads_or, seqkern::emulator::Count::kOr)
@@ -130,25 +128,25 @@ inline void __nanosleep(unsigned) { seqkern::emulator::yield(); }
 
 inline void __syncwarp(unsigned mask = 0xffffffffu,
                        seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
-  seqkern::emulator::warp_collective(
-      "__syncwarp", 0, [](const auto&, int) {}, mask, where);
+  seqkern::emulator::warp_collective("__syncwarp", 0, [](const auto&, int) {}, mask, where);
   seqkern::emulator::mark_warp_synchronised(mask);
 }
 
-#define SEQKERN_SHUFFLE(name, Operand, source)                                                    \
-  template <class X>                                                                              \
-  X name(unsigned mask, X x, Operand operand, int width = 32,                                     \
-         seqkern::emulator::Location where = seqkern::emulator::Location::current()) {            \
-    return seqkern::emulator::warp_collective(                                                    \
-        #name, x,                                                                                 \
-        [&](const seqkern::emulator::Lanes<X>& lanes, int lane) {                                 \
-          const int first = lane / width * width;                                                 \
-          const int from = source;                                                                \
-          const bool inside = from >= first && from < first + width;                              \
-          if (inside && !(mask >> from & 1)) seqkern::emulator::fail(#name " reads a lane outside its mask"); \
-          return inside ? lanes[from] : lanes[lane];                                              \
-        },                                                                                        \
-        mask, where);                                                                             \
+#define SEQKERN_SHUFFLE(name, Operand, source)                                         \
+  template <class X>                                                                   \
+  X name(unsigned mask, X x, Operand operand, int width = 32,                          \
+         seqkern::emulator::Location where = seqkern::emulator::Location::current()) { \
+    return seqkern::emulator::warp_collective(                                         \
+        #name, x,                                                                      \
+        [&](const seqkern::emulator::Lanes<X>& lanes, int lane) {                      \
+          const int first = lane / width * width;                                      \
+          const int from = source;                                                     \
+          const bool inside = from >= first && from < first + width;                   \
+          if (inside && !(mask >> from & 1))                                           \
+            seqkern::emulator::fail(#name " reads a lane outside its mask");           \
+          return inside ? lanes[from] : lanes[lane];                                   \
+        },                                                                             \
+        mask, where);                                                                  \
   }
 SEQKERN_SHUFFLE(__shfl_sync, int, first + (operand % width + width) % width)
 SEQKERN_SHUFFLE(__shfl_xor_sync, int, (lane ^ operand))
@@ -156,8 +154,9 @@ SEQKERN_SHUFFLE(__shfl_down_sync, unsigned, lane + static_cast<int>(operand))
 SEQKERN_SHUFFLE(__shfl_up_sync, unsigned, lane - static_cast<int>(operand))
 #undef SEQKERN_SHUFFLE
 
-inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
+inline unsigned __ballot_sync(
+    unsigned mask, int predicate,
+    seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
   return seqkern::emulator::warp_collective(
       "__ballot_sync", predicate,
       [&](const seqkern::emulator::Lanes<int>& lanes, int) {
@@ -176,21 +175,21 @@ inline int __all_sync(unsigned mask, int predicate,
   return __ballot_sync(mask, predicate, where) == mask;
 }
 
-#define SEQKERN_WARP_REDUCE(name, X, expression)                                                   \
-  inline X name(unsigned mask, X x,                                                                \
-                seqkern::emulator::Location where = seqkern::emulator::Location::current()) {      \
-    return seqkern::emulator::warp_collective(                                                     \
-        #name, x,                                                                                  \
-        [&](const seqkern::emulator::Lanes<X>& lanes, int lane) {                                  \
-          X a = lanes[lane];                                                                       \
-          for (int l = 0; l < 32; ++l) {                                                           \
-            if (l == lane || !(mask >> l & 1)) continue;                                           \
-            const X b = lanes[l];                                                                  \
-            a = expression;                                                                        \
-          }                                                                                        \
-          return a;                                                                                \
-        },                                                                                         \
-        mask, where);                                                                              \
+#define SEQKERN_WARP_REDUCE(name, X, expression)                                              \
+  inline X name(unsigned mask, X x,                                                           \
+                seqkern::emulator::Location where = seqkern::emulator::Location::current()) { \
+    return seqkern::emulator::warp_collective(                                                \
+        #name, x,                                                                             \
+        [&](const seqkern::emulator::Lanes<X>& lanes, int lane) {                             \
+          X a = lanes[lane];                                                                  \
+          for (int l = 0; l < 32; ++l) {                                                      \
+            if (l == lane || !(mask >> l & 1)) continue;                                      \
+            const X b = lanes[l];                                                             \
+            a = expression;                                                                   \
+          }                                                                                   \
+          return a;                                                                           \
+        },                                                                                    \
+        mask, where);                                                                         \
   }
 SEQKERN_WARP_REDUCE(__reduce_add_sync, int, a + b)
 SEQKERN_WARP_REDUCE(__reduce_add_sync, unsigned, a + b)
@@ -199,7 +198,7 @@ SEQKERN_WARP_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
 SEQKERN_WARP_REDUCE(__reduce_min_sync, int, a < b ? a : b)
 SEQKERN_WARP_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
 SEQKERN_WARP_REDUCE(__reduce_or_sync, unsigned, a | b)
-SEQKERN_WARP_REDUCE(__reduce_and_sync, unsigned, a & b)
+SEQKERN_WARP_REDUCE(__reduce_and_sync, unsigned, a& b)
 #undef SEQKERN_WARP_REDUCE
 
 // ---------------------------------------------------------------- atomics
@@ -253,17 +252,21 @@ inline int __float_as_int(float x) { return seqkern::emulator::bits_of<int>(x); 
 inline int __double2hiint(double x) {
   return static_cast<int>(seqkern::emulator::bits_of<uint64_t>(x) >> 32);
 }
-inline int __double2loint(double x) { return static_cast<int>(seqkern::emulator::bits_of<uint64_t>(x)); }
+inline int __double2loint(double x) {
+  return static_cast<int>(seqkern::emulator::bits_of<uint64_t>(x));
+}
 inline double __hiloint2double(int high, int low) {
-  return seqkern::emulator::bits_of<double>(static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 |
-                                            static_cast<uint32_t>(low));
+  return seqkern::emulator::bits_of<double>(
+      static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low));
 }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
 
 using std::max;
 using std::min;

@@ -1,8 +1,8 @@
 // The emulator as device code sees it: where a thread waits, and what it shares with others.
 //
-// Every CUDA thread is a fiber of the one OS thread that launched the kernel (emulator.cpp). The files of
-// csrc/cuda are compiled with -fsanitize=thread for the calls GCC then makes at each memory access, which
-// shadow.cpp answers; the sanitizer's own runtime is not linked.
+// Every CUDA thread is a fiber of the one OS thread that launched the kernel (emulator.cpp). The
+// files of csrc/cuda are compiled with -fsanitize=thread for the calls GCC then makes at each
+// memory access, which shadow.cpp answers; the sanitizer's own runtime is not linked.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,8 @@ void set_checks(bool on);
 
 // ---------------------------------------------------------------- faults
 
-// Ends the launch: the host's launch call throws std::runtime_error with the message and the thread.
+// Ends the launch: the host's launch call throws std::runtime_error with the message and the
+// thread.
 [[noreturn]] void fail(const char* message);
 
 // ---------------------------------------------------------------- synchronisation
@@ -39,7 +40,8 @@ void set_checks(bool on);
 enum class Count { kNone, kAnd, kOr, kSum };
 
 // Waits for every thread of the block; all must wait at the same line.
-int block_barrier(const char* what, Location where, Count count = Count::kNone, bool predicate = false);
+int block_barrier(const char* what, Location where, Count count = Count::kNone,
+                  bool predicate = false);
 void grid_barrier(Location where);
 // Lets others run, for loops that wait for a value in memory.
 void yield();
@@ -60,7 +62,8 @@ struct Collective {
 
 int lane_id();
 // Waits until all lanes of the mask have come to the same operation with the same mask.
-Collective& arrive(const char* what, uint32_t mask, const void* value, size_t bytes, Location where);
+Collective& arrive(const char* what, uint32_t mask, const void* value, size_t bytes,
+                   Location where);
 void leave(Collective& collective);
 void mark_warp_synchronised(uint32_t mask);
 
@@ -113,7 +116,8 @@ SEQKERN_EMULATOR_UNWATCHED X load_shared(const X* p) {
   return *p;
 }
 
-// old = *p, *p = f(old); returns old. Fibers do not interrupt each other, so nothing else is needed.
+// old = *p, *p = f(old); returns old. Fibers do not interrupt each other, so nothing else is
+// needed.
 template <class X, class F>
 SEQKERN_EMULATOR_UNWATCHED X atomic_update(X* p, F f) {
   check_atomic(p, sizeof(X));
