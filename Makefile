@@ -21,7 +21,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu check lint fix isa build emulator cuda bench clean
+.PHONY: demo test quick test-gpu check check-install lint fix isa build emulator cuda bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
@@ -41,7 +41,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa cuda
+check: lint test isa cuda check-install
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -49,6 +49,9 @@ lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/mypy --strict benchmarks
+
+check-install:
+	TORCH="$(TORCH)" PYTHON="$(PYTHON)" tools/check_install.sh
 
 fix: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check --fix $(PYTHON_CODE)
