@@ -22,7 +22,8 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu check lint fix isa build emulator cuda without-nvcc bench clean
+.PHONY: demo test quick test-gpu check check-install lint fix isa build emulator cuda \
+        without-nvcc bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
@@ -42,7 +43,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa $(if $(NVCC),cuda,without-nvcc)
+check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -50,6 +51,9 @@ lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/mypy --strict benchmarks
+
+check-install:
+	TORCH="$(TORCH)" PYTHON="$(PYTHON)" tools/check_install.sh
 
 fix: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check --fix $(PYTHON_CODE)

@@ -77,7 +77,7 @@ struct Online {
     constexpr int L = kLanes<Acc>;
     const Acc m = hmax(block_max(x, n));
     if (m > max) {
-      sum *= exp1(max - m);
+      if (max > lowest<Acc>()) sum *= exp1(max - m);  // nothing to rescale before the first block
       max = m;
     }
     const Vec<Acc> shift = splat<Vec<Acc>>(max);
@@ -344,7 +344,8 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
       // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would
       // cancel.
       const Acc log_p = (x_y - m) - log_sum;
-      Acc d = on_target * expm1_(log_p) + rest * exp1(log_p);
+      Acc d = on_target * expm1_nonpositive<Acc>(splat<V>(log_p))[0];
+      if (rest != 0) d += rest * exp1(log_p);
       if constexpr (kTargetSums) d -= g_ce * uniform * o.weight_of(y);
       store1(dx_n + y, d * cap_derivative);
     }

@@ -196,23 +196,36 @@ SEQKERN_INLINE VecD vmax(VecD a, VecD b) {
 #endif
 }
 
-template <class V>
-SEQKERN_INLINE auto hmax(V v) {
-  auto m = v[0];
-  for (int i = 1; i < static_cast<int>(sizeof(v) / sizeof(m)); ++i) m = v[i] > m ? v[i] : m;
-  return m;
+// The two halves of a vector, down to the 16 bytes that every ISA has.
+template <class T, int kBytes>
+struct Halves {
+  typedef T Half __attribute__((vector_size(kBytes / 2)));
+  Half low, high;
+};
+
+// Reductions fold halves onto each other: pairwise, so that the rounding of a sum is the same
+// however the compiler unrolls, and few instructions, since a row of 16 logits is two vectors.
+template <class V, class F>
+SEQKERN_INLINE auto fold(V v, F combine) {
+  using T = std::remove_cvref_t<decltype(v[0])>;
+  if constexpr (sizeof(V) > 16) {
+    const auto halves = bitcast<Halves<T, sizeof(V)>>(v);
+    return fold(typename Halves<T, sizeof(V)>::Half(combine(halves.low, halves.high)), combine);
+  } else if constexpr (sizeof(T) == 8) {
+    return combine(v[0], v[1]);
+  } else {
+    return combine(combine(v[0], v[2]), combine(v[1], v[3]));
+  }
 }
 
-// Pairwise, so the rounding does not depend on how the compiler orders a loop.
+template <class V>
+SEQKERN_INLINE auto hmax(V v) {
+  return fold(v, [](auto a, auto b) __attribute__((always_inline)) { return a > b ? a : b; });
+}
+
 template <class V>
 SEQKERN_INLINE auto hsum(V v) {
-  constexpr int n = sizeof(v) / sizeof(v[0]);
-  decltype(v[0] + v[0]) s[n];
-  for (int i = 0; i < n; ++i) s[i] = v[i];
-  for (int width = n / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) s[i] += s[i + width];
-  }
-  return s[0];
+  return fold(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

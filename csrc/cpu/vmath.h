@@ -42,6 +42,17 @@ struct ExpTraits<double> {
       2.5112084606524842324e-8, 2.0826783785305146841e-9};
 };
 
+// e^r - 1 for |r| <= ln(2)/2, with full relative accuracy.
+template <class Acc>
+SEQKERN_INLINE Vec<Acc> exp_minus_one_reduced(Vec<Acc> r) {
+  using C = ExpTraits<Acc>;
+  constexpr int kTerms = sizeof(C::kQ) / sizeof(C::kQ[0]);
+  Vec<Acc> q = splat<Vec<Acc>>(C::kQ[kTerms - 1]);
+#pragma GCC unroll 16
+  for (int i = kTerms - 2; i >= 0; --i) q = q * r + C::kQ[i];
+  return (q * r) * r + r;
+}
+
 // e^x for x <= 0 (what a softmax needs): at most 2 ulp where the result is normal, 0 below that,
 // NaN for NaN. There is no overflow branch: x > 88 is outside its domain.
 template <class Acc>
@@ -54,11 +65,7 @@ SEQKERN_INLINE Vec<Acc> exp_nonpositive(Vec<Acc> x) {
   const V n = shifted - C::kRound;
   V r = x - n * C::kLn2Hi;
   r = r - n * C::kLn2Lo;
-  constexpr int kTerms = sizeof(C::kQ) / sizeof(C::kQ[0]);
-  V q = splat<V>(C::kQ[kTerms - 1]);
-#pragma GCC unroll 16
-  for (int i = kTerms - 2; i >= 0; --i) q = q * r + C::kQ[i];
-  const V p = (q * r) * r + r + Acc(1);
+  const V p = exp_minus_one_reduced<Acc>(r) + Acc(1);
   const V scale = bitcast<V>(bitcast<U>(shifted) << C::kMantissaBits);
   // Not below (rather than above) the bound, so that NaN passes through the product.
   const I keep = ~(x < C::kMin);
@@ -83,13 +90,12 @@ SEQKERN_INLINE Acc log1(Acc x) {
   }
 }
 
+// e^x - 1 for x <= 0: where e^x is near 1 its own polynomial, which is the difference before 1 is
+// added.
 template <class Acc>
-SEQKERN_INLINE Acc expm1_(Acc x) {
-  if constexpr (sizeof(Acc) == 4) {
-    return ::expm1f(x);
-  } else {
-    return ::expm1(x);
-  }
+SEQKERN_INLINE Vec<Acc> expm1_nonpositive(Vec<Acc> x) {
+  const Acc kHalfLn2 = Acc(0.34657359);
+  return select(x > -kHalfLn2, exp_minus_one_reduced<Acc>(x), exp_nonpositive<Acc>(x) - Acc(1));
 }
 
 // tanh and its derivative 1 - tanh^2, the latter without cancellation where tanh is near 1.

@@ -13,6 +13,8 @@ BUILD = Path(__file__).parents[2] / "build" / "emulator"
 BOUNDS = {
     "exp_float": 2.0,
     "exp_double": 2.0,
+    "expm1_float": 2.5,
+    "expm1_double": 2.5,
     "exp_zero_below": 0.0,
     "exp_nan_stays": 0.0,
     "tanh_float": 3.0,

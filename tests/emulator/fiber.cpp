@@ -8,7 +8,7 @@
 #include <system_error>
 #include <vector>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(SEQKERN_EMULATOR_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -28,7 +28,7 @@ void* stack(size_t i) {
   return stacks[i];
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SEQKERN_EMULATOR_UCONTEXT)
 
 // The registers a function must preserve go on the stack, and the stack pointer into the context.
 // SSE control words are left alone: nothing here changes them.

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Build an sdist, install it in an environment of its own with an isolated build, and use it from another folder.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+
+"${PYTHON:-python3}" -m venv "$place/venv"
+pip="$place/venv/bin/python -m pip --disable-pip-version-check -q"
+$pip install "${TORCH:-torch>=2.10}" build
+"$place/venv/bin/python" -m build --sdist --outdir "$place/dist" "$root" >/dev/null
+$pip install "$place"/dist/seqkern-*.tar.gz
+
+cd "$place"
+venv/bin/python - <<'PY'
+import torch
+import seqkern
+
+logits = torch.randn(5, 50257, requires_grad=True)
+target = torch.tensor([0, 1, 2, -100, 50256])
+loss = seqkern.ops.cross_entropy(logits, target)
+loss.backward()
+torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, target))
+print("seqkern", seqkern.__version__, "from", seqkern.__file__)
+PY
+venv/bin/seqkern doctor
