@@ -7,6 +7,9 @@
 // where `target` is one-hot at target[n], or a row of class probabilities. For one-hot targets the
 // (1 - label_smoothing) part and the uniform part carry the class weights as PyTorch does.
 // Rows whose target is ignore_index have ce_n = 0 and no gradient through ce and z_loss.
+// A target that is neither a class nor ignore_index is never used as an index: the CPU's torch
+// layer refuses it before the launch; on CUDA, which cannot look, the row's loss and gradient are
+// NaN.
 #pragma once
 
 #include <cstdint>
