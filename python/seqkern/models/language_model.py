@@ -65,8 +65,8 @@ class LanguageModel(nn.Module, ABC):
             )
         if targets is not None:
             require(
-                targets.shape == tokens.shape and not targets.is_floating_point(),
-                f"targets must be integers {list(tokens.shape)} like tokens, "
+                targets.shape == tokens.shape and targets.dtype == torch.int64,
+                f"targets must be int64 {list(tokens.shape)} like tokens, "
                 f"got {targets.dtype} {list(targets.shape)}",
             )
 
