@@ -74,12 +74,12 @@ def test_char_vocabulary_is_the_sorted_alphabet():
 
 def test_word_vocabulary_keeps_the_most_frequent_that_occur_twice():
     made = WordTokenizer.train("x y y z z z w", max_vocab=100)
-    assert made.vocabulary() == [UNKNOWN_WORD, " ", " z", " y"]
+    assert made.vocabulary() == [UNKNOWN_WORD, " ", "z", "y"]
     assert made.decode(made.encode("q z y w")) == f"{UNKNOWN_WORD} z y {UNKNOWN_WORD}"
 
 
 def test_word_vocabulary_is_cut_at_its_largest_size():
-    assert WordTokenizer.train("x y y z z z w", max_vocab=3).vocabulary() == ["<unk>", " ", " z"]
+    assert WordTokenizer.train("x y y z z z w", max_vocab=3).vocabulary() == ["<unk>", " ", "z"]
 
 
 def test_unknown_word_costs_neither_its_space_nor_a_whitespace_run():
