@@ -1,8 +1,9 @@
 """Locate an installed torch without importing it.
 
-A build front end hides the target environment's packages from an isolated build. Only torch's headers
-are needed, and they lie in the target environment's site-packages, so look there as well.
-Printed as `DIR;CUDA` for CMake: the package folder, and the CUDA version torch was built with or nothing.
+A build front end hides the target environment's packages from an isolated build. Only torch's
+headers are needed, and they lie in the target environment's site-packages, so look there as well.
+Printed as `DIR;CUDA` for CMake: the package folder, and the CUDA version torch was built with or
+nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def find_torch() -> tuple[Path, str] | None:
     """Folder and CUDA version (empty for a CPU build) of the first torch that is new enough."""
     for folder in _folders():
         version_file = folder / "version.py"
-        if not (folder / "include/torch/csrc/stable/library.h").exists() or not version_file.exists():
+        if (
+            not (folder / "include/torch/csrc/stable/library.h").exists()
+            or not version_file.exists()
+        ):
             continue
         about = runpy.run_path(str(version_file))
         release = tuple(int(part) for part in about["__version__"].split(".")[:2])
@@ -46,5 +50,7 @@ def find_torch() -> tuple[Path, str] | None:
 if __name__ == "__main__":
     found = find_torch()
     if found is None:
-        sys.exit(f"seqkern: torch >= {MINIMUM[0]}.{MINIMUM[1]} is needed to build; none is installed")
+        sys.exit(
+            f"seqkern: torch >= {MINIMUM[0]}.{MINIMUM[1]} is needed to build; none is installed"
+        )
     print(f"{found[0]};{found[1]}", end="")

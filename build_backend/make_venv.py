@@ -16,5 +16,6 @@ if find_torch():
     command.append("--system-site-packages")
 if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
     sys.exit(
-        "seqkern: python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv python3-dev"
+        "seqkern: python3 -m venv failed; on Debian and Ubuntu: "
+        "apt-get install python3-venv python3-dev"
     )

@@ -1,5 +1,5 @@
-// Softmax-cross-entropy on the CPU: one pass over a row in blocks that stay in L1, so that the logits
-// are read from memory once forward and once backward.
+// Softmax-cross-entropy on the CPU: one pass over a row in blocks that stay in L1, so that the
+// logits are read from memory once forward and once backward.
 #include "ops/cross_entropy.h"
 
 #include "cpu/kernels.h"
@@ -22,37 +22,32 @@ constexpr Acc lowest() {
 
 // ---------------------------------------------------------------- staging
 
-// x[0, len) as Acc, capped, and padded with `pad` to whole vectors. Whole float blocks without a cap
-// are used where they are.
+// x[0, len) as Acc, capped, and padded with `pad` to whole vectors. Whole float blocks without a
+// cap are used where they are. With a cap, its derivative goes to `derivative` unless that is null.
 template <class T, class Acc, bool kCap>
-SEQKERN_INLINE const Acc* stage(const T* x, int64_t len, Acc softcap, Acc pad, Acc* buffer) {
+SEQKERN_INLINE const Acc* stage(const T* x, int64_t len, Acc softcap, Acc pad, Acc* buffer,
+                                Acc* derivative = nullptr) {
   constexpr int L = kLanes<Acc>;
   if constexpr (std::is_same_v<T, Acc> && !kCap) {
     if (len % L == 0) return x;
   }
-  int64_t i = 0;
-  const Acc inverse = kCap ? Acc(1) / softcap : Acc(0);
-  for (; i + L <= len; i += L) {
-    Vec<Acc> v = load(x + i);
-    if constexpr (kCap) v = vtanh(v * inverse) * softcap;
-    store(buffer + i, v);
-  }
-  if (i < len) {
+  for (int64_t i = 0; i < len; i += L) {
+    const int64_t valid = len - i;
     Vec<Acc> v = splat<Vec<Acc>>(pad);
-    for (int64_t j = i; j < len; ++j) v[j - i] = load1(x + j);
+    if (valid >= L) {
+      v = load(x + i);
+    } else {
+      for (int64_t j = 0; j < valid; ++j) v[j] = load1(x + i + j);
+    }
     if constexpr (kCap) {
-      v = vtanh(v * inverse) * softcap;
-      for (int64_t j = len; j < i + L; ++j) v[j - i] = pad;
+      const TanhResult<Vec<Acc>> t = tanh_with_derivative(v / softcap);
+      v = t.value * softcap;
+      if (derivative) store(derivative + i, t.derivative);
+      for (int64_t j = valid; j < L; ++j) v[j] = pad;
     }
     store(buffer + i, v);
   }
   return buffer;
-}
-
-template <class Acc>
-SEQKERN_INLINE Acc cap1(Acc x, Acc softcap) {
-  if (softcap <= 0) return x;
-  return vtanh(splat<Vec<Acc>>(x / softcap))[0] * softcap;
 }
 
 // ---------------------------------------------------------------- online softmax
@@ -63,7 +58,7 @@ struct Online {
   Acc max = lowest<Acc>();
   Vec<Acc> sum = {};
 
-  SEQKERN_INLINE Vec<Acc> block_max(const Acc* x, int64_t n) {
+  static Vec<Acc> block_max(const Acc* x, int64_t n) {
     constexpr int L = kLanes<Acc>;
     Vec<Acc> m0 = load(x), m1 = m0, m2 = m0, m3 = m0;
     int64_t i = 0;
@@ -78,7 +73,7 @@ struct Online {
   }
 
   // x: n elements (whole vectors), padded with -inf.
-  __attribute__((always_inline)) inline void add(const Acc* x, int64_t n) {
+  void add(const Acc* x, int64_t n) {
     constexpr int L = kLanes<Acc>;
     const Acc m = hmax(block_max(x, n));
     if (m > max) {
@@ -101,7 +96,7 @@ struct Online {
     sum += (s0 + s1) + (s2 + s3);
   }
 
-  __attribute__((always_inline)) inline Acc log_sum_exp() const { return max + log1(hsum(sum)); }
+  Acc log_sum() const { return log1(hsum(sum)); }
 };
 
 // ---------------------------------------------------------------- forward
@@ -120,11 +115,11 @@ struct Options {
   Acc softcap;
   Acc z_loss;
 
-  SEQKERN_INLINE Acc weight_of(const Options& o, int64_t v) { return o.weight ? o.weight[v] : Acc(1); }
+  Acc weight_of(int64_t v) const { return weight ? weight[v] : Acc(1); }
 };
 
-// Sums over a row of w_v q_v and w_v q_v (x_v - shift). The shift keeps the second sum from cancelling
-// against lse * (the first) when all logits are far from zero.
+// Sums over a row of w_v q_v and w_v q_v (x_v - shift). The shift keeps the second sum from
+// cancelling against lse * (the first) when all logits are far from zero.
 template <class Acc>
 struct TargetSums {
   Acc mass = 0;
@@ -132,10 +127,11 @@ struct TargetSums {
   Acc shift = 0;
 };
 
-// q is uniform (1) for label smoothing of class indices, or the probabilities p with smoothing mixed in.
+// q is uniform (1) for label smoothing of class indices, or the probabilities p with smoothing
+// mixed in.
 template <class Acc>
-SEQKERN_INLINE void add_targets(TargetSums<Acc>& sums, const Acc* x, const Acc* p, const Acc* weight,
-                                Acc keep, Acc uniform, int64_t len) {
+SEQKERN_INLINE void add_targets(TargetSums<Acc>& sums, const Acc* x, const Acc* p,
+                                const Acc* weight, Acc keep, Acc uniform, int64_t len) {
   constexpr int L = kLanes<Acc>;
   Vec<Acc> mass = {}, logits = {};
   int64_t i = 0;
@@ -164,7 +160,9 @@ void forward_rows(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end) 
   const T* logits = static_cast<const T*>(in.logits);
   const T* probs = static_cast<const T*>(in.target_probs);
   Acc* row_loss = static_cast<Acc*>(a.row_loss);
-  Acc* lse_out = static_cast<Acc*>(a.lse);
+  Acc* lse = static_cast<Acc*>(a.lse);
+  Acc* row_max = static_cast<Acc*>(a.row_max);
+  Acc* row_log_sum = static_cast<Acc*>(a.row_log_sum);
   alignas(64) Acc x_buffer[kBlock];
   alignas(64) Acc p_buffer[kBlock];
   const Acc keep = probs ? Acc(1) - o.smoothing : Acc(0);
@@ -173,18 +171,21 @@ void forward_rows(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end) 
   for (int64_t n = begin; n < end; ++n) {
     const int64_t y = in.target ? in.target[n] : 0;
     const bool ignored = in.target && y == in.ignore_index;
-    if (ignored && !a.lse_of_ignored) {
-      row_loss[n] = lse_out[n] = 0;
+    if (ignored && !lse) {
+      row_loss[n] = row_max[n] = row_log_sum[n] = 0;
       continue;
     }
     const T* x_n = logits + in.logits_rows.offset(n);
     const T* p_n = probs ? probs + in.target_probs_rows.offset(n) : nullptr;
     Online<Acc> online;
     TargetSums<Acc> sums;
+    Acc x_y = 0;
     for (int64_t v = 0; v < in.V; v += kBlock) {
       const int64_t len = in.V - v < kBlock ? in.V - v : kBlock;
-      const Acc* x =
-          stage<T, Acc, kCap>(x_n + v, len, o.softcap, -static_cast<Acc>(__builtin_inf()), x_buffer);
+      const Acc* x = stage<T, Acc, kCap>(x_n + v, len, o.softcap,
+                                         -static_cast<Acc>(__builtin_inf()), x_buffer);
+      // Taken from the staged block, not capped anew: the same bits as in the sum.
+      if (y >= v && y < v + len) x_y = x[y - v];
       online.add(x, (len + L - 1) / L * L);
       if constexpr (kTargetSums) {
         if (v == 0) sums.shift = online.max;
@@ -192,16 +193,16 @@ void forward_rows(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end) 
         add_targets(sums, x, p, o.weight ? o.weight + v : nullptr, keep, uniform, len);
       }
     }
-    const Acc lse = online.log_sum_exp();
-    lse_out[n] = lse;
+    const Acc m = row_max[n] = online.max;
+    const Acc log_sum = row_log_sum[n] = online.log_sum();
+    if (lse) lse[n] = m + log_sum;
     Acc loss = 0;
     if (!ignored) {
       if (in.target) {
-        const Acc x_y = cap1(static_cast<Acc>(load1(x_n + y)), o.softcap);
-        loss = (Acc(1) - o.smoothing) * Options<Acc>::weight_of(o, y) * (lse - x_y);
+        loss = (Acc(1) - o.smoothing) * o.weight_of(y) * (log_sum + (m - x_y));
       }
-      if constexpr (kTargetSums) loss += sums.mass * (lse - sums.shift) - sums.logits;
-      if (a.add_z_loss) loss += o.z_loss * lse * lse;
+      if constexpr (kTargetSums) loss += sums.mass * (log_sum + (m - sums.shift)) - sums.logits;
+      if (a.add_z_loss) loss += o.z_loss * (m + log_sum) * (m + log_sum);
     }
     row_loss[n] = loss;
   }
@@ -213,14 +214,16 @@ template <class Acc>
 void reduce(const CrossEntropyReduceArgs& a) {
   const Options<Acc> o(a.in);
   const Acc* row_loss = static_cast<const Acc*>(a.row_loss);
-  const Acc* lse = static_cast<const Acc*>(a.lse);
+  const Acc* row_max = static_cast<const Acc*>(a.row_max);
+  const Acc* row_log_sum = static_cast<const Acc*>(a.row_log_sum);
   double ce = 0, z = 0, weight = 0;
   int64_t count = 0;
   for (int64_t n = 0; n < a.in.N; ++n) {
     if (a.in.target && a.in.target[n] == a.in.ignore_index) continue;
     ce += row_loss[n];
-    z += static_cast<double>(lse[n]) * lse[n];
-    weight += a.in.target ? Options<Acc>::weight_of(o, a.in.target[n]) : Acc(1);
+    const double lse = static_cast<double>(row_max[n]) + row_log_sum[n];
+    z += lse * lse;
+    weight += a.in.target ? o.weight_of(a.in.target[n]) : Acc(1);
     ++count;
   }
   const bool mean = a.reduction == Reduction::kMean;
@@ -237,7 +240,7 @@ void reduce(const CrossEntropyReduceArgs& a) {
 
 // ---------------------------------------------------------------- backward
 
-// dx_v = scale * exp(x_v - lse) - w_v q_v, times the cap's derivative 1 - (x_v / softcap)^2.
+// dx_v = scale * p_v - g w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's derivative.
 template <class T, bool kCap, bool kTargetSums>
 void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
   using Acc = AccOf<T>;
@@ -249,14 +252,15 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
   const T* probs = static_cast<const T*>(in.target_probs);
   const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
   const Acc* grad_lse = static_cast<const Acc*>(a.grad_lse);
-  const Acc* lse_in = static_cast<const Acc*>(a.lse);
+  const Acc* row_max = static_cast<const Acc*>(a.row_max);
+  const Acc* row_log_sum = static_cast<const Acc*>(a.row_log_sum);
   const Acc* norm = static_cast<const Acc*>(a.norm);
   T* dlogits = static_cast<T*>(a.dlogits);
   alignas(64) Acc x_buffer[kBlock];
   alignas(64) Acc p_buffer[kBlock];
+  alignas(64) Acc cap_buffer[kCap ? kBlock : 1];
   const Acc keep = probs ? Acc(1) - o.smoothing : Acc(0);
   const Acc uniform = o.smoothing / static_cast<Acc>(in.V);
-  const Acc inverse_cap = kCap ? Acc(1) / o.softcap : Acc(0);
 
   for (int64_t n = begin; n < end; ++n) {
     const int64_t y = in.target ? in.target[n] : 0;
@@ -272,9 +276,9 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
     }
     const T* x_n = logits + in.logits_rows.offset(n);
     const T* p_n = probs ? probs + in.target_probs_rows.offset(n) : nullptr;
-    const Acc lse = lse_in[n];
-    const Acc on_target =
-        in.target ? g_ce * (Acc(1) - o.smoothing) * Options<Acc>::weight_of(o, y) : Acc(0);
+    const Acc m = row_max[n];
+    const Acc log_sum = row_log_sum[n];
+    const Acc on_target = in.target ? g_ce * (Acc(1) - o.smoothing) * o.weight_of(y) : Acc(0);
     Acc mass = in.target ? o.smoothing * o.weight_sum / static_cast<Acc>(in.V) : Acc(0);
     if (p_n) {
       TargetSums<Acc> sums;
@@ -285,21 +289,29 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
       }
       mass = sums.mass;
     }
-    const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * lse;
-    const Acc scale = on_target + g_ce * mass + z + g_lse;
-    const V lse_v = splat<V>(lse);
+    const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * (m + log_sum);
+    const Acc rest = g_ce * mass + z + g_lse;
+    const Acc scale = on_target + rest;
+    Acc x_y = 0;
+    Acc cap_derivative = 1;
+    const V max_v = splat<V>(m);
+    const V log_sum_v = splat<V>(log_sum);
 
     for (int64_t v = 0; v < in.V; v += kBlock) {
       const int64_t len = in.V - v < kBlock ? in.V - v : kBlock;
-      const Acc* x =
-          stage<T, Acc, kCap>(x_n + v, len, o.softcap, -static_cast<Acc>(__builtin_inf()), x_buffer);
+      const Acc* x = stage<T, Acc, kCap>(x_n + v, len, o.softcap,
+                                         -static_cast<Acc>(__builtin_inf()), x_buffer, cap_buffer);
       const Acc* p = nullptr;
       if constexpr (kTargetSums) {
         if (p_n) p = stage<T, Acc, false>(p_n + v, len, Acc(0), Acc(0), p_buffer);
       }
+      if (y >= v && y < v + len) {
+        x_y = x[y - v];
+        if constexpr (kCap) cap_derivative = cap_buffer[y - v];
+      }
       const auto gradient = [&](int64_t i) __attribute__((always_inline)) {
         const V x_v = load(x + i);
-        V d = exp_nonpositive<Acc>(x_v - lse_v) * scale;
+        V d = exp_nonpositive<Acc>((x_v - max_v) - log_sum_v) * scale;
         if constexpr (kTargetSums) {
           V q = splat<V>(uniform);
           if (p) q += load(p + i) * keep;
@@ -314,10 +326,7 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
           }
           d -= q * g_ce;
         }
-        if constexpr (kCap) {
-          const V t = x_v * inverse_cap;
-          d *= Acc(1) - t * t;
-        }
+        if constexpr (kCap) d *= load(cap_buffer + i);
         return d;
       };
       int64_t i = 0;
@@ -332,12 +341,12 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
     }
 
     if (on_target != 0) {
-      // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would cancel.
-      const Acc x_y = cap1(static_cast<Acc>(load1(x_n + y)), o.softcap);
-      Acc d = on_target * expm1_(x_y - lse) + (scale - on_target) * exp1(x_y - lse);
-      if constexpr (kTargetSums) d -= g_ce * uniform * Options<Acc>::weight_of(o, y);
-      if constexpr (kCap) d *= Acc(1) - x_y * inverse_cap * (x_y * inverse_cap);
-      store1(dx_n + y, d);
+      // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would
+      // cancel.
+      const Acc log_p = (x_y - m) - log_sum;
+      Acc d = on_target * expm1_(log_p) + rest * exp1(log_p);
+      if constexpr (kTargetSums) d -= g_ce * uniform * o.weight_of(y);
+      store1(dx_n + y, d * cap_derivative);
     }
   }
 }

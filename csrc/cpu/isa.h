@@ -7,8 +7,8 @@ namespace seqkern::cpu {
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
 
-// The best one the processor has, or the one SEQKERN_FORCE_ISA names ("baseline", "avx2", "avx512").
-// Throws std::invalid_argument if that name is unknown or the processor lacks it.
+// The best one the processor has, or the one SEQKERN_FORCE_ISA names ("baseline", "avx2",
+// "avx512"). Throws std::invalid_argument if that name is unknown or the processor lacks it.
 Isa active_isa();
 const char* isa_name(Isa isa);
 

@@ -8,9 +8,9 @@
 #include "ops/cross_entropy.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                        \
-  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
+#define SEQKERN_CPU_KERNELS(X)                      \
+  X(cross_entropy_forward, CrossEntropyForwardArgs) \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
   X(cross_entropy_backward, CrossEntropyBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);

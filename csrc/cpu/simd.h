@@ -1,9 +1,9 @@
 // Vectors of the instruction set this file is compiled for, and the functions kernels need on them.
 //
-// Built on the compiler's vector extensions, so the same text serves SSE2, AVX2, AVX-512 and NEON; an
-// intrinsic stands only where the extension has no exact equivalent that compiles to one instruction.
-// Everything lives in the namespace of the ISA: an inline function with external linkage compiled for
-// AVX-512 must never be the copy the linker keeps for everyone.
+// Built on the compiler's vector extensions, so the same text serves SSE2, AVX2, AVX-512 and NEON;
+// an intrinsic stands only where the extension has no exact equivalent that compiles to one
+// instruction. Everything lives in the namespace of the ISA: an inline function with external
+// linkage compiled for AVX-512 must never be the copy the linker keeps for everyone.
 #pragma once
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -111,9 +111,9 @@ SEQKERN_INLINE VecF load(const BFloat16* p) {
 }
 
 SEQKERN_INLINE VecF load(const Half* p) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
   return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__F16C__)
+#elif defined(__F16C__) && SEQKERN_VECTOR_BYTES == 32
   return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #else
   VecF v;
@@ -137,10 +137,10 @@ SEQKERN_INLINE void store(BFloat16* p, VecF v) {
 }
 
 SEQKERN_INLINE void store(Half* p, VecF v) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
+#elif defined(__F16C__) && SEQKERN_VECTOR_BYTES == 32
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 #else
@@ -160,7 +160,8 @@ SEQKERN_INLINE void store1(double* p, double x) { *p = x; }
 SEQKERN_INLINE void store1(Half* p, float x) { p->bits = float_to_half(x); }
 SEQKERN_INLINE void store1(BFloat16* p, float x) {
   const uint32_t u = bitcast<uint32_t>(x);
-  p->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+  p->bits =
+      static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
 // ---------------------------------------------------------------- selection and reduction
@@ -172,11 +173,11 @@ SEQKERN_INLINE V select(I mask, V a, V b) {  // mask lanes are all ones or all z
 
 // b where either is NaN, as the x86 instruction: NaN is found by the sums, never by the maximum.
 SEQKERN_INLINE VecF vmax(VecF a, VecF b) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
   return (VecF)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && SEQKERN_VECTOR_BYTES == 32
   return (VecF)_mm256_max_ps((__m256)a, (__m256)b);
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && SEQKERN_VECTOR_BYTES == 16
   return (VecF)_mm_max_ps((__m128)a, (__m128)b);
 #else
   return select(a > b, a, b);
@@ -184,11 +185,11 @@ SEQKERN_INLINE VecF vmax(VecF a, VecF b) {
 }
 
 SEQKERN_INLINE VecD vmax(VecD a, VecD b) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
   return (VecD)_mm512_max_pd((__m512d)a, (__m512d)b);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && SEQKERN_VECTOR_BYTES == 32
   return (VecD)_mm256_max_pd((__m256d)a, (__m256d)b);
-#elif defined(__SSE2__)
+#elif defined(__SSE2__) && SEQKERN_VECTOR_BYTES == 16
   return (VecD)_mm_max_pd((__m128d)a, (__m128d)b);
 #else
   return select(a > b, a, b);

@@ -1,4 +1,5 @@
-// Vector exp and tanh of the current ISA. Coefficients: minimax fits made for seqkern (Remez, 60 digits).
+// Vector exp and tanh of the current ISA. Coefficients: minimax fits made for seqkern (Remez, 60
+// digits).
 #pragma once
 
 #include <cmath>
@@ -13,7 +14,8 @@ struct ExpTraits;
 template <>
 struct ExpTraits<float> {
   static constexpr int kMantissaBits = 23;
-  // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits; 127 more is the exponent's bias.
+  // Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits; 127 more is the exponent's
+  // bias.
   static constexpr float kRound = 12582912.0f + 127.0f;
   static constexpr float kLog2e = 1.44269504088896340736f;
   // ln 2 in two parts; the first has 9 bits, so that n * hi is exact without FMA too.
@@ -36,7 +38,7 @@ struct ExpTraits<double> {
   static constexpr double kQ[] = {
       0.50000000000000000441,   0.16666666666666683487,   0.041666666666666091979,
       0.0083333333333169823687, 0.0013888888889116359378, 0.00019841269896515466487,
-      2.480160692572155269e-5,  2.7557234727511045223e-6, 2.7557582278659935356e-7,
+      2.480158692572155269e-5,  2.7557234727511045223e-6, 2.7557582278659935356e-7,
       2.5112084606524842324e-8, 2.0826783785305146841e-9};
 };
 
@@ -90,9 +92,17 @@ SEQKERN_INLINE Acc expm1_(Acc x) {
   }
 }
 
-SEQKERN_INLINE VecF vtanh(VecF u) {
-  // Small |u|: u + u^3 q(u^2), relative error under 0.003 * 2^-24. Else (1 - e) / (1 + e), e = exp(-2|u|).
-  constexpr float kQ[] = {-0.333333309067f, 0.133332097664f,  -0.0539472045592f,
+// tanh and its derivative 1 - tanh^2, the latter without cancellation where tanh is near 1.
+template <class V>
+struct TanhResult {
+  V value;
+  V derivative;
+};
+
+SEQKERN_INLINE TanhResult<VecF> tanh_with_derivative(VecF u) {
+  // With e = exp(-2|u|): tanh = (1 - e) / (1 + e), 1 - tanh^2 = 4 e / (1 + e)^2. Small |u|, where 1
+  // - e would cancel: u + u^3 q(u^2), relative error under 0.003 * 2^-24.
+  constexpr float kQ[] = {-0.333333309067f, 0.133332097664f,   -0.0539472045592f,
                           0.0217029685546f, -0.0081826771758f, 0.00214753970038f};
   const VecI32 sign = bitcast<VecI32>(u) & static_cast<int32_t>(0x80000000u);
   const VecF a = bitcast<VecF>(bitcast<VecI32>(u) ^ sign);
@@ -102,14 +112,26 @@ SEQKERN_INLINE VecF vtanh(VecF u) {
   for (int i = 4; i >= 0; --i) q = q * s + kQ[i];
   const VecF small = a + a * s * q;
   const VecF e = exp_nonpositive<float>(-2.0f * a);
+  const VecF inverse = 1.0f / (1.0f + e);
   const VecF large = (1.0f - e) / (1.0f + e);
-  return bitcast<VecF>(bitcast<VecI32>(select(a < 0.625f, small, large)) | sign);
+  const VecF t = select(a < 0.625f, small, large);
+  return {bitcast<VecF>(bitcast<VecI32>(t) | sign), 4.0f * e * inverse * inverse};
 }
 
-SEQKERN_INLINE VecD vtanh(VecD u) {
+SEQKERN_INLINE TanhResult<VecD> tanh_with_derivative(VecD u) {
   // float64 is the accuracy reference, not a speed path: libm per lane.
-  for (int i = 0; i < kLanes<double>; ++i) u[i] = ::tanh(u[i]);
-  return u;
+  TanhResult<VecD> result;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    const double inverse_cosh = 1.0 / ::cosh(u[i]);
+    result.value[i] = ::tanh(u[i]);
+    result.derivative[i] = inverse_cosh * inverse_cosh;
+  }
+  return result;
+}
+
+template <class V>
+SEQKERN_INLINE V vtanh(V u) {
+  return tanh_with_derivative(u).value;
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

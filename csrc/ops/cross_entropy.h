@@ -2,7 +2,8 @@
 //
 // Row n of the logits x, capped first if softcap > 0 (x -> softcap * tanh(x / softcap)):
 //   lse_n = log sum_v exp(x_nv)
-//   ce_n  = sum_v w_v q_nv (lse_n - x_nv),   q = (1 - label_smoothing) * target + label_smoothing / V
+//   ce_n  = sum_v w_v q_nv (lse_n - x_nv),   q = (1 - label_smoothing) * target + label_smoothing /
+//   V
 // where `target` is one-hot at target[n], or a row of class probabilities. For one-hot targets the
 // (1 - label_smoothing) part and the uniform part carry the class weights as PyTorch does.
 // Rows whose target is ignore_index have ce_n = 0 and no gradient through ce and z_loss.
@@ -18,8 +19,8 @@ namespace seqkern {
 // Acc is double for double logits, float otherwise; pointers to it are passed as void.
 struct CrossEntropyInputs {
   DType dtype;
-  int64_t N;  // rows
-  int64_t V;  // classes
+  int64_t N;           // rows
+  int64_t V;           // classes
   const void* logits;  // T [N, V]
   Rows logits_rows;
   const int64_t* target;     // [N] class per row; null with class probabilities
@@ -33,12 +34,16 @@ struct CrossEntropyInputs {
   double softcap;  // 0: no cap
 };
 
+// A row's log-sum-exp is kept as its maximum m and log_sum = log sum_v exp(x_nv - m): with logits
+// near 1e4 their float sum would have lost the digits that p = exp((x - m) - log_sum) needs.
 struct CrossEntropyForwardArgs {
   CrossEntropyInputs in;
-  bool lse_of_ignored;  // compute lse of ignored rows too; otherwise it is 0 there and the row is skipped
-  bool add_z_loss;      // rows_loss includes z_loss * lse^2 (reduction none)
-  void* row_loss;       // Acc [N]
-  void* lse;            // Acc [N]; saved for backward
+  bool add_z_loss;  // row_loss includes z_loss * lse^2 (reduction none)
+  void* row_loss;   // Acc [N]
+  void* lse;  // Acc [N]; null: not wanted, and ignored rows are skipped (their row_max, row_log_sum
+              // are 0)
+  void* row_max;      // Acc [N]; saved for backward
+  void* row_log_sum;  // Acc [N]; saved for backward
 };
 
 enum class Reduction : int32_t { kNone, kMean, kSum };
@@ -46,11 +51,12 @@ enum class Reduction : int32_t { kNone, kMean, kSum };
 // Reduces row losses in a fixed order, so that the bits do not depend on the number of threads.
 struct CrossEntropyReduceArgs {
   CrossEntropyInputs in;
-  Reduction reduction;   // kMean or kSum
-  const void* row_loss;  // Acc [N], without z_loss
-  const void* lse;       // Acc [N]
-  void* loss;            // Acc [1]
-  void* norm;            // Acc [2]: factor of ce_n and of z_loss * lse_n^2 in the loss; saved for backward
+  Reduction reduction;      // kMean or kSum
+  const void* row_loss;     // Acc [N], without z_loss
+  const void* row_max;      // Acc [N]
+  const void* row_log_sum;  // Acc [N]
+  void* loss;               // Acc [1]
+  void* norm;  // Acc [2]: factor of ce_n and of z_loss * lse_n^2 in the loss; saved for backward
 };
 
 struct CrossEntropyBackwardArgs {
@@ -58,7 +64,8 @@ struct CrossEntropyBackwardArgs {
   const void* grad_loss;     // Acc [1] or [N]; null for no gradient
   int64_t grad_loss_stride;  // 0 for [1], 1 for [N]
   const void* grad_lse;      // Acc [N]; null for no gradient
-  const void* lse;           // Acc [N]
+  const void* row_max;       // Acc [N]
+  const void* row_log_sum;   // Acc [N]
   const void* norm;          // Acc [2]; null for (1, 1)
   void* dlogits;             // T [N, V] contiguous
 };

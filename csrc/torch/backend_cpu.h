@@ -17,17 +17,23 @@ struct Cpu {
 
   template <class Kernel, class Args>
   static void rows(Kernel kernel, const Args& args, int64_t N, int64_t elements_per_row) {
-    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_row));
-    torch::stable::parallel_for(
-        0, N, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+    const int64_t grain =
+        std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, elements_per_row));
+    torch::stable::parallel_for(0, N, grain,
+                                [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
   }
 
-  static void run(const CrossEntropyForwardArgs& a) { rows(cpu::cross_entropy_forward, a, a.in.N, a.in.V); }
+  static void run(const CrossEntropyForwardArgs& a) {
+    rows(cpu::cross_entropy_forward, a, a.in.N, a.in.V);
+  }
   static void run(const CrossEntropyReduceArgs& a) { cpu::cross_entropy_reduce(a, 0, a.in.N); }
-  static void run(const CrossEntropyBackwardArgs& a) { rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V); }
+  static void run(const CrossEntropyBackwardArgs& a) {
+    rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
+  }
 
-  // A fresh buffer costs a page fault per 4 KB when first written, which is more than the arithmetic of
-  // a row kernel; asked for in 2 MB pages, a sixth of it (docs/math/cross_entropy.md).
+  // A fresh buffer costs a page fault per 4 KB when first written, which is more than the
+  // arithmetic of a row kernel; asked for in 2 MB pages, a sixth of it
+  // (docs/math/cross_entropy.md).
   static void before_first_write(const Tensor& t) {
     constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
     const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());

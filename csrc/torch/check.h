@@ -1,5 +1,5 @@
-// Argument checks of the torch layer. A failed check names the op, the argument, what was expected and
-// what came: "cross_entropy: target must be int64 [2048], got float32 [2047]".
+// Argument checks of the torch layer. A failed check names the op, the argument, what was expected
+// and what came: "cross_entropy: target must be int64 [2048], got float32 [2047]".
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -83,8 +83,8 @@ inline DType float_dtype(const Tensor& t, std::string_view op, std::string_view 
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      throw std::invalid_argument(
-          message(op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", describe(t)));
+      throw std::invalid_argument(message(
+          op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", describe(t)));
   }
 }
 

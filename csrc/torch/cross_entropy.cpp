@@ -57,9 +57,11 @@ void check_classes(const CrossEntropyInputs& in) {
   if constexpr (Backend::kHostReadable) {
     for (int64_t n = 0; n < in.N; ++n) {
       const int64_t y = in.target[n];
-      if (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V) && y != in.ignore_index) [[unlikely]] {
-        throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V, ") or ignore_index (",
-                                        in.ignore_index, "), got ", y, " at row ", n));
+      if (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V) && y != in.ignore_index)
+          [[unlikely]] {
+        throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V,
+                                        ") or ignore_index (", in.ignore_index, "), got ", y,
+                                        " at row ", n));
       }
     }
   }
@@ -67,9 +69,13 @@ void check_classes(const CrossEntropyInputs& in) {
 
 Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                int64_t ignore_index, double label_smoothing, double z_loss, double softcap) {
-  check(logits.dim() >= 1, kOp, ": logits must be [..., V], got a scalar");
+  check(logits.dim() >= 1, kOp, ": logits must be [V] or [B, V, ...], got a scalar");
   check_same_device(logits, target, kOp, "logits", "target");
-  Inputs inputs{.args = {}, .logits = with_unit_last_stride(logits), .target = target, .weight = {}, .weight_sum = {}};
+  Inputs inputs{.args = {},
+                .logits = with_unit_last_stride(logits),
+                .target = target,
+                .weight = {},
+                .weight_sum = {}};
   CrossEntropyInputs& in = inputs.args;
   in.dtype = float_dtype(logits, kOp, "logits");
   in.V = logits.size(logits.dim() - 1);
@@ -94,7 +100,8 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
     const ScalarType type = target.scalar_type();
     check((type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte) &&
               leading_sizes_match(target, logits),
-          kOp, ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ", describe(target));
+          kOp, ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ",
+          describe(target));
     if (type != ScalarType::Long) inputs.target = torch::stable::to(target, ScalarType::Long);
     if (!inputs.target.is_contiguous()) inputs.target = torch::stable::contiguous(inputs.target);
     in.target = static_cast<const int64_t*>(inputs.target.const_data_ptr());
@@ -115,77 +122,98 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
   return inputs;
 }
 
+// What backward needs of a row besides the logits, in one tensor Acc [2 N] or, for a reduced loss,
+// [2 N + 2].
+template <class P>
+struct Saved {
+  Saved(P* base, int64_t N, bool reduced, int64_t item)
+      : row_max(base),
+        row_log_sum(base + N * item),
+        norm(reduced ? base + 2 * N * item : nullptr) {}
+  P* row_max;
+  P* row_log_sum;
+  P* norm;
+};
+
+int64_t saved_size(int64_t N, bool reduced) { return 2 * N + (reduced ? 2 : 0); }
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& target,
                                                  const std::optional<Tensor>& weight,
                                                  int64_t ignore_index, int64_t reduction,
                                                  double label_smoothing, double z_loss,
-                                                 double softcap, bool lse_of_ignored) {
+                                                 double softcap, bool return_lse) {
   check_options(reduction, label_smoothing, z_loss, softcap);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
   const CrossEntropyInputs& in = inputs.args;
   const ScalarType acc = accumulate_type(logits);
   const auto kind = static_cast<Reduction>(reduction);
-  const auto row_sizes = torch::headeronly::IntHeaderOnlyArrayRef(logits.sizes().data(), logits.dim() - 1);
-  const auto rows = [&] { return torch::stable::empty(row_sizes, acc, std::nullopt, logits.device()); };
-  Tensor row_loss = rows();
-  Tensor lse = rows();
-  Tensor norm = empty_on(logits, {2}, acc);
+  const bool reduced = kind != Reduction::kNone;
+  const Sizes row_sizes(logits.sizes().data(), logits.dim() - 1);
+  const int64_t saved_sizes[] = {saved_size(in.N, reduced)};
+  const int64_t no_rows[] = {0};
+  Tensor row_loss = empty_on(logits, row_sizes, acc);
+  Tensor lse = empty_on(logits, return_lse ? row_sizes : Sizes(no_rows, 1), acc);
+  Tensor saved = empty_on(logits, Sizes(saved_sizes, 1), acc);
+  const Saved parts(static_cast<char*>(saved.mutable_data_ptr()), in.N, reduced,
+                    saved.element_size());
   if (in.N > 0) {
     Backend::run(CrossEntropyForwardArgs{.in = in,
-                                         .lse_of_ignored = lse_of_ignored,
-                                         .add_z_loss = z_loss != 0 && kind == Reduction::kNone,
+                                         .add_z_loss = z_loss != 0 && !reduced,
                                          .row_loss = row_loss.mutable_data_ptr(),
-                                         .lse = lse.mutable_data_ptr()});
+                                         .lse = return_lse ? lse.mutable_data_ptr() : nullptr,
+                                         .row_max = parts.row_max,
+                                         .row_log_sum = parts.row_log_sum});
   }
-  if (kind == Reduction::kNone) {
-    torch::stable::fill_(norm, 1.0);
-    return {row_loss, lse, norm};
-  }
+  if (!reduced) return {row_loss, lse, saved};
   Tensor loss = empty_on(logits, {}, acc);
   Backend::run(CrossEntropyReduceArgs{.in = in,
                                       .reduction = kind,
                                       .row_loss = row_loss.const_data_ptr(),
-                                      .lse = lse.const_data_ptr(),
+                                      .row_max = parts.row_max,
+                                      .row_log_sum = parts.row_log_sum,
                                       .loss = loss.mutable_data_ptr(),
-                                      .norm = norm.mutable_data_ptr()});
-  return {loss, lse, norm};
+                                      .norm = parts.norm});
+  return {loss, lse, saved};
 }
 
 Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const std::optional<Tensor>& grad_lse, const Tensor& logits,
                               const Tensor& target, const std::optional<Tensor>& weight,
-                              const Tensor& lse, const Tensor& norm, int64_t ignore_index,
-                              int64_t reduction, double label_smoothing, double z_loss,
-                              double softcap) {
+                              const Tensor& saved, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double z_loss, double softcap) {
   check_options(reduction, label_smoothing, z_loss, softcap);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
   const CrossEntropyInputs& in = inputs.args;
   const ScalarType acc = accumulate_type(logits);
-  const bool per_row = static_cast<Reduction>(reduction) == Reduction::kNone;
-  const auto rows_like = [&](const std::optional<Tensor>& t, std::string_view name, int64_t numel) {
+  const bool reduced = static_cast<Reduction>(reduction) != Reduction::kNone;
+  const auto contiguous = [&](const std::optional<Tensor>& t, std::string_view name,
+                              int64_t numel) {
     if (!t) return t;
-    check(t->numel() == numel && t->scalar_type() == acc, "cross_entropy_backward: ", name, " must be ",
-          dtype_name(acc), " with ", numel, " elements, got ", describe(*t));
-    return std::optional<Tensor>(torch::stable::contiguous(*t));
+    check(t->numel() == numel && t->scalar_type() == acc, "cross_entropy_backward: ", name,
+          " must be ", dtype_name(acc), " with ", numel, " elements, got ", describe(*t));
+    check_same_device(logits, *t, "cross_entropy_backward", "logits", name);
+    return std::optional<Tensor>(t->is_contiguous() ? *t : torch::stable::contiguous(*t));
   };
-  const auto g_loss = rows_like(grad_loss, "grad_loss", per_row ? in.N : 1);
-  const auto g_lse = rows_like(grad_lse, "grad_lse", in.N);
-  const auto saved_lse = rows_like(lse, "lse", in.N);
-  const auto saved_norm = rows_like(norm, "norm", 2);
+  const auto g_loss = contiguous(grad_loss, "grad_loss", reduced ? 1 : in.N);
+  const auto g_lse = contiguous(grad_lse, "grad_lse", in.N);
+  const auto kept = contiguous(saved, "saved", saved_size(in.N, reduced));
+  const Saved parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
+                    kept->element_size());
 
-  Tensor dlogits = torch::stable::empty(logits.sizes(), logits.scalar_type(), std::nullopt, logits.device());
+  Tensor dlogits = empty_on(logits, logits.sizes(), logits.scalar_type());
   Backend::before_first_write(dlogits);
   if (in.N > 0) {
     Backend::run(CrossEntropyBackwardArgs{.in = in,
                                           .grad_loss = data(g_loss),
-                                          .grad_loss_stride = per_row ? 1 : 0,
+                                          .grad_loss_stride = reduced ? 0 : 1,
                                           .grad_lse = data(g_lse),
-                                          .lse = data(saved_lse),
-                                          .norm = data(saved_norm),
+                                          .row_max = parts.row_max,
+                                          .row_log_sum = parts.row_log_sum,
+                                          .norm = parts.norm,
                                           .dlogits = dlogits.mutable_data_ptr()});
   }
   return dlogits;

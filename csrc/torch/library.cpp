@@ -1,7 +1,7 @@
 // Every op seqkern registers: schemas once, implementations per backend.
 //
-// The CPU library defines namespace `seqkern`; the CUDA library adds CUDA kernels to it; the test-only
-// emulator defines the same ops as `seqkern_emu`, on CPU tensors.
+// The CPU library defines namespace `seqkern`; the CUDA library adds CUDA kernels to it; the
+// test-only emulator defines the same ops as `seqkern_emu`, on CPU tensors.
 #include <torch/csrc/stable/library.h>
 
 #include "torch/backend.h"
@@ -12,26 +12,28 @@ namespace {
 
 #if !defined(SEQKERN_BACKEND_CUDA)
 void define(torch::stable::detail::StableLibrary& m) {
-  // `cross_entropy` has autograd registered on it (seqkern/ops/cross_entropy.py), which costs some 10 us a
-  // call; `cross_entropy_inference` is the same function without it, for calls that need no gradient.
+  // `cross_entropy` is differentiable, with autograd registered from Python
+  // (seqkern/ops/cross_entropy.py), which costs tens of microseconds a call;
+  // `cross_entropy_forward` is the same kernel without it.
   m.def(
-      "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, int reduction, "
-      "float label_smoothing, float z_loss, float softcap, bool lse_of_ignored) "
-      "-> (Tensor loss, Tensor lse, Tensor norm)");
+      "cross_entropy(Tensor logits, Tensor target, Tensor? weight, int ignore_index, int "
+      "reduction, "
+      "float label_smoothing, float z_loss, float softcap, bool return_lse) "
+      "-> (Tensor loss, Tensor lse, Tensor saved)");
   m.def(
-      "cross_entropy_inference(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
-      "int reduction, float label_smoothing, float z_loss, float softcap, bool lse_of_ignored) "
-      "-> (Tensor loss, Tensor lse, Tensor norm)");
+      "cross_entropy_forward(Tensor logits, Tensor target, Tensor? weight, int ignore_index, "
+      "int reduction, float label_smoothing, float z_loss, float softcap, bool return_lse) "
+      "-> (Tensor loss, Tensor lse, Tensor saved)");
   m.def(
       "cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor logits, Tensor target, "
-      "Tensor? weight, Tensor lse, Tensor norm, int ignore_index, int reduction, "
+      "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
       "float label_smoothing, float z_loss, float softcap) -> Tensor");
 }
 #endif
 
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
-  m.impl("cross_entropy_inference", TORCH_BOX(&cross_entropy));
+  m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
 }
 

@@ -21,5 +21,6 @@ PYBIND11_MODULE(_C, m) {
         info["cuda_architectures"] = SEQKERN_CUDA_ARCHITECTURES;
         return info;
       },
-      "Facts of this build; cuda_toolkit and cuda_architectures are '' where no CUDA kernels were built.");
+      "Facts of this build; cuda_toolkit and cuda_architectures are '' where no CUDA kernels were "
+      "built.");
 }

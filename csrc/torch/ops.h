@@ -15,13 +15,12 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
                                                  const std::optional<Tensor>& weight,
                                                  int64_t ignore_index, int64_t reduction,
                                                  double label_smoothing, double z_loss,
-                                                 double softcap, bool lse_of_ignored);
+                                                 double softcap, bool return_lse);
 
 Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const std::optional<Tensor>& grad_lse, const Tensor& logits,
                               const Tensor& target, const std::optional<Tensor>& weight,
-                              const Tensor& lse, const Tensor& norm, int64_t ignore_index,
-                              int64_t reduction, double label_smoothing, double z_loss,
-                              double softcap);
+                              const Tensor& saved, int64_t ignore_index, int64_t reduction,
+                              double label_smoothing, double z_loss, double softcap);
 
 }  // namespace seqkern

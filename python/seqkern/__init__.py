@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from seqkern import _load as _load
-from seqkern import ops
+from seqkern import nn, ops
 
 __version__ = version("seqkern")
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "nn", "ops"]

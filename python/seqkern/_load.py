@@ -1,7 +1,7 @@
 """Load the compiled libraries, so that `torch.ops.seqkern` exists.
 
-`seqkern._C` registers the CPU ops on import. `libseqkern_cuda.so` adds the CUDA kernels and is loaded only
-under a CUDA build of torch; a machine without a GPU never opens it.
+`seqkern._C` registers the CPU ops on import. `libseqkern_cuda.so` adds the CUDA kernels and is
+loaded only under a CUDA build of torch; a machine without a GPU never opens it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def _load_cuda() -> str:
     if torch.version.cuda is None:
         return "torch is a CPU build"
     if not CUDA_LIBRARY.exists():
-        return "seqkern was built without CUDA kernels (no nvcc, or a CPU build of torch, at build time)"
+        return "seqkern was built without CUDA kernels: no nvcc, or a CPU build of torch, was there"
     try:
-        torch.ops.load_library(str(CUDA_LIBRARY))
+        torch.ops.load_library(str(CUDA_LIBRARY))  # type: ignore[no-untyped-call]
     except OSError as error:  # another CUDA major version, most often
         return f"{CUDA_LIBRARY.name} did not load: {error}"
     return ""

@@ -1,0 +1,5 @@
+"""Modules: torch.nn's constructors and state_dicts over seqkern's ops."""
+
+from seqkern.nn.cross_entropy import CrossEntropyLoss
+
+__all__ = ["CrossEntropyLoss"]

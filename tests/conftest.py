@@ -1,0 +1,62 @@
+"""The `backend` fixture: every op test runs on the CPU kernels, on the CUDA kernels in the host
+emulator, and on CUDA where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from seqkern.ops import _registry
+
+EMULATOR = Path(__file__).parent.parent / "build" / "emulator"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where an op test runs. `tiny` says that threads are emulated, so shapes must be small."""
+
+    name: str
+    device: str
+    namespace: str
+    tiny: bool = False
+
+    @property
+    def ops(self) -> object:
+        """The raw ops, for opcheck."""
+        return getattr(torch.ops, self.namespace)
+
+
+def _load_emulator() -> None:
+    if "seqkern_emu" in vars(torch.ops):
+        return
+    given = os.environ.get("SEQKERN_EMU_LIB")
+    found = [Path(given)] if given else sorted(EMULATOR.rglob("libseqkern_emu.so"))
+    if not found or not found[0].exists():
+        pytest.fail("libseqkern_emu.so is not built; run `make emulator`", pytrace=False)
+    torch.ops.load_library(str(found[0]))
+    _registry.register_all("seqkern_emu")
+
+
+@pytest.fixture(params=["cpu", "emu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Runs the test once per library of kernels."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        yield Backend("cuda", "cuda", "seqkern")
+    elif request.param == "emu":
+        _load_emulator()
+        with _registry.use_namespace("seqkern_emu"):
+            yield Backend("emu", "cpu", "seqkern_emu", tiny=True)
+    else:
+        yield Backend("cpu", "cpu", "seqkern")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

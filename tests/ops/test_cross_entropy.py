@@ -1,0 +1,561 @@
+"""ops.cross_entropy against PyTorch and the float64 reference, on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import opcheck
+
+import seqkern
+from accuracy import assert_accurate
+from seqkern import ops, reference
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SHAPES = [(1, 1), (1, 16), (3, 2), (5, 31), (4, 257), (2, 1031), (9, 50)]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sum": {"reduction": "sum"},
+    "none": {"reduction": "none"},
+    "weight": {"weight": True},
+    "smoothing": {"label_smoothing": 0.1},
+    "smoothing-weight": {"label_smoothing": 0.3, "weight": True},
+    "smoothing-none-weight": {"label_smoothing": 0.3, "weight": True, "reduction": "none"},
+}
+OURS_ONLY: dict[str, dict[str, Any]] = {
+    "z_loss": {"z_loss": 1e-2},
+    "z_loss-none": {"z_loss": 1e-2, "reduction": "none"},
+    "z_loss-weight": {"z_loss": 1e-2, "weight": True},
+    "softcap": {"softcap": 3.0},
+    "all": {"softcap": 2.0, "z_loss": 1e-2, "weight": True, "label_smoothing": 0.1},
+}
+
+
+def make(
+    N: int, V: int, dtype: torch.dtype, device: str, *, ignore: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Logits of a plausible spread and targets, every third row ignored."""
+    logits = (3 * torch.randn(N, V)).to(device=device, dtype=dtype)
+    target = torch.randint(0, V, (N,))
+    if ignore and N > 1:
+        target[::3] = -100
+        target[-1] = V - 1
+    return logits, target.to(device)
+
+
+def class_weight(V: int, device: str) -> Tensor:
+    return (torch.rand(V) + 0.5).to(device)
+
+
+def resolve(options: dict[str, Any], V: int, device: str) -> dict[str, Any]:
+    return {k: class_weight(V, device) if k == "weight" else v for k, v in options.items()}
+
+
+def cast_weight(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if k == "weight" else v for k, v in options.items()}
+
+
+def run(function: Any, logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Loss and gradient under a fixed, uneven incoming gradient."""
+    x = logits.detach().clone().requires_grad_()
+    loss = function(x, target, **options)
+    upstream = torch.linspace(0.5, 1.5, max(loss.numel(), 1), device=loss.device)
+    loss.backward(upstream.reshape(loss.shape).to(loss.dtype))
+    assert x.grad is not None
+    return loss.detach(), x.grad
+
+
+def exact(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    target = target.double() if target.is_floating_point() else target
+    return run(
+        lambda x, t, **o: reference.cross_entropy(x, t, **o)[0], logits.double(), target, **options
+    )
+
+
+# ---------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_torch(
+    backend: Any, dtype: torch.dtype, shape: tuple[int, int], options: dict[str, Any]
+) -> None:
+    logits, target = make(*shape, dtype, backend.device)
+    options = resolve(options, shape[1], backend.device)
+    loss, grad = run(ops.cross_entropy, logits, target, **options)
+    torch_loss, torch_grad = run(F.cross_entropy, logits, target, **cast_weight(options, dtype))
+    exact_loss, exact_grad = exact(logits, target, **options)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert grad.dtype == dtype
+    assert_accurate(loss, torch_loss, exact_loss, torch.promote_types(dtype, torch.float32))
+    assert_accurate(grad, torch_grad, exact_grad, dtype)
+
+
+@pytest.mark.parametrize("options", OURS_ONLY.values(), ids=OURS_ONLY)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extensions_match_the_reference(
+    backend: Any, dtype: torch.dtype, shape: tuple[int, int], options: dict[str, Any]
+) -> None:
+    logits, target = make(*shape, dtype, backend.device)
+    options = resolve(options, shape[1], backend.device)
+    loss, grad = run(ops.cross_entropy, logits, target, **options)
+    acc = torch.promote_types(dtype, torch.float32)
+    plain = lambda x, t, **o: reference.cross_entropy(x.to(acc), t, **o)[0]  # noqa: E731
+    torch_loss, torch_grad = run(plain, logits, target, **options)
+    exact_loss, exact_grad = exact(logits, target, **options)
+    assert_accurate(loss, torch_loss, exact_loss, acc)
+    assert_accurate(grad, torch_grad, exact_grad, dtype)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_class_probabilities(
+    backend: Any, dtype: torch.dtype, weighted: bool, reduction: str, label_smoothing: float
+) -> None:
+    logits, _ = make(5, 37, dtype, backend.device)
+    target = torch.randn(5, 37).softmax(-1).to(dtype).to(backend.device)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": label_smoothing}
+    if weighted:
+        options["weight"] = class_weight(37, backend.device)
+    loss, grad = run(ops.cross_entropy, logits, target, **options)
+    torch_loss, torch_grad = run(F.cross_entropy, logits, target, **cast_weight(options, dtype))
+    exact_loss, exact_grad = exact(logits, target, **options)
+    assert_accurate(loss, torch_loss, exact_loss, torch.promote_types(dtype, torch.float32))
+    assert_accurate(grad, torch_grad, exact_grad, dtype)
+
+
+def test_gradient_of_class_probabilities(backend: Any) -> None:
+    logits, _ = make(3, 7, torch.float64, backend.device)
+    target = torch.rand(3, 7, dtype=torch.float64, device=backend.device)
+    target.requires_grad_()
+    options = {"weight": class_weight(7, backend.device).double(), "label_smoothing": 0.2}
+    (ours,) = torch.autograd.grad(ops.cross_entropy(logits, target, **options), target)
+    (theirs,) = torch.autograd.grad(F.cross_entropy(logits, target, **options), target)
+    torch.testing.assert_close(ours, theirs)
+
+
+# ---------------------------------------------------------------- shapes, strides, target dtypes
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 5, 4), (2, 5, 3, 4)], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_class_dimension_is_torchs(
+    backend: Any, shape: tuple[int, ...], probabilities: bool
+) -> None:
+    logits = torch.randn(shape, device=backend.device)
+    V = shape[0] if len(shape) == 1 else shape[1]
+    rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    if probabilities:
+        target = torch.rand(shape, device=backend.device)
+    else:
+        target = torch.randint(0, V, rows, device=backend.device)
+    for_none = ops.cross_entropy(logits, target, reduction="none")
+    torch.testing.assert_close(for_none, F.cross_entropy(logits, target, reduction="none"))
+    _, grad = run(ops.cross_entropy, logits, target)
+    _, torch_grad = run(F.cross_entropy, logits, target)
+    torch.testing.assert_close(grad, torch_grad)
+
+
+VIEWS = {
+    "shifted": lambda x: x[:, :-1].movedim(-1, 1),  # logits[:, :-1] of a language model
+    "transposed-rows": lambda x: x.transpose(0, 1).movedim(-1, 1),
+    "every-second-row": lambda x: x[:, ::2].movedim(-1, 1),
+    "every-second-class": lambda x: x[:, :, ::2].movedim(-1, 1),
+    "expanded": lambda x: x[:, :1].expand(-1, 3, -1).movedim(-1, 1),
+    "class-dim-1": lambda x: x.movedim(-1, 1).contiguous(),
+    "offset": lambda x: x[1:, 1:, 1:].movedim(-1, 1),
+    "reversed-batch": lambda x: x.flip(0).transpose(0, 1).movedim(-1, 1),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_strided_logits(backend: Any, view: Any) -> None:
+    base = torch.randn(3, 4, 23, device=backend.device)
+    logits = view(base)
+    target = torch.randint(0, logits.shape[1], (logits.shape[0], *logits.shape[2:]))
+    target = target.to(backend.device)
+    x = base.clone().requires_grad_()
+    ops.cross_entropy(view(x), target).backward()
+    y = base.clone().requires_grad_()
+    F.cross_entropy(view(y), target).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(ops.cross_entropy(logits, target), F.cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64], ids=str)
+def test_integer_targets(backend: Any, dtype: torch.dtype) -> None:
+    logits, target = make(6, 40, torch.float32, backend.device, ignore=False)
+    expected = F.cross_entropy(logits, target)
+    torch.testing.assert_close(ops.cross_entropy(logits, target.to(dtype)), expected)
+
+
+def test_uint8_ignore_index(backend: Any) -> None:
+    logits, target = make(6, 40, torch.float32, backend.device, ignore=False)
+    target[2] = 255
+    expected = F.cross_entropy(logits, target, ignore_index=255)
+    torch.testing.assert_close(
+        ops.cross_entropy(logits, target.to(torch.uint8), ignore_index=255), expected
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_probabilities_of_another_dtype(backend: Any, dtype: torch.dtype) -> None:
+    logits = torch.randn(3, 9, device=backend.device).to(dtype)
+    target = torch.randn(3, 9, device=backend.device).softmax(-1).double()
+    expected = F.cross_entropy(logits.double(), target)
+    torch.testing.assert_close(ops.cross_entropy(logits, target), expected)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_no_rows(backend: Any, reduction: str) -> None:
+    logits = torch.randn(0, 5, device=backend.device, requires_grad=True)
+    target = torch.zeros(0, dtype=torch.int64, device=backend.device)
+    loss = ops.cross_entropy(logits, target, reduction=reduction)
+    expected = F.cross_entropy(logits, target, reduction=reduction)
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 5)
+
+
+# ---------------------------------------------------------------- special values
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_all_ignored(backend: Any, reduction: str) -> None:
+    logits = torch.randn(4, 6, device=backend.device, requires_grad=True)
+    target = torch.full((4,), -100, device=backend.device)
+    loss = ops.cross_entropy(logits, target, reduction=reduction)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(logits, target, reduction=reduction), equal_nan=True
+    )
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_masked_logits(backend: Any) -> None:
+    logits = torch.randn(4, 530, device=backend.device)
+    logits[:, 7:519] = -torch.inf
+    target = torch.tensor([0, 3, 525, 6], device=backend.device)
+    loss, grad = run(ops.cross_entropy, logits, target)
+    torch_loss, torch_grad = run(F.cross_entropy, logits, target)
+    torch.testing.assert_close(loss, torch_loss)
+    torch.testing.assert_close(grad, torch_grad)
+    assert (grad[:, 7:519] == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("column", [0, 5, 599])
+def test_nan_and_inf_reach_the_loss(backend: Any, value: float, column: int) -> None:
+    logits = torch.randn(2, 600, device=backend.device)
+    logits[1, column] = value
+    target = torch.tensor([1, 2], device=backend.device)
+    loss = ops.cross_entropy(logits, target, reduction="none")
+    torch.testing.assert_close(
+        loss, F.cross_entropy(logits, target, reduction="none"), equal_nan=True
+    )
+
+
+def test_row_of_minus_infinity(backend: Any) -> None:
+    logits = torch.full((1, 9), -torch.inf, device=backend.device)
+    loss, lse = ops.cross_entropy(logits, torch.tensor([1], device=backend.device), return_lse=True)
+    assert loss.isnan()
+    assert lse.item() == -torch.inf
+
+
+@pytest.mark.parametrize("offset", [-1e4, 0.0, 1e4])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_large_offsets(backend: Any, offset: float, label_smoothing: float) -> None:
+    logits, target = make(4, 700, torch.float32, backend.device)
+    logits = logits + offset
+    loss, grad = run(ops.cross_entropy, logits, target, label_smoothing=label_smoothing)
+    torch_loss, torch_grad = run(F.cross_entropy, logits, target, label_smoothing=label_smoothing)
+    exact_loss, exact_grad = exact(logits, target, label_smoothing=label_smoothing)
+    assert_accurate(loss, torch_loss, exact_loss, torch.float32)
+    assert_accurate(grad, torch_grad, exact_grad, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradient_where_the_model_is_sure(backend: Any, dtype: torch.dtype) -> None:
+    """p - 1 of the true class at p = 0.9999: the case where rounding p first loses everything."""
+    logits = torch.zeros(1, 100, dtype=dtype, device=backend.device)
+    logits[0, 7] = 14.0
+    target = torch.tensor([7], device=backend.device)
+    _, grad = run(ops.cross_entropy, logits, target)
+    _, exact_grad = exact(logits, target)
+    rtol, atol = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps / 2
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=rtol, atol=atol)
+
+
+# ---------------------------------------------------------------- log-sum-exp
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_lse_and_its_gradient(backend: Any, reduction: str, softcap: float) -> None:
+    logits, target = make(6, 70, torch.float64, backend.device)
+    x = logits.clone().requires_grad_()
+    loss, lse = ops.cross_entropy(x, target, reduction=reduction, softcap=softcap, return_lse=True)
+    coefficients = torch.randn(6, dtype=torch.float64).to(backend.device)
+    (loss.sum() + (coefficients * lse).sum()).backward()
+    y = logits.clone().requires_grad_()
+    expected, expected_lse = reference.cross_entropy(
+        y, target, reduction=reduction, softcap=softcap
+    )
+    (expected.sum() + (coefficients * expected_lse).sum()).backward()
+    torch.testing.assert_close(lse, expected_lse)
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_lse_alone(backend: Any) -> None:
+    x = torch.randn(3, 11, dtype=torch.float64, device=backend.device, requires_grad=True)
+    target = torch.tensor([1, -100, 2], device=backend.device)
+    _, lse = ops.cross_entropy(x, target, return_lse=True)
+    (grad,) = torch.autograd.grad(lse.sum(), x)
+    torch.testing.assert_close(grad, x.softmax(-1))
+
+
+# ---------------------------------------------------------------- autograd, compile, autocast
+
+
+GRADCHECK_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"reduction": "none"},
+    {"reduction": "sum", "label_smoothing": 0.1},
+    {"z_loss": 0.1, "softcap": 1.5},
+]
+
+
+@pytest.mark.parametrize("options", GRADCHECK_OPTIONS, ids=str)
+def test_gradcheck(backend: Any, options: dict[str, Any]) -> None:
+    logits, target = make(3, 5, torch.float64, backend.device)
+    function = lambda x: ops.cross_entropy(x, target, return_lse=True, **options)  # noqa: E731
+    assert torch.autograd.gradcheck(function, logits.requires_grad_())
+
+
+@pytest.mark.parametrize("options", GRADCHECK_OPTIONS, ids=str)
+def test_gradgradcheck(backend: Any, options: dict[str, Any]) -> None:
+    logits, target = make(3, 5, torch.float64, backend.device)
+    function = lambda x: ops.cross_entropy(x, target, return_lse=True, **options)  # noqa: E731
+    assert torch.autograd.gradgradcheck(function, logits.requires_grad_())
+
+
+def test_gradgradcheck_class_probabilities(backend: Any) -> None:
+    logits, _ = make(3, 5, torch.float64, backend.device)
+    target = torch.rand(3, 5, dtype=torch.float64, device=backend.device)
+    inputs = (logits.requires_grad_(), target.requires_grad_())
+    assert torch.autograd.gradcheck(ops.cross_entropy, inputs)
+    assert torch.autograd.gradgradcheck(ops.cross_entropy, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", [0, 1])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_opcheck(backend: Any, dtype: torch.dtype, reduction: int, probabilities: bool) -> None:
+    logits, target = make(4, 11, dtype, backend.device)
+    if probabilities:
+        target = torch.rand(4, 11, device=backend.device).to(dtype)
+    options = (None, -100, reduction, 0.1, 1e-3, 2.0)
+    raw: Any = backend.ops
+    opcheck(raw.cross_entropy_forward.default, (logits, target, *options, True))
+    loss, lse, saved = raw.cross_entropy_forward(logits, target, *options, True)
+    arguments = (torch.ones_like(loss), torch.ones_like(lse), logits, target, None, saved)
+    opcheck(raw.cross_entropy_backward.default, (*arguments, *options[1:]))
+    opcheck(raw.cross_entropy.default, (logits.requires_grad_(), target, *options, True))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_fullgraph(backend: Any, dynamic: bool) -> None:
+    def step(x: Tensor, t: Tensor) -> Tensor:
+        return 2 * ops.cross_entropy(3 * x, t, label_smoothing=0.1)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for N in (4, 6):
+        logits, target = make(N, 33, torch.float32, backend.device)
+        loss, grad = run(compiled, logits, target)
+        expected_loss, expected_grad = run(step, logits, target)
+        torch.testing.assert_close(loss, expected_loss)
+        torch.testing.assert_close(grad, expected_grad)
+
+
+def test_autocast(backend: Any) -> None:
+    """Logits of an autocast linear layer are bfloat16; the loss is float32, with no copy made."""
+    head = torch.nn.Linear(8, 21, device=backend.device)
+    hidden = torch.randn(5, 8, device=backend.device)
+    target = torch.randint(0, 21, (5,), device=backend.device)
+    with torch.autocast(backend.device, dtype=torch.bfloat16):
+        logits = head(hidden)
+        loss = ops.cross_entropy(logits, target)
+        torch_loss = F.cross_entropy(logits, target)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, torch_loss)
+    loss.backward()
+    assert head.weight.grad is not None
+
+
+def test_gradient_accumulates_into_shared_logits(backend: Any) -> None:
+    x = torch.randn(3, 9, device=backend.device, requires_grad=True)
+    target = torch.tensor([1, 2, 3], device=backend.device)
+    before = x.detach().clone()
+    (ops.cross_entropy(x, target) + x.square().sum()).backward()
+    y = before.clone().requires_grad_()
+    (F.cross_entropy(y, target) + y.square().sum()).backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert torch.equal(x.detach(), before)
+
+
+def test_logits_changed_before_backward(backend: Any) -> None:
+    x = torch.randn(3, 9, device=backend.device, requires_grad=True)
+    logits = x * 1
+    loss = ops.cross_entropy(logits, torch.tensor([1, 2, 3], device=backend.device))
+    with torch.no_grad():
+        logits.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# ---------------------------------------------------------------- determinism
+
+
+def test_bits_do_not_depend_on_threads() -> None:
+    logits, target = make(300, 517, torch.float32, "cpu")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(ops.cross_entropy, logits, target)
+        torch.set_num_threads(3)
+        three = run(ops.cross_entropy, logits, target)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one[0], three[0])
+    assert torch.equal(one[1], three[1])
+
+
+# ---------------------------------------------------------------- errors
+
+
+BAD_CALLS: dict[str, tuple[Any, type[Exception], str]] = {
+    "target-shape": (
+        lambda x, t: ops.cross_entropy(x, t[:2]),
+        ValueError,
+        r"cross_entropy: target must be int64, int32 or uint8 \[3\], got int64 \[2\]",
+    ),
+    "target-dtype": (
+        lambda x, t: ops.cross_entropy(x, t.bool()),
+        ValueError,
+        r"target must be int64, int32 or uint8 \[3\], got bool \[3\]",
+    ),
+    "logits-dtype": (
+        lambda x, t: ops.cross_entropy(x.long(), t),
+        ValueError,
+        r"logits must be float32, float64, float16 or bfloat16, got int64 \[3, 5\]",
+    ),
+    "probabilities-shape": (
+        lambda x, t: ops.cross_entropy(x, x[:, :4]),
+        ValueError,
+        r"target of class probabilities must be float32 \[3, 5\], got float32 \[3, 4\]",
+    ),
+    "weight-shape": (
+        lambda x, t: ops.cross_entropy(x, t, x[0, :4]),
+        ValueError,
+        r"weight must be floating point \[5\], got float32 \[4\]",
+    ),
+    "weight-gradient": (
+        lambda x, t: ops.cross_entropy(x, t, torch.ones(5, requires_grad=True)),
+        ValueError,
+        r"weight has no gradient here; pass weight.detach\(\)",
+    ),
+    "reduction": (
+        lambda x, t: ops.cross_entropy(x, t, reduction="avg"),
+        ValueError,
+        "reduction must be 'none', 'mean' or 'sum', got 'avg'",
+    ),
+    "smoothing": (
+        lambda x, t: ops.cross_entropy(x, t, label_smoothing=1.5),
+        ValueError,
+        "label_smoothing must be between 0 and 1, got 1.5",
+    ),
+    "z_loss": (
+        lambda x, t: ops.cross_entropy(x, t, z_loss=-1.0),
+        ValueError,
+        "z_loss must be at least 0, got -1",
+    ),
+    "softcap": (
+        lambda x, t: ops.cross_entropy(x, t, softcap=float("nan")),
+        ValueError,
+        "softcap must be at least 0, got nan",
+    ),
+    "ignore-with-probabilities": (
+        lambda x, t: ops.cross_entropy(x, x, ignore_index=1),
+        ValueError,
+        "ignore_index must be negative with class probabilities, got 1",
+    ),
+    "scalar": (
+        lambda x, t: ops.cross_entropy(x[0, 0], t),
+        ValueError,
+        r"logits must be \[V\] or \[B, V, ...\], got a scalar",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS.values(), ids=BAD_CALLS)
+def test_errors(backend: Any, call: Any, error: type[Exception], message: str) -> None:
+    logits = torch.randn(3, 5, device=backend.device)
+    target = torch.tensor([0, 1, 2], device=backend.device)
+    with pytest.raises(error, match=message) as raised:
+        call(logits, target)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [-1, 5, 2**40, -(2**40)])
+def test_target_out_of_range_on_the_cpu(value: int) -> None:
+    target = torch.tensor([0, value, 2])
+    message = (
+        rf"cross_entropy: target must be in \[0, 5\) or ignore_index \(-100\), got {value} at row 1"
+    )
+    with pytest.raises(IndexError, match=message):
+        ops.cross_entropy(torch.randn(3, 5), target)
+
+
+@pytest.mark.parametrize("value", [-1, 5, 2**40, -(2**40)])
+def test_target_out_of_range_on_cuda(backend: Any, value: int) -> None:
+    if backend.name == "cpu":
+        pytest.skip("the CPU raises: test_target_out_of_range_on_the_cpu")
+    x = torch.randn(3, 5, device=backend.device, requires_grad=True)
+    target = torch.tensor([0, value, 2], device=backend.device)
+    loss = ops.cross_entropy(x, target, reduction="none")
+    loss.sum().backward()
+    assert x.grad is not None
+    assert loss.isnan().tolist() == [False, True, False]
+    assert x.grad.isnan().any(-1).tolist() == [False, True, False]
+
+
+# ---------------------------------------------------------------- module
+
+
+def test_module_is_torchs(backend: Any) -> None:
+    weight = class_weight(9, backend.device)
+    ours = seqkern.nn.CrossEntropyLoss(weight, ignore_index=3, reduction="sum", label_smoothing=0.1)
+    theirs = torch.nn.CrossEntropyLoss(weight, ignore_index=3, reduction="sum", label_smoothing=0.1)
+    assert isinstance(ours, torch.nn.CrossEntropyLoss)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    logits, target = make(6, 9, torch.float32, backend.device, ignore=False)
+    torch.testing.assert_close(ours(logits, target), theirs(logits, target))
+
+
+def test_module_options(backend: Any) -> None:
+    module = seqkern.nn.CrossEntropyLoss(z_loss=0.1, softcap=2.0)
+    logits, target = make(6, 9, torch.float32, backend.device)
+    expected = ops.cross_entropy(logits, target, z_loss=0.1, softcap=2.0)
+    assert torch.equal(module(logits, target), expected)
+    assert repr(module) == "CrossEntropyLoss(z_loss=0.1, softcap=2.0)"
