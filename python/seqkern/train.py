@@ -203,11 +203,15 @@ class Trainer:
         speed = round(len(losses) * self.tokens_per_step / seconds, 1)
         rows = []
         for (step, lr, _, norm), loss in zip(self._pending, losses, strict=True):
+            gradient_norm = float(norm)
+            # Before anything is saved: an infinite gradient has spoiled the parameters already.
             require(
-                math.isfinite(loss),
-                f"the loss is {loss} at step {step}: training diverged, try a lower lr or clip",
+                math.isfinite(loss) and math.isfinite(gradient_norm),
+                f"loss {loss} and gradient norm {gradient_norm} at step {step}: training diverged, "
+                "try a lower lr or clip",
             )
-            rows.append(Row(step, step * self.tokens_per_step, loss, None, lr, float(norm), speed))
+            tokens = step * self.tokens_per_step
+            rows.append(Row(step, tokens, loss, None, lr, gradient_norm, speed))
         self._pending.clear()
         return rows
 

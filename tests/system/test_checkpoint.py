@@ -117,7 +117,7 @@ def test_full_disk_is_the_users_error_and_leaves_the_set_before(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(seqkern.checkpoint, "write_durably", full)
-    with pytest.raises(UserError, match="cannot save a checkpoint in .*No space left on device"):
+    with pytest.raises(UserError, match=r"cannot save a checkpoint in .*No space left on device"):
         save_checkpoint(tmp_path, checkpoint(2))
     assert steps_on_disk(tmp_path) == {1}
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from system_options import TINY
 
 from seqkern.checkpoint import load_checkpoint
+from seqkern.data import embedded_text
 from seqkern.metrics import read_metrics
 from seqkern.models import MODELS
 from seqkern.optimizer import make_optimizer
@@ -129,7 +130,7 @@ def test_resuming_a_finished_run_changes_nothing(run_copy, cli_run, losses):
     assert "at step 12 of 12" in out
 
 
-LONG = ["--steps", "1500", "--save-every", "20", "--eval-every", "500"]
+LONG = ["--steps", "600", "--save-every", "20", "--eval-every", "500"]
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_process_stopped_by_a_signal_resumes_to_the_same_losses(
     assert process.returncode == code
     assert "Traceback" not in errors
     stopped_at = load_checkpoint(out).step
-    assert 40 <= stopped_at < 1500
+    assert 40 <= stopped_at < 600
     if number != signal.SIGKILL:
         assert f"seqkern train --resume --out {out}" in output
         assert read_metrics(out / "metrics.csv")[-1].step == stopped_at
@@ -196,6 +197,7 @@ def test_default_folder_is_a_new_one_each_time(cli_run, text_file, tmp_path, mon
 
 def test_demo_trains_samples_and_compares(cli_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("seqkern.run_folder.embedded_text", lambda: embedded_text()[:20_000])
     options = [
         "--steps",
         "6",

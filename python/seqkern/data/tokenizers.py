@@ -126,7 +126,7 @@ class CharTokenizer(Tokenizer):
 
 
 class WordTokenizer(Tokenizer):
-    r"""Words with the space before them, runs of white space, and single punctuation characters.
+    r"""Words, runs of white space, and single punctuation characters.
 
     Splitting loses nothing: the pieces joined are the text. The vocabulary is
 
@@ -136,9 +136,8 @@ class WordTokenizer(Tokenizer):
     * the most frequent other pieces that occur at least `min_count` (2) times, ties in the order
       of the text, up to `max_vocab` ids in all.
 
-    A word that has no id with its space is tried without it, and is then `<unk>`; a run of white
-    space without an id is spelled out. A character that is not part of a word and does not occur
-    in the training text is an error.
+    A word without an id is `<unk>`; a run of white space without one is spelled out. A character
+    that is not part of a word and does not occur in the training text is an error.
 
     Example:
         >>> tokenizer = WordTokenizer.train("a cat, a cat, a dog", max_vocab=100)
@@ -147,7 +146,7 @@ class WordTokenizer(Tokenizer):
     """
 
     kind = "word"
-    _pieces = re.compile(r" ?\w+|[^\w\s]|\s+(?= \w)|\s+")
+    _pieces = re.compile(r"\w+|[^\w\s]|\s+")
     _wordless = re.compile(r"\W")
 
     def __init__(self, pieces: Sequence[str]) -> None:
@@ -188,12 +187,11 @@ class WordTokenizer(Tokenizer):
         return ids
 
     def _spell(self, text: str, start: int, end: int) -> list[int]:
-        """Ids of a piece that has none: its outer characters one by one, its word as a whole."""
+        """Ids of a piece that has none: `<unk>` for a word, the characters of anything else."""
+        if not self._wordless.match(text[start]):
+            return [0]
         ids: list[int] = []
         for position in range(start, end):
-            if not self._wordless.match(text[position]):
-                ids.append(self._ids.get(text[position:end], 0))
-                break
             if text[position] not in self._ids:
                 raise _unknown_character(text, position)
             ids.append(self._ids[text[position]])
