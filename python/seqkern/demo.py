@@ -18,12 +18,12 @@ class DemoOptions:
     """What a demo run may change."""
 
     out: Path | None = None
-    steps: int = 1000
+    steps: int = 800
     hidden: int = 256
     context: int = 128
     batch_size: int = 16
     compare_rounds: int = 5
-    compare_steps: int = 6
+    compare_steps: int = 4
     sample_characters: int = 600
     seed: int = 0
     device: str = "auto"

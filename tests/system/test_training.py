@@ -198,20 +198,10 @@ def test_default_folder_is_a_new_one_each_time(cli_run, text_file, tmp_path, mon
 def test_demo_trains_samples_and_compares(cli_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("seqkern.run_folder.embedded_text", lambda: embedded_text()[:20_000])
-    options = [
-        "--steps",
-        "6",
-        "--hidden",
-        "8",
-        "--context",
-        "16",
-        "--batch-size",
-        "4",
-        "--compare-rounds",
-        "1",
-    ]
+    sizes = ["--hidden", 8, "--context", 16, "--batch-size", 4, "--sample-characters", 20]
+    steps = ["--steps", 6, "--compare-rounds", 1, "--device", "cpu"]
     for number in (1, 2):
-        code, out, _ = cli_run("demo", *options, "--sample-characters", 20, "--device", "cpu")
+        code, out, _ = cli_run("demo", *sizes, *steps)
         assert code == 0
         for promised in ("unigram entropy", "nats per token", "bits per character", "tokens/s"):
             assert promised in out
