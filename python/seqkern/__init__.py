@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from seqkern import _load as _load
-from seqkern import nn, ops
+from seqkern import data, models, nn, ops
 
 __version__ = version("seqkern")
-__all__ = ["__version__", "nn", "ops"]
+__all__ = ["__version__", "data", "models", "nn", "ops"]

@@ -1,0 +1,115 @@
+"""Training and validation batches: blocks of T + 1 tokens, T next-token examples each."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from seqkern.errors import require
+
+
+def _check_tokens(tokens: Tensor) -> None:
+    require(
+        tokens.dim() == 1 and tokens.dtype == torch.int64,
+        f"tokens must be int64 [N], got {tokens.dtype} {list(tokens.shape)}",
+    )
+
+
+class BlockSampler:
+    """Random blocks of a text: inputs x_1..x_T and targets x_2..x_{T+1} of T + 1 tokens.
+
+    Start positions are drawn independently and uniformly over all N - T blocks. The generator is
+    the sampler's own, so that what is drawn depends on the seed and on nothing else.
+
+    Args:
+        tokens: int64 [N], the text, on the CPU.
+        context: T, tokens of input per row.
+        batch_size: B, rows per batch.
+        seed: seed of the start positions.
+
+    Raises:
+        UserError: the text is shorter than one block of T + 1 tokens.
+
+    Example:
+        >>> sampler = BlockSampler(torch.arange(100), context=8, batch_size=2, seed=0)
+        >>> inputs, targets = sampler.draw()
+        >>> inputs.shape, bool((targets == inputs + 1).all())
+        (torch.Size([2, 8]), True)
+    """
+
+    def __init__(self, tokens: Tensor, context: int, batch_size: int, seed: int) -> None:
+        """See the class."""
+        _check_tokens(tokens)
+        require(context >= 1, f"context must be at least 1, got {context}")
+        require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
+        require(
+            len(tokens) >= context + 1,
+            f"the training text has {len(tokens)} tokens, less than one block of "
+            f"context + 1 = {context + 1}: use a longer text or a smaller context",
+        )
+        self._tokens = tokens
+        self._offsets = torch.arange(context + 1)
+        self._batch_size = batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next batch: inputs int64 [B, T] and targets int64 [B, T]."""
+        blocks = len(self._tokens) - len(self._offsets) + 1
+        starts = torch.randint(blocks, (self._batch_size, 1), generator=self._generator)
+        batch = self._tokens[starts + self._offsets]  # [B, T + 1]
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    def state(self) -> Tensor:
+        """uint8 [S]: where the generator stands; `restore` continues from there."""
+        return self._generator.get_state()
+
+    def restore(self, state: Tensor) -> None:
+        """Continue from a `state()`."""
+        self._generator.set_state(state)
+
+
+def validation_batches(
+    tokens: Tensor, context: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Held-out text in order: every token but the first is a target exactly once.
+
+    Blocks of T tokens that do not overlap, `batch_size` to a batch; what is left over comes last
+    as one shorter row. Weight each batch's mean loss by its number of targets.
+
+    Args:
+        tokens: int64 [N].
+        context: T.
+        batch_size: rows per batch; the last full batch may have fewer.
+
+    Yields:
+        inputs and targets, int64 [b, T] with b <= batch_size, then int64 [1, (N - 1) % T].
+
+    Example:
+        >>> [tuple(x.shape) for x, _ in validation_batches(torch.arange(24), 4, 3)]
+        [(3, 4), (2, 4), (1, 3)]
+    """
+    _check_tokens(tokens)
+    full = max(len(tokens) - 1, 0) // context * context
+    if full:
+        inputs = tokens[:full].view(-1, context)  # [n, T]
+        targets = tokens[1 : full + 1].view(-1, context)  # [n, T]
+        yield from zip(
+            torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
+        )
+    if len(tokens) - 1 > full:
+        yield tokens[None, full:-1], tokens[None, full + 1 :]
+
+
+def unigram_entropy(tokens: Tensor) -> float:
+    """H = -sum_v p_v ln p_v of the token frequencies p, in nats per token.
+
+    The loss of the best model that ignores what came before: what training must beat.
+
+    Example:
+        >>> round(unigram_entropy(torch.tensor([0, 1, 0, 1])), 4)
+        0.6931
+    """
+    _check_tokens(tokens)
+    counts = torch.bincount(tokens)
+    p = counts[counts > 0].double() / len(tokens)
+    return float(-(p * p.log()).sum())

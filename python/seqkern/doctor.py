@@ -1,0 +1,118 @@
+"""What `seqkern doctor` prints: versions, the machine, and which kernel runs for what."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from seqkern import _C
+from seqkern._load import cuda_unavailable_reason
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A public operation and the dispatcher op under it."""
+
+    name: str  # as users call it
+    op: str | None  # `seqkern::<op>`; None: PyTorch's own runs, no kernel of ours yet
+
+
+# Extended with each op that the package gains.
+OPERATIONS = (
+    Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
+    Operation("models: LSTM and RNN layers", None),
+    Operation("models.GPT: causal attention", None),
+    Operation("model.generate: sampling", None),
+)
+
+
+def report() -> str:
+    """The whole report, for people."""
+    return "\n\n".join(
+        (
+            _section("Versions", _versions()),
+            _section("Machine", _machine()),
+            _section("Build", _build()),
+            _kernels(),
+        )
+    )
+
+
+def _section(title: str, rows: dict[str, str]) -> str:
+    width = max(len(name) for name in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
+
+
+def _versions() -> dict[str, str]:
+    from seqkern import __version__
+
+    return {
+        "seqkern": __version__,
+        "torch": torch.__version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "system": platform.platform(),
+    }
+
+
+def _machine() -> dict[str, str]:
+    forced = os.environ.get("SEQKERN_FORCE_ISA")
+    isa = _C.cpu_isa() + (f" (SEQKERN_FORCE_ISA={forced})" if forced else "")
+    rows = {
+        "CPU": _cpu_model(),
+        "CPU kernels for": isa,
+        "threads": f"{torch.get_num_threads()} of {os.cpu_count()} logical CPUs",
+        "torch's CUDA": torch.version.cuda or "none: this torch was built for the CPU",
+    }
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        rows[f"GPU {index}"] = (
+            f"{properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB"
+        )
+    return rows
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _build() -> dict[str, str]:
+    return {name.replace("_", " "): _shown(value) for name, value in _C.build_info().items()}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) if value not in (None, "") else "none"
+
+
+def _kernels() -> str:
+    lines = ["Which kernel runs"]
+    for operation in OPERATIONS:
+        lines.append(f"  {operation.name}")
+        lines += [f"    {device:<5} {_runs(operation, key)}" for device, key in _DEVICES.items()]
+    return "\n".join(lines)
+
+
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+
+
+def _runs(operation: Operation, key: str) -> str:
+    """What answers a call on a device, and why."""
+    if operation.op is None:
+        return "PyTorch's own: seqkern has no kernel for it yet"
+    ours = torch._C._dispatch_has_kernel_for_dispatch_key(f"seqkern::{operation.op}", key)
+    if key == "CPU":
+        return f"seqkern's, {_C.cpu_isa()}" if ours else "nothing: the extension lacks this kernel"
+    if not ours:
+        return f"nothing: {cuda_unavailable_reason or 'the CUDA library lacks this kernel'}"
+    if not torch.cuda.is_available():
+        return "nothing now: seqkern's kernel is loaded, but there is no GPU"
+    return "seqkern's CUDA kernel"

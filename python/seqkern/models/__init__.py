@@ -1,0 +1,38 @@
+"""Language models, each whole in one file."""
+
+from dataclasses import fields
+from typing import Any
+
+from seqkern.errors import require
+from seqkern.models.gpt import GPT, GPTConfig
+from seqkern.models.language_model import LanguageModel
+from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
+from seqkern.models.rnn import RNNConfig, RNNLanguageModel
+
+__all__ = [
+    "GPT",
+    "MODELS",
+    "GPTConfig",
+    "LSTMConfig",
+    "LSTMLanguageModel",
+    "LanguageModel",
+    "RNNConfig",
+    "RNNLanguageModel",
+    "build_model",
+]
+
+MODELS: dict[str, tuple[Any, Any]] = {  # name: its config, its model
+    "lstm": (LSTMConfig, LSTMLanguageModel),
+    "rnn": (RNNConfig, RNNLanguageModel),
+    "gpt": (GPTConfig, GPT),
+}
+
+
+def build_model(name: str, sizes: dict[str, Any], backend: str = "seqkern") -> LanguageModel:
+    """The model `name` with those of `sizes` that its config has; the rest does not concern it."""
+    require(name in MODELS, f"model must be one of {', '.join(MODELS)}, got {name!r}")
+    config_class, model_class = MODELS[name]
+    wanted = {field.name for field in fields(config_class)}
+    config = config_class(**{key: value for key, value in sizes.items() if key in wanted})
+    model: LanguageModel = model_class(config, backend)
+    return model

@@ -1,0 +1,165 @@
+"""The transformer language model: pre-norm blocks of causal attention and an MLP."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqkern.errors import require
+from seqkern.models.backends import Layers
+from seqkern.models.language_model import LanguageModel, check_dropout, check_sizes
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a `GPT`."""
+
+    vocab_size: int
+    context: int = 128  # most tokens a forward reads; the number of learned positions
+    hidden: int = 256  # C, the width of the residual stream
+    layers: int = 2
+    heads: int = 4  # NH; D = C / NH
+    dropout: float = 0.0
+    tied: bool = True  # the head's weight is the embedding's
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        check_sizes(
+            vocab_size=self.vocab_size,
+            context=self.context,
+            hidden=self.hidden,
+            layers=self.layers,
+            heads=self.heads,
+        )
+        check_dropout(self.dropout)
+        require(
+            self.hidden % self.heads == 0,
+            f"hidden must be a multiple of heads = {self.heads}, got {self.hidden}",
+        )
+
+
+class Attention(nn.Module):
+    """Causal self-attention: position t reads positions 1 .. t."""
+
+    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+        """One product makes q, k and v of all heads; another mixes the heads."""
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
+        self.out = nn.Linear(config.hidden, config.hidden)
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] to [B, T, C]."""
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
+        dropout = self.dropout if self.training else 0.0
+        y = self.layers.attention(q, k, v, is_causal=True, dropout_p=dropout)  # [B, NH, T, D]
+        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
+        return out
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+        """The MLP is four times as wide as the stream, with GELU."""
+        super().__init__()
+        C = config.hidden
+        self.attention_norm = nn.LayerNorm(C)
+        self.attention = Attention(config, layers)
+        self.mlp_norm = nn.LayerNorm(C)
+        self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, C] to [B, T, C]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class GPT(LanguageModel):
+    """p(x_i | x_<i) by a decoder-only transformer.
+
+    Radford et al. 2019: learned positions, normalisation before each block, and a last one before
+    the head; the head's weight is the embedding's where `tied` (Press and Wolf 2017).
+
+    Args:
+        config: the sizes.
+        backend: `seqkern` or `torch`; the parameters of the same seed are the same for both.
+
+    Example:
+        >>> model = GPT(GPTConfig(vocab_size=10, context=4, hidden=8, layers=1, heads=2))
+        >>> model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 10])
+    """
+
+    def __init__(self, config: GPTConfig, backend: str = "seqkern") -> None:
+        """See the class."""
+        super().__init__(config.vocab_size, config.context, backend)
+        self.config = config
+        C = config.hidden
+        self.embedding = nn.Embedding(config.vocab_size, C)
+        self.positions = nn.Embedding(config.context, C)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, self.layers) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(C)
+        self.head = None if config.tied else nn.Linear(C, config.vocab_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of 0.02; those that write to the stream shrink with the depth.
+
+        2 * layers branches add up in the stream: 1 / sqrt(2 * layers) keeps its variance.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                writes = name.endswith(("attention.out.weight", "mlp.2.weight"))
+                depth = 2 * self.config.layers if writes else 1
+                nn.init.normal_(parameter, std=0.02 * depth**-0.5)
+            else:
+                nn.init.ones_(parameter)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None
+    ) -> Tensor | tuple[Tensor | None, Tensor]:
+        """Logits at every position, and the loss where targets are given.
+
+        Args:
+            tokens: int64 or int32 [B, T], T from 1 to the context.
+            targets: int64 [B, T], the tokens that follow.
+
+        Returns:
+            logits [B, T, V]; with targets (logits, loss), loss the mean cross-entropy in nats.
+
+        Raises:
+            UserError: tokens of the wrong dtype, shape or range, or longer than the context.
+        """
+        self.check(tokens, targets)
+        return self.with_loss(self.project(self.stream(tokens)), targets)
+
+    def stream(self, tokens: Tensor) -> Tensor:
+        """The normalised residual stream [B, T, C] above the last block."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.norm(x)
+        return out
+
+    def project(self, x: Tensor) -> Tensor:
+        """The head: [..., C] to [..., V]."""
+        head = self.embedding if self.head is None else self.head
+        return F.linear(x, head.weight)
+
+    def next_logits(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Read tokens [B, T]; the state is the window [B, <= context] of all tokens so far."""
+        window = tokens if state is None else torch.cat([state, tokens], dim=1)
+        window = window[:, -self.config.context :]
+        return self.project(self.stream(window)[:, -1]), window  # [B, V]

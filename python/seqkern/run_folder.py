@@ -1,0 +1,171 @@
+"""Starting, resuming and opening a run folder."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqkern.checkpoint import has_checkpoint, load_checkpoint
+from seqkern.config import RunConfig, config_from_json, resolve_device, resumed
+from seqkern.data import Tokenizer, embedded_text, load_tokenizer, read_text, train_tokenizer
+from seqkern.data.corpus import make_corpus, text_digest
+from seqkern.errors import UserError, require
+from seqkern.files import replace_content
+from seqkern.metrics import read_metrics
+from seqkern.models import LanguageModel, build_model
+from seqkern.plot import PlotLabels, plot_losses
+from seqkern.train import Trainer, load_parameters
+
+_OURS = ("config.json", "tokenizer.json", "metrics.csv", "loss.png", "tensorboard")
+_TOKEN_NAMES = {"char": "character", "word": "word token", "bpe": "byte pair"}
+
+
+def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) -> Trainer:
+    """Make a run folder and a trainer at step 0.
+
+    Args:
+        config: the options.
+        out: the folder; None makes `runs/<prefix>-<n>` with the first free n.
+        prefix: by default model, tokenizer and the name of the text.
+
+    Raises:
+        UserError: a wrong option or text, or a folder that holds something already. All of that
+            is found before the folder is made.
+    """
+    from seqkern import __version__
+
+    if out is not None:
+        _check_free(out)
+    resolve_device(config.device)
+    text = _read(config)
+    tokenizer = train_tokenizer(config.tokenizer, text, config.vocab_size)
+    corpus = make_corpus(text, tokenizer, config.val_fraction, config.context)
+    sizes = config.sizes(tokenizer.vocab_size)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, sizes, config.backend)
+    source = "embedded" if config.data is None else Path(config.data).stem
+    run = _make_folder(out, prefix or f"{config.model}-{config.tokenizer}-{source}")
+    described = {
+        "seqkern": __version__,
+        "run": asdict(config),
+        "model": {"name": config.model, "sizes": sizes},
+        "text_sha256": text_digest(text),
+        "unigram_entropy": corpus.unigram_entropy,
+    }
+    replace_content(run / "tokenizer.json", tokenizer.dumps().encode())
+    replace_content(run / "config.json", json.dumps(described, indent=1).encode())
+    return Trainer(run, config, model, corpus)
+
+
+def resume_run(run: Path, given: dict[str, Any]) -> Trainer:
+    """The trainer of a run at its last checkpoint.
+
+    Args:
+        run: the folder.
+        given: options the user gave again; they must be the stored ones, but for
+            `seqkern.config.FREE_ON_RESUME`.
+
+    Raises:
+        UserError: no such run, another configuration or text, or a damaged file.
+    """
+    described = _describe(run)
+    config = resumed(config_from_json(described["run"]), given)
+    text = _read(config)
+    require(
+        text_digest(text) == described["text_sha256"],
+        f"cannot resume: {config.data or 'the embedded text'} is not the text {run} was started "
+        "with",
+    )
+    corpus = make_corpus(
+        text, load_tokenizer(run / "tokenizer.json"), config.val_fraction, config.context
+    )
+    model = build_model(config.model, described["model"]["sizes"], config.backend)
+    trainer = Trainer(run, config, model, corpus)
+    trainer.restore()
+    return trainer
+
+
+def load_run(
+    run: str | Path, backend: str = "seqkern", device: str = "cpu"
+) -> tuple[LanguageModel, Tokenizer]:
+    """The model of a run's last checkpoint, in evaluation mode, and its tokenizer.
+
+    Raises:
+        UserError: no such run, or a damaged file.
+    """
+    folder = Path(run)
+    described = _describe(folder)
+    checkpoint = load_checkpoint(folder, parts=["model"])
+    model = build_model(described["model"]["name"], described["model"]["sizes"], backend)
+    model.to(next(iter(checkpoint.model.values())).dtype)
+    load_parameters(model, checkpoint.model)
+    return model.to(resolve_device(device)).eval(), load_tokenizer(folder / "tokenizer.json")
+
+
+def draw_run(run: Path) -> None:
+    """Draw loss.png from a run's metrics.csv and config.json."""
+    described = _describe(run)
+    options, name = described["run"], described["model"]["name"]
+    token = _TOKEN_NAMES[options["tokenizer"]]
+    text = Path(options["data"]).name if options["data"] else "Python's language reference"
+    title = f"{name.upper()}, {options['layers']} x {options['hidden']}, on {text} ({run.name})"
+    labels = PlotLabels(title, described["unigram_entropy"], token)
+    plot_losses(read_metrics(run / "metrics.csv"), labels, run / "loss.png")
+
+
+def _describe(run: Path) -> dict[str, Any]:
+    """The parsed config.json."""
+    require(run.is_dir(), f"there is no run folder {run}")
+    path = run / "config.json"
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        described["run"]["tokenizer"], described["run"]["data"], described["run"]["layers"]
+        described["model"]["name"], described["model"]["sizes"]["vocab_size"]
+        described["text_sha256"], float(described["unigram_entropy"])
+    except OSError as error:
+        raise UserError(f"{run} is not a run folder: cannot read config.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or not a run's of seqkern") from error
+    parsed: dict[str, Any] = described
+    return parsed
+
+
+def _read(config: RunConfig) -> str:
+    return embedded_text() if config.data is None else read_text(config.data)
+
+
+def _check_free(out: Path) -> None:
+    """A folder is free when it is new, empty, or left by a run that never got to a checkpoint."""
+    require(not has_checkpoint(out), f"{out} already holds a run: use --resume, or another --out")
+    if not out.exists():
+        return
+    require(out.is_dir(), f"{out} is not a folder")
+    foreign = [
+        entry.name
+        for entry in sorted(out.iterdir())
+        if not (entry.name in _OURS or entry.name.startswith((".", "step-")) or entry.is_symlink())
+    ]
+    require(not foreign, f"{out} already holds other files ({', '.join(foreign[:3])})")
+
+
+def _make_folder(out: Path | None, prefix: str) -> Path:
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            return out
+        n = 1
+        while True:
+            run = Path("runs") / f"{prefix}-{n}"
+            run.parent.mkdir(exist_ok=True)
+            try:
+                run.mkdir()
+            except FileExistsError:
+                n += 1
+            else:
+                return run
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run folder: {error.strerror}: {error.filename}"
+        ) from error

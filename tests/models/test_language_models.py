@@ -1,0 +1,197 @@
+import pytest
+import torch
+
+from seqkern.errors import UserError
+from seqkern.models import (
+    GPT,
+    MODELS,
+    GPTConfig,
+    LSTMConfig,
+    LSTMLanguageModel,
+    RNNConfig,
+    RNNLanguageModel,
+    build_model,
+)
+
+V, CONTEXT = 13, 8
+SIZES = {"vocab_size": V, "context": CONTEXT, "hidden": 12, "layers": 2, "heads": 3}
+
+
+def make(name, backend="seqkern", seed=0, **sizes):
+    torch.manual_seed(seed)
+    return build_model(name, SIZES | sizes, backend)
+
+
+def tokens(batch, length, seed=1):
+    return torch.randint(V, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("length", [1, 5, CONTEXT])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_logits_and_loss_have_their_shapes(name, length, dtype):
+    x = tokens(3, length).to(dtype)
+    model = make(name)
+    assert model(x).shape == (3, length, V)
+    logits, loss = model(x, x.long())
+    assert logits.shape == (3, length, V)
+    assert loss.shape == ()
+
+
+def test_loss_is_the_mean_negative_log_likelihood(name):
+    x, y = tokens(3, 6), tokens(3, 6, seed=2)
+    model = make(name).double()
+    _, loss = model(x, y)
+    picked = model.probabilities(x).gather(2, y[:, :, None])  # [B, T, 1]
+    torch.testing.assert_close(loss, -picked.log().mean())
+
+
+def test_a_new_model_is_close_to_uniform(name):
+    _, loss = make(name)(tokens(4, 8), tokens(4, 8, seed=2))
+    assert loss.item() == pytest.approx(torch.tensor(float(V)).log().item(), abs=0.3)
+
+
+def test_probabilities_are_normalised_and_ignore_dropout(name):
+    model = make(name, dropout=0.5).train()
+    p = model.probabilities(tokens(2, 7))
+    assert p.shape == (2, 7, V)
+    assert bool((p > 0).all())
+    torch.testing.assert_close(p.sum(-1), torch.ones(2, 7))
+    assert torch.equal(p, model.probabilities(tokens(2, 7)))
+    assert model.training
+
+
+@pytest.mark.parametrize("changed", [0, 3, 7])
+def test_a_later_token_changes_no_earlier_logits(name, changed):
+    model = make(name).eval()
+    x = tokens(2, 8)
+    y = x.clone()
+    y[:, changed] = (y[:, changed] + 1) % V
+    before, after = model(x), model(y)
+    torch.testing.assert_close(before[:, :changed], after[:, :changed])
+    assert bool((before[:, changed:] != after[:, changed:]).any(-1).all())
+
+
+@pytest.mark.parametrize("piece", [1, 3])
+def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece):
+    model = make(name).double().eval()
+    x = tokens(2, CONTEXT)
+    expected = model(x)
+    state = None
+    for start in range(0, CONTEXT, piece):
+        part = x[:, start : start + piece]
+        logits, state = model.next_logits(part, state)
+        torch.testing.assert_close(logits, expected[:, start + part.shape[1] - 1])
+
+
+def test_gpt_past_the_context_reads_the_last_window():
+    model = make("gpt").double().eval()
+    x = tokens(2, CONTEXT + 5)
+    _, state = model.next_logits(x[:, :CONTEXT], None)
+    logits, _ = model.next_logits(x[:, CONTEXT:], state)
+    torch.testing.assert_close(logits, model(x[:, -CONTEXT:])[:, -1])
+
+
+@pytest.mark.parametrize("recurrent", ["lstm", "rnn"])
+def test_recurrent_models_have_no_longest_input(recurrent):
+    assert make(recurrent)(tokens(1, 5 * CONTEXT)).shape == (1, 5 * CONTEXT, V)
+
+
+@pytest.mark.parametrize(
+    ("x", "named"),
+    [
+        (torch.zeros(4, dtype=torch.int64), r"tokens must be .* \[B, T\], got torch.int64 \[4\]"),
+        (torch.zeros(2, 4), r"tokens must be int64 or int32 \[B, T\], got torch.float32"),
+        (torch.zeros(2, 0, dtype=torch.int64), r"at least one token, got \[2, 0\]"),
+        (torch.full((2, 4), V), rf"tokens must be in \[0, {V}\), got {V}"),
+        (torch.tensor([[1, -1]]), rf"tokens must be in \[0, {V}\), got -1"),
+    ],
+)
+def test_wrong_tokens_are_refused(name, x, named):
+    model = make(name)
+    with pytest.raises(UserError, match=named):
+        model(x)
+    with pytest.raises(UserError, match=named):
+        model.generate(x, 1)
+
+
+@pytest.mark.parametrize("targets", [tokens(2, 3), tokens(2, 4).float()])
+def test_wrong_targets_are_refused(name, targets):
+    with pytest.raises(UserError, match=r"targets must be int64 \[2, 4\] like tokens"):
+        make(name)(tokens(2, 4), targets)
+
+
+def test_gpt_refuses_more_than_its_context():
+    with pytest.raises(UserError, match="at most the context of 8 long, got 9"):
+        make("gpt")(tokens(2, CONTEXT + 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (lambda: LSTMConfig(vocab_size=0), "vocab_size must be at least 1, got 0"),
+        (lambda: RNNConfig(vocab_size=3, layers=0), "layers must be at least 1"),
+        (lambda: GPTConfig(vocab_size=3, hidden=10, heads=4), "multiple of heads = 4, got 10"),
+        (lambda: GPTConfig(vocab_size=3, context=0), "context must be at least 1"),
+        (lambda: LSTMConfig(vocab_size=3, dropout=1.0), r"dropout must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_impossible_sizes_are_refused(config, named):
+    with pytest.raises(UserError, match=named):
+        config()
+
+
+def test_the_same_seed_gives_both_backends_the_same_parameters(name):
+    ours, theirs = (make(name, backend).state_dict() for backend in ("seqkern", "torch"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_backends_agree_in_loss_and_gradients(name):
+    results = []
+    for backend in ("seqkern", "torch"):
+        model = make(name, backend).double()
+        _, loss = model(tokens(3, 8), tokens(3, 8, seed=2))
+        loss.backward()
+        results.append((loss, {n: p.grad for n, p in model.named_parameters()}))
+    (ours, our_grads), (theirs, their_grads) = results
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(our_grads, their_grads, rtol=1e-10, atol=1e-12)
+    assert all(grad is not None for grad in our_grads.values())
+
+
+def test_backend_picks_whose_loss_runs():
+    import seqkern
+
+    assert type(make("lstm", "seqkern").loss) is seqkern.nn.CrossEntropyLoss
+    assert type(make("lstm", "torch").loss) is torch.nn.CrossEntropyLoss
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="backend must be one of seqkern, torch, got 'jax'"):
+        make("lstm", "jax")
+    with pytest.raises(UserError, match="model must be one of lstm, rnn, gpt, got 'mlp'"):
+        make("mlp")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_head_is_the_embedding(tied):
+    model = make("gpt", tied=tied)
+    assert (model.head is None) == tied
+    assert ("head.weight" in model.state_dict()) != tied
+    _, loss = model(tokens(1, 2), tokens(1, 2))
+    loss.backward()
+    untouched = [v for v in range(V) if v not in tokens(1, 2).unique()]
+    # Through the head every row of the embedding has a gradient, not only the tokens read.
+    assert bool((model.embedding.weight.grad[untouched] != 0).any()) == tied
+
+
+def test_models_are_usable_without_the_registry():
+    x = tokens(1, 3)
+    assert LSTMLanguageModel(LSTMConfig(vocab_size=V, hidden=4))(x).shape == (1, 3, V)
+    assert RNNLanguageModel(RNNConfig(vocab_size=V, hidden=4))(x).shape == (1, 3, V)
+    assert GPT(GPTConfig(vocab_size=V, hidden=4, heads=2))(x).shape == (1, 3, V)
