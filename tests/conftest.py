@@ -31,15 +31,16 @@ class Backend:
         return getattr(torch.ops, self.namespace)
 
 
-def _load_emulator() -> None:
-    if "seqkern_emu" in vars(torch.ops):
-        return
+@pytest.fixture(scope="session")
+def emulator_library() -> Path:
+    """The emulator's library, loaded, with fakes and gradients on its ops."""
     given = os.environ.get("SEQKERN_EMU_LIB")
-    found = [Path(given)] if given else sorted(EMULATOR.rglob("libseqkern_emu.so"))
-    if not found or not found[0].exists():
-        pytest.fail("libseqkern_emu.so is not built; run `make emulator`", pytrace=False)
-    torch.ops.load_library(str(found[0]))
+    path = Path(given) if given else EMULATOR / "libseqkern_emu.so"
+    if not path.exists():
+        pytest.fail(f"{path} is not built; run `make emulator`", pytrace=False)
+    torch.ops.load_library(str(path))
     _registry.register_all("seqkern_emu")
+    return path
 
 
 @pytest.fixture(params=["cpu", "emu", "cuda"])
@@ -50,7 +51,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
             pytest.skip("no CUDA device")
         yield Backend("cuda", "cuda", "seqkern")
     elif request.param == "emu":
-        _load_emulator()
+        request.getfixturevalue("emulator_library")
         with _registry.use_namespace("seqkern_emu"):
             yield Backend("emu", "cpu", "seqkern_emu", tiny=True)
     else:

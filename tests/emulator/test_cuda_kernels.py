@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-BUILD = Path(__file__).parents[2] / "build" / "emulator"
 NONE, MEAN = 0, 1
 
 
 @pytest.fixture(scope="module")
-def emulator() -> ctypes.CDLL:
-    path = Path(os.environ.get("SEQKERN_EMU_LIB", BUILD / "libseqkern_emu.so"))
-    if not path.exists():
-        pytest.fail("libseqkern_emu.so is not built; run `make emulator`", pytrace=False)
-    torch.ops.load_library(str(path))
-    library = ctypes.CDLL(str(path))
+def emulator(emulator_library: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(emulator_library))
     library.seqkern_emu_set_seed.argtypes = [ctypes.c_uint64]
     library.seqkern_emu_set_seed.restype = None
     library.seqkern_emu_launches.restype = ctypes.c_uint64
