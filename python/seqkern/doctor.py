@@ -1,5 +1,7 @@
 """What `seqkern doctor` prints: versions, the machine, and which kernel runs for what."""
 
+import ctypes
+import json
 import os
 import platform
 from dataclasses import dataclass
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 
 from seqkern import _C
-from seqkern._load import cuda_unavailable_reason
+from seqkern._load import CUDA_LIBRARY, cuda_unavailable_reason
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def report() -> str:
             _section("Machine", _machine()),
             _section("Build", _build()),
             _kernels(),
+            *([] if cuda_unavailable_reason else [_section("CUDA kernels", _resources())]),
         )
     )
 
@@ -116,3 +119,20 @@ def _runs(operation: Operation, key: str) -> str:
     if not torch.cuda.is_available():
         return "nothing now: seqkern's kernel is loaded, but there is no GPU"
     return "seqkern's CUDA kernel"
+
+
+def _resources() -> dict[str, str]:
+    """What each CUDA kernel takes on this GPU, or why that cannot be told."""
+    table = ctypes.CDLL(str(CUDA_LIBRARY)).seqkern_cuda_kernel_resources
+    table.restype = ctypes.c_char_p
+    return {kernel["name"]: _resource_line(kernel) for kernel in json.loads(table())}
+
+
+def _resource_line(kernel: dict[str, str | int]) -> str:
+    if "error" in kernel:
+        return str(kernel["error"])
+    return (
+        f"sm_{kernel['architecture']}, {kernel['registers']} registers, "
+        f"{kernel['shared_bytes']} B shared, {kernel['local_bytes']} B local, "
+        f"up to {kernel['max_threads']} threads"
+    )
