@@ -5,6 +5,7 @@ interrupt that was saved is 130 (Ctrl-C) or 143 (SIGTERM).
 """
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -166,10 +167,14 @@ def _describe(trainer: Trainer) -> str:
 
 
 def _fit(
-    trainer: Trainer, stop_after: int | None = None, progress: bool = True, plot: bool = True
+    trainer: Trainer,
+    stop_after: int | None = None,
+    progress: bool = True,
+    plot: bool = True,
+    max_seconds: float = math.inf,
 ) -> int:
     """Train, draw the picture, say how it went; the exit code."""
-    outcome = trainer.fit(stop_after, progress)
+    outcome = trainer.fit(stop_after, progress, max_seconds)
     if plot:
         try:
             draw_run(trainer.run)
@@ -271,7 +276,8 @@ def _add_demo(commands: Any) -> None:
         flag = f"--{field.name.replace('_', '-')}"
         kind = Path if field.name == "out" else type(field.default)
         shown = "runs/demo-<n>" if field.default is None else field.default
-        parser.add_argument(flag, type=kind, default=field.default, help=f"(default: {shown})")
+        text = f"{field.metadata['help']} (default: {shown})"
+        parser.add_argument(flag, type=kind, default=field.default, help=text)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -280,7 +286,8 @@ def _demo(args: argparse.Namespace) -> int:
     )
     trainer = demo.make_demo(options)
     print(_describe(trainer))
-    code = _fit(trainer)
+    print(demo.set_threads(trainer, options), flush=True)
+    code = _fit(trainer, max_seconds=options.max_seconds)
     if code:
         return code
     print(f"\n--- a sample at temperature 0.7 ---\n{demo.sample(trainer, options)}\n---\n")

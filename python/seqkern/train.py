@@ -124,17 +124,24 @@ class Trainer:
 
     # ------------------------------------------------------------------ training
 
-    def fit(self, stop_after: int | None = None, progress: bool = True) -> Outcome:
+    def fit(
+        self,
+        stop_after: int | None = None,
+        progress: bool = True,
+        max_seconds: float = math.inf,
+    ) -> Outcome:
         """Train up to the configured number of steps.
 
         Args:
             stop_after: save and stop at this step, as an interrupt would.
             progress: show a bar on stderr.
+            max_seconds: validate, save and stop at the first step that ends after this time.
 
         Raises:
             UserError: the loss is no longer finite; the last checkpoint is untouched.
         """
         config = self.config
+        began = time.perf_counter()
         last = config.steps if stop_after is None else min(stop_after, config.steps)
         board = self.run / "tensorboard" if config.tensorboard else None
         fresh = self.step == 0
@@ -151,8 +158,10 @@ class Trainer:
             while not stopping:
                 self._update()
                 # Read once per step: a signal that comes later waits for the next step's end.
-                stopping = self.step == last or interrupts.received is not None
-                validates = self.step % config.eval_every == 0 or self.step == config.steps
+                late = time.perf_counter() - began > max_seconds
+                stopping = self.step == last or late or interrupts.received is not None
+                ends = late or self.step == config.steps
+                validates = ends or self.step % config.eval_every == 0
                 saves = self.step % config.save_every == 0 or stopping
                 if validates or saves or len(self._pending) >= self._rows_at_once:
                     rows = self._rows(started)

@@ -94,6 +94,21 @@ def test_wrong_value(train, tmp_path, options, fragment):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--compare-rounds", "0"], "compare_rounds must be at least 1, got 0"),
+        (["--threads", "-1"], "threads must be at least 0, got -1"),
+        (["--context", "9999999"], "the text is too short"),
+    ],
+)
+def test_wrong_demo_value(cli_run, tmp_path, monkeypatch, options, fragment):
+    monkeypatch.chdir(tmp_path)
+    one_line(cli_run("demo", *options), fragment)
+    assert not list(tmp_path.iterdir())
+
+
 def test_diverged_training_keeps_its_last_checkpoint(train, cli_run, tmp_path):
     code, _, err = train(tmp_path / "run", "--lr", "1e30", "--warmup", 0, "--clip", "inf")
     assert code == 2

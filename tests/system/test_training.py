@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from safetensors.torch import load_file
 from system_options import TINY
 
 from seqkern.checkpoint import load_checkpoint
+from seqkern.config import config_from_json
 from seqkern.data import embedded_text
 from seqkern.metrics import read_metrics
 from seqkern.models import MODELS
 from seqkern.optimizer import make_optimizer
-from seqkern.run_folder import load_run
+from seqkern.run_folder import load_run, resume_run, start_run
+from seqkern.speed import choose_threads, compare_backends
 
 
 def test_run_folder_holds_what_it_promises(finished_run):
@@ -193,6 +196,52 @@ def test_default_folder_is_a_new_one_each_time(cli_run, text_file, tmp_path, mon
         code, out, _ = cli_run("train", "--data", text_file, *TINY)
         assert code == 0
         assert out.startswith(f"runs/lstm-char-words-{number}: lstm")
+
+
+def test_time_limit_validates_saves_and_can_be_resumed(finished_run, tmp_path, losses):
+    copy = shutil.copytree(finished_run, tmp_path / "copy", symlinks=True)
+    shutil.rmtree(copy / "step-00000012")
+    for name in ("checkpoint", "model.safetensors", "optimizer.safetensors"):
+        (copy / name).unlink()
+    config = config_from_json(json.loads((copy / "config.json").read_text())["run"])
+    trainer = start_run(config, copy)
+    outcome = trainer.fit(progress=False, max_seconds=0)
+    assert (outcome.step, outcome.signal) == (1, None)
+    assert load_checkpoint(copy).step == 1
+    assert read_metrics(copy / "metrics.csv")[-1].val_loss is not None
+    assert resume_run(copy, {}).fit(progress=False).step == 12
+    train_losses = [row[2] for row in losses(copy)]
+    assert train_losses == [row[2] for row in losses(finished_run)]
+
+
+@pytest.mark.parametrize(("seconds", "threads"), [({1: 0.02, 2: 0.0}, 2), ({1: 0.0, 2: 0.02}, 1)])
+def test_the_faster_number_of_threads_is_chosen(seconds, threads):
+    before = torch.get_num_threads()
+    choice = choose_threads(lambda: time.sleep(seconds[torch.get_num_threads()]), 2)
+    assert choice.threads == threads
+    assert choice.seconds.keys() == {1, 2}
+    torch.set_num_threads(before)
+
+
+def test_comparison_past_its_time_still_times_each_backend_once():
+    tokens = torch.arange(200) % 7
+    result = compare_backends(
+        "rnn",
+        {"vocab_size": 7, "hidden": 4},
+        tokens,
+        context=4,
+        batch_size=2,
+        rounds=50,
+        steps_per_round=2,
+        lr=0.01,
+        clip=1.0,
+        seed=0,
+        device=torch.device("cpu"),
+        max_seconds=0,
+    )
+    assert result.steps == 4
+    assert all(speed > 0 for speed in result.tokens_per_second.values())
+    assert result.largest_loss_difference < 1e-5
 
 
 def test_demo_trains_samples_and_compares(cli_run, tmp_path, monkeypatch):
