@@ -55,15 +55,17 @@ std::string row_shape(const Tensor& logits) {
 
 void check_classes(const CrossEntropyInputs& in) {
   if constexpr (Backend::kHostReadable) {
-    for (int64_t n = 0; n < in.N; ++n) {
-      const int64_t y = in.target[n];
-      if (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V) && y != in.ignore_index)
-          [[unlikely]] {
-        throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V,
-                                        ") or ignore_index (", in.ignore_index, "), got ", y,
-                                        " at row ", n));
-      }
-    }
+    const auto bad = [&](int64_t y) {
+      return (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V)) & (y != in.ignore_index);
+    };
+    bool any = false;
+    for (int64_t n = 0; n < in.N; ++n) any |= bad(in.target[n]);
+    if (!any) [[likely]]
+      return;
+    int64_t n = 0;
+    while (!bad(in.target[n])) ++n;
+    throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V, ") or ignore_index (",
+                                    in.ignore_index, "), got ", in.target[n], " at row ", n));
   }
 }
 

@@ -427,14 +427,16 @@ def test_logits_changed_before_backward(backend: Any) -> None:
 # ---------------------------------------------------------------- determinism
 
 
-def test_bits_do_not_depend_on_threads() -> None:
-    logits, target = make(300, 517, torch.float32, "cpu")
+@pytest.mark.parametrize("shape", [(300, 517), (40001, 5), (20003, 16)], ids=str)
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_bits_do_not_depend_on_threads(shape: tuple[int, int], softcap: float) -> None:
+    logits, target = make(*shape, torch.float32, "cpu")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = run(ops.cross_entropy, logits, target)
+        one = run(ops.cross_entropy, logits, target, reduction="none", softcap=softcap)
         torch.set_num_threads(3)
-        three = run(ops.cross_entropy, logits, target)
+        three = run(ops.cross_entropy, logits, target, reduction="none", softcap=softcap)
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(one[0], three[0])
