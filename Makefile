@@ -85,7 +85,7 @@ $(VENV)/.requires-%: pyproject.toml $(VENV)/.torch
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.requires
-	$(PIP) install --no-build-isolation --no-deps -e . -C cmake.define.SEQKERN_WERROR=$(WERROR)
+	$(PIP) install --no-build-isolation --no-deps -e . --config-settings=cmake.define.SEQKERN_WERROR=$(WERROR)
 	@touch $@
 
 build: $(VENV)/.built
