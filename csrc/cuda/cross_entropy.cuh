@@ -2,9 +2,9 @@
 #pragma once
 
 #include <climits>
-#include <stdexcept>
 #include <string>
 
+#include "common/errors.h"
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -91,9 +91,8 @@ __device__ __forceinline__ void target_weights(const Options<Acc>& o, const T* p
 template <class F>
 void specialize(const CrossEntropyInputs& in, F&& f) {
   if (in.V > INT_MAX) {
-    throw std::invalid_argument(
-        "cross_entropy: logits must have at most 2147483647 classes on CUDA, got " +
-        std::to_string(in.V));
+    throw_value_error("cross_entropy: logits must have at most 2147483647 classes on CUDA, got " +
+                      std::to_string(in.V));
   }
   dispatch_dtype(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -118,8 +117,8 @@ LaunchConfig config_of(const char* name, const CrossEntropyInputs& in, Stream st
     while (threads < BlockGroup::kMaxThreads && packs >= int64_t{8} * threads) threads *= 2;
   }
   if (blocks > INT_MAX) {
-    throw std::invalid_argument(std::string(name) + ": logits have too many rows for one launch, " +
-                                std::to_string(in.N));
+    throw_value_error(std::string(name) + ": logits have too many rows for one launch, " +
+                      std::to_string(in.N));
   }
   return {.name = name, .grid = static_cast<unsigned>(blocks), .block = threads, .stream = stream};
 }

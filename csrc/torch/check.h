@@ -5,11 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <sstream>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 
 #include "common/dtype.h"
+#include "common/errors.h"
 #include "common/rows.h"
 
 namespace seqkern {
@@ -68,7 +68,7 @@ std::string message(const Parts&... parts) {
 template <class... Parts>
 void check(bool ok, const Parts&... parts) {
   if (!ok) [[unlikely]] {
-    throw std::invalid_argument(message(parts...));
+    throw_value_error(message(parts...));
   }
 }
 
@@ -83,7 +83,7 @@ inline DType float_dtype(const Tensor& t, std::string_view op, std::string_view 
     case ScalarType::BFloat16:
       return DType::kBFloat16;
     default:
-      throw std::invalid_argument(message(
+      throw_value_error(message(
           op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", describe(t)));
   }
 }

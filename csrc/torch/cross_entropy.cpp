@@ -64,8 +64,8 @@ void check_classes(const CrossEntropyInputs& in) {
       return;
     int64_t n = 0;
     while (!bad(in.target[n])) ++n;
-    throw std::out_of_range(message(kOp, ": target must be in [0, ", in.V, ") or ignore_index (",
-                                    in.ignore_index, "), got ", in.target[n], " at row ", n));
+    throw_index_error(message(kOp, ": target must be in [0, ", in.V, ") or ignore_index (",
+                              in.ignore_index, "), got ", in.target[n], " at row ", n));
   }
 }
 

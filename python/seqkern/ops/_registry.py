@@ -14,6 +14,24 @@ import torch
 
 active: Any = torch.ops.seqkern
 
+_USER_ERRORS = {"ValueError: ": ValueError, "IndexError: ": IndexError}
+
+
+def call(op: Any, *args: Any) -> Any:
+    """Call an op of ours; mistakes in its arguments are raised as what they are.
+
+    The text of such an error begins with its kind (csrc/common/errors.h): torch turns C++
+    exceptions into Python ones differently from version to version.
+    """
+    try:
+        return op(*args)
+    except RuntimeError as error:
+        for prefix, kind in _USER_ERRORS.items():
+            if str(error).startswith(prefix):
+                raise kind(str(error).removeprefix(prefix)) from None
+        raise
+
+
 _registrations: list[Callable[[str], None]] = []
 
 

@@ -121,13 +121,7 @@ def cross_entropy(
         logits = logits.movedim(1, -1)  # [B, d1, ..., V]
     if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise ValueError("cross_entropy: weight has no gradient here; pass weight.detach()")
-    if torch.compiler.is_compiling():
-        op = _registry.active.cross_entropy
-    elif torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad):
-        op = _CrossEntropy.apply
-    else:
-        op = _registry.active.cross_entropy_forward
-    loss, lse, _ = op(
+    inputs = (
         logits,
         target,
         weight,
@@ -138,6 +132,12 @@ def cross_entropy(
         softcap,
         return_lse,
     )
+    if torch.compiler.is_compiling():
+        loss, lse, _ = _registry.active.cross_entropy(*inputs)
+    elif torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad):
+        loss, lse, _ = _registry.call(_CrossEntropy.apply, *inputs)
+    else:
+        loss, lse, _ = _registry.call(_registry.active.cross_entropy_forward, *inputs)
     return (loss, lse) if return_lse else loss
 
 
