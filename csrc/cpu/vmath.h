@@ -135,9 +135,4 @@ SEQKERN_INLINE TanhResult<VecD> tanh_with_derivative(VecD u) {
   return result;
 }
 
-template <class V>
-SEQKERN_INLINE V vtanh(V u) {
-  return tanh_with_derivative(u).value;
-}
-
 }  // namespace seqkern::cpu::SEQKERN_ISA
