@@ -54,9 +54,11 @@ inline constexpr int kLanes = kVectorBytes / sizeof(Acc);
 
 // ---------------------------------------------------------------- load, store, broadcast
 
+// x - 0 is x whatever its sign, so the subtraction vanishes; 0 + x would be an instruction, since
+// it turns -0 into 0.
 template <class V>
 SEQKERN_INLINE V splat(decltype(V{}[0] + 0) x) {
-  return V{} + x;
+  return x - V{};
 }
 
 template <class To, class From>

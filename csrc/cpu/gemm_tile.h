@@ -1,0 +1,86 @@
+// The register tile of a matrix product: the inner loop that attention and the recurrent layers
+// share.
+//
+// C [R, panel] += A [R, K] B [K, panel]. A is read where it is, one element at a time, with any
+// strides. B is a panel: kTileVectors vectors wide, its rows one after the other. The accumulators
+// are the caller's, in registers, so that an epilogue (a softmax, a cell's gates) costs no pass
+// over memory.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+// As many accumulators as the registers hold beside one row of B and a broadcast of A: with 32
+// registers 8 x 3, which needs fewer loads per product than 14 x 2; with 16, 6 x 2.
+inline constexpr int kTileRows = kVectorBytes == 64 ? 8 : 6;
+inline constexpr int kTileVectors = kVectorBytes == 64 ? 3 : 2;
+template <class Acc>
+inline constexpr int kPanel = kTileVectors * kLanes<Acc>;
+
+template <class Acc, int R>
+struct Tile {
+  Vec<Acc> c[R][kTileVectors];
+};
+
+// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, kPanel].
+template <class Acc, int R>
+SEQKERN_INLINE void multiply_add(Tile<Acc, R>& tile, const Acc* a, int64_t row_stride,
+                                 int64_t k_stride, const Acc* b, int64_t K) {
+  // A copy the compiler can see has no other address, so it stays in registers.
+  Tile<Acc, R> sum = tile;
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<Acc> b_k[kTileVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kTileVectors; ++j) b_k[j] = load(b + k * kPanel<Acc> + j * kLanes<Acc>);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec<Acc> a_rk = splat<Vec<Acc>>(a[r * row_stride + k * k_stride]);
+#pragma GCC unroll 8
+      for (int j = 0; j < kTileVectors; ++j) sum.c[r][j] += a_rk * b_k[j];
+    }
+  }
+  tile = sum;
+}
+
+// Calls f(Count<R>{}) with R = rows, 1 <= rows <= kTileRows: the last rows of a block get a tile of
+// their own height.
+template <int R>
+struct Count {
+  static constexpr int value = R;
+};
+template <int R = kTileRows, class F>
+SEQKERN_INLINE void with_tile_rows(int64_t rows, F f) {
+  if constexpr (R == 1) {
+    f(Count<1>{});
+  } else if (rows == R) {
+    f(Count<R>{});
+  } else {
+    with_tile_rows<R - 1>(rows, f);
+  }
+}
+
+// Packs columns [0, columns) of a matrix into a panel Acc [K, kPanel]; the rest of it is zeros.
+// Element (k, column) is at source[k * k_stride + column * column_stride].
+template <class Acc, class T>
+SEQKERN_INLINE void pack_panel(Acc* panel, const T* source, int64_t k_stride, int64_t column_stride,
+                               int64_t K, int columns) {
+  if (column_stride == 1 && columns == kPanel<Acc>) {
+    for (int64_t k = 0; k < K; ++k) {
+      for (int j = 0; j < kTileVectors; ++j) {
+        store(panel + k * kPanel<Acc> + j * kLanes<Acc>,
+              load(source + k * k_stride + j * kLanes<Acc>));
+      }
+    }
+    return;
+  }
+  for (int column = 0; column < columns; ++column) {
+    const T* from = source + column * column_stride;
+    for (int64_t k = 0; k < K; ++k) panel[k * kPanel<Acc> + column] = load1(from + k * k_stride);
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    for (int column = columns; column < kPanel<Acc>; ++column) panel[k * kPanel<Acc> + column] = 0;
+  }
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA
