@@ -5,24 +5,24 @@
 namespace seqkern::cpu {
 
 #if defined(__x86_64__)
-#define SEQKERN_DISPATCH(name, Args)                        \
-  void name(const Args& args, int64_t begin, int64_t end) { \
-    switch (active_isa()) {                                 \
-      case Isa::kAvx512:                                    \
-        return avx512::name(args, begin, end);              \
-      case Isa::kAvx2:                                      \
-        return avx2::name(args, begin, end);                \
-      default:                                              \
-        return baseline::name(args, begin, end);            \
-    }                                                       \
+#define SEQKERN_ROUTE(call)  \
+  switch (active_isa()) {    \
+    case Isa::kAvx512:       \
+      return avx512::call;   \
+    case Isa::kAvx2:         \
+      return avx2::call;     \
+    default:                 \
+      return baseline::call; \
   }
 #else
-#define SEQKERN_DISPATCH(name, Args)                        \
-  void name(const Args& args, int64_t begin, int64_t end) { \
-    return baseline::name(args, begin, end);                \
-  }
+#define SEQKERN_ROUTE(call) return baseline::call;
 #endif
+#define SEQKERN_DISPATCH(name, Args) \
+  void name(const Args& args, int64_t begin, int64_t end) { SEQKERN_ROUTE(name(args, begin, end)) }
+#define SEQKERN_DISPATCH_WORKSPACE(name, Args) \
+  int64_t name(const Args& args) { SEQKERN_ROUTE(name(args)) }
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
+SEQKERN_CPU_WORKSPACES(SEQKERN_DISPATCH_WORKSPACE)
 
 }  // namespace seqkern::cpu

@@ -35,6 +35,24 @@ struct Cpu {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }
 
+  static void run(const LstmForwardArgs& a) {
+    const RecurrentInputs& r = a.in.r;
+    rows(cpu::lstm_forward, a, r.B, 4 * r.T * r.H * r.P);
+  }
+  static void run(const LstmBackwardArgs& a) {
+    const RecurrentInputs& r = a.in.r;
+    rows(cpu::lstm_backward, a, r.B, 4 * r.T * r.H * r.P);
+  }
+  static void run(const LstmCellForwardArgs& a) { rows(cpu::lstm_cell_forward, a, a.B, 4 * a.H); }
+  static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
+
+  static int64_t workspace_bytes(const LstmForwardArgs& a) {
+    return cpu::lstm_forward_workspace(a);
+  }
+  static int64_t workspace_bytes(const LstmBackwardArgs& a) {
+    return cpu::lstm_backward_workspace(a);
+  }
+
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the
   // arithmetic of a row kernel; asked for in 2 MB pages, a sixth of it
   // (docs/math/cross_entropy.md).

@@ -5,5 +5,6 @@ they are differentiable any number of times, which is how the ops' second deriva
 """
 
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.lstm import lstm, lstm_cell
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "lstm", "lstm_cell"]

@@ -1,0 +1,62 @@
+// The recurrent ops: schemas once, implementations per backend. A file beside library.cpp, so that
+// CMakeLists.txt can leave it out of the libraries whose kernels are not written yet
+// (SEQKERN_CPU_ONLY_OPS).
+//
+// `lstm` and `lstm_cell` are differentiable, with autograd registered from Python; `..._forward`
+// are the same kernels without it.
+#include <torch/csrc/stable/library.h>
+
+#include "torch/backend.h"
+#include "torch/ops_recurrent.h"
+
+namespace seqkern {
+namespace {
+
+#define SEQKERN_LSTM_SCHEMA                                                         \
+  "(Tensor input, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, " \
+  "Tensor? b_hh, Tensor? w_hr, Tensor? lengths, bool reverse, bool save_gates, "    \
+  "bool save_cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)"
+#define SEQKERN_LSTM_CELL_SCHEMA                                                              \
+  "(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
+  "bool save_gates) -> (Tensor h, Tensor c, Tensor gates)"
+
+#if !defined(SEQKERN_BACKEND_CUDA)
+void define(torch::stable::detail::StableLibrary& m) {
+  m.def("lstm" SEQKERN_LSTM_SCHEMA);
+  m.def("lstm_forward" SEQKERN_LSTM_SCHEMA);
+  m.def(
+      "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_c, "
+      "Tensor input, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? w_hr, "
+      "Tensor? lengths, Tensor output, Tensor c, Tensor gates, bool activated, bool reverse, "
+      "int needs) -> (Tensor dinput, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, "
+      "Tensor db, Tensor dw_hr)");
+  m.def("lstm_cell" SEQKERN_LSTM_CELL_SCHEMA);
+  m.def("lstm_cell_forward" SEQKERN_LSTM_CELL_SCHEMA);
+  m.def(
+      "lstm_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor h0, Tensor c0, "
+      "Tensor w_ih, Tensor w_hh, Tensor c, Tensor gates, int needs) -> (Tensor dinput, "
+      "Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db)");
+}
+#endif
+
+void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("lstm", TORCH_BOX(&lstm));
+  m.impl("lstm_forward", TORCH_BOX(&lstm));
+  m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
+  m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
+  m.impl("lstm_cell_forward", TORCH_BOX(&lstm_cell));
+  m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
+}
+
+}  // namespace
+}  // namespace seqkern
+
+#if defined(SEQKERN_BACKEND_CPU)
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkern, m) { seqkern::define(m); }
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CPU, m) { seqkern::implement(m); }
+#elif defined(SEQKERN_BACKEND_EMULATOR)
+STABLE_TORCH_LIBRARY_FRAGMENT(seqkern_emu, m) { seqkern::define(m); }
+STABLE_TORCH_LIBRARY_IMPL(seqkern_emu, CPU, m) { seqkern::implement(m); }
+#else
+STABLE_TORCH_LIBRARY_IMPL(seqkern, CUDA, m) { seqkern::implement(m); }
+#endif

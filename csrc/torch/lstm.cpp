@@ -1,0 +1,268 @@
+// ops::lstm and its backward, one direction of one layer: check, allocate, run.
+#include "ops/lstm.h"
+
+#include "torch/ops_recurrent.h"
+#include "torch/recurrent.h"
+
+namespace seqkern {
+namespace {
+
+// The contract's inputs, and the tensors made for them (kept alive as long as the pointers).
+struct Inputs {
+  LstmInputs args;
+  Tensor input;
+  Tensor w_ih;
+  Tensor w_hh;
+  OptionalTensor b_ih;
+  OptionalTensor b_hh;
+  OptionalTensor w_hr;
+  OptionalTensor h0;
+  OptionalTensor c0;
+  OptionalTensor lengths;
+};
+
+Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h0,
+               const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+               const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensor& w_hr,
+               const OptionalTensor& lengths, bool reverse) {
+  const DType dtype = float_dtype(input, op, "input");
+  check(input.dim() == 3, op, ": input must be [T, B, I], got ", describe(input));
+  const int64_t T = input.size(0), B = input.size(1), I = input.size(2);
+  check(T >= 1, op, ": input must have at least one step, got ", describe(input));
+  check(w_ih.dim() == 2 && w_ih.size(0) >= 4 && w_ih.size(0) % 4 == 0, op,
+        ": w_ih must be [4 H, I], got ", describe(w_ih));
+  const int64_t H = w_ih.size(0) / 4;
+  check(!w_hr || (w_hr->dim() == 2 && w_hr->size(0) >= 1), op, ": w_hr must be [P, H], got ",
+        w_hr ? describe(*w_hr) : "");
+  const int64_t P = w_hr ? w_hr->size(0) : H;
+  const Checker checked{op, input};
+  Inputs in{.args = {},
+            .input = input.is_contiguous() ? input : torch::stable::contiguous(input),
+            .w_ih = checked(w_ih, "w_ih", {4 * H, I}),
+            .w_hh = checked(w_hh, "w_hh", {4 * H, P}),
+            .b_ih = checked(b_ih, "b_ih", {4 * H}),
+            .b_hh = checked(b_hh, "b_hh", {4 * H}),
+            .w_hr = checked(w_hr, "w_hr", {P, H}),
+            .h0 = checked(h0, "h0", {B, P}),
+            .c0 = checked(c0, "c0", {B, H}),
+            .lengths = checked.lengths(lengths, B, T)};
+  in.args = {.r = {.dtype = dtype,
+                   .T = T,
+                   .B = B,
+                   .H = H,
+                   .P = P,
+                   .w_hh = in.w_hh.const_data_ptr(),
+                   .b_hh = data(in.b_hh),
+                   .h0 = data(in.h0),
+                   .lengths = static_cast<const int64_t*>(data(in.lengths)),
+                   .reverse = reverse},
+             .w_hr = data(in.w_hr),
+             .c0 = data(in.c0)};
+  return in;
+}
+
+void* mutable_data(const Tensor& t, bool wanted = true) {
+  return wanted ? t.mutable_data_ptr() : nullptr;
+}
+
+// Which gradients lstm_backward is asked for; python/seqkern/ops/lstm.py has the same numbers.
+enum Needs : int64_t {
+  kInput = 1,
+  kH0 = 2,
+  kC0 = 4,
+  kWih = 8,
+  kWhh = 16,
+  kBias = 32,
+  kWhr = 64,
+};
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
+    const Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& w_ih,
+    const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+    const OptionalTensor& w_hr, const OptionalTensor& lengths, bool reverse, bool save_gates,
+    bool save_cells) {
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const Inputs in = prepare("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, reverse);
+  const RecurrentInputs& r = in.args.r;
+  const ScalarType type = input.scalar_type();
+  // The gates take the place of their inputs: a buffer of 4 H fewer to fetch and to write.
+  const Tensor gates_x = linear(in.input, in.w_ih, in.b_ih);  // [T, B, 4 H]
+  const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
+  const Tensor output = empty_on(input, Sizes(h_size, 3), type);
+  const Tensor c = save_cells ? empty_on(input, Sizes(c_size, 3), type) : nothing(input);
+  const Tensor h_n = empty_on(input, Sizes(h_size + 1, 2), type);
+  const Tensor c_n = empty_on(input, Sizes(c_size + 1, 2), type);
+  if (r.B > 0) {
+    LstmForwardArgs args{.in = in.args,
+                         .gates_x = gates_x.const_data_ptr(),
+                         .gates_x_strides = sequence_strides(gates_x),
+                         .gates = mutable_data(gates_x, save_gates),
+                         .c = mutable_data(c, save_cells),
+                         .h = mutable_data(output),
+                         .h_strides = sequence_strides(output),
+                         .h_n = mutable_data(h_n),
+                         .c_n = mutable_data(c_n),
+                         .workspace = nullptr};
+    const auto scratch = workspace(input, Backend::workspace_bytes(args));
+    if (scratch) args.workspace = scratch->mutable_data_ptr();
+    Backend::run(args);
+  }
+  return {output, h_n, c_n, c, save_gates ? gates_x : nothing(input)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const OptionalTensor& grad_c, const Tensor& input,
+    const OptionalTensor& h0, const OptionalTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& w_hr, const OptionalTensor& lengths, const Tensor& output,
+    const Tensor& c, const Tensor& gates, bool activated, bool reverse, int64_t needs) {
+  constexpr std::string_view kOp = "lstm_backward";
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const Inputs in = prepare(kOp, input, h0, c0, w_ih, w_hh, {}, {}, w_hr, lengths, reverse);
+  const RecurrentInputs& r = in.args.r;
+  const auto [T, B, H, P] = std::tuple(r.T, r.B, r.H, r.P);
+  const Checker checked{kOp, input};
+  const Tensor kept_h = checked(output, "output", {T, B, P});
+  const Tensor kept_c = checked(c, "c", {T, B, H});
+  const Tensor kept_gates = checked(gates, "gates", {T, B, 4 * H});
+  const auto dh = sequence_gradient(grad_output, checked, "grad_output", {T, B, P});
+  const auto dc = checked(grad_c, "grad_c", {T, B, H});
+  const auto dh_n = checked(grad_h_n, "grad_h_n", {B, P});
+  const auto dc_n = checked(grad_c_n, "grad_c_n", {B, H});
+
+  const ScalarType type = input.scalar_type();
+  const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
+    return wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+  };
+  const bool project = w_hr.has_value();
+  const bool first_elsewhere = h0 && lengths && reverse && (needs & kWhh);
+  const Tensor dgates = fresh(true, {T, B, 4 * H});
+  const Tensor dgates_0 = fresh(first_elsewhere, {B, 4 * H});
+  const Tensor dh0 = fresh(needs & kH0, {B, P});
+  const Tensor dc0 = fresh(needs & kC0, {B, H});
+  const Tensor dh_total = fresh(project, {T, B, P});
+  const Tensor m = fresh(project, {T, B, H});
+  if (B > 0) {
+    LstmBackwardArgs args{.in = in.args,
+                          .gates = kept_gates.const_data_ptr(),
+                          .activated = activated,
+                          .c = kept_c.const_data_ptr(),
+                          .dh = data(dh),
+                          .dh_strides = dh ? sequence_strides(*dh) : SequenceStrides{},
+                          .dc = data(dc),
+                          .dh_n = data(dh_n),
+                          .dc_n = data(dc_n),
+                          .dgates = mutable_data(dgates),
+                          .dgates_0 = mutable_data(dgates_0, first_elsewhere),
+                          .dh0 = mutable_data(dh0, needs & kH0),
+                          .dc0 = mutable_data(dc0, needs & kC0),
+                          .dh_total = mutable_data(dh_total, project),
+                          .m = mutable_data(m, project),
+                          .workspace = nullptr};
+    const auto scratch = workspace(input, Backend::workspace_bytes(args));
+    if (scratch) args.workspace = scratch->mutable_data_ptr();
+    Backend::run(args);
+  }
+  const Tensor flat = rows_2d(dgates);  // [T B, 4 H]
+  const int64_t rows[] = {0};
+  const int64_t input_size[] = {T, B, in.input.size(2)};
+  return {
+      needs & kInput ? torch::stable::view(mm(flat, in.w_ih), Sizes(input_size, 3))
+                     : nothing(input),
+      dh0,
+      dc0,
+      needs & kWih ? transposed_mm(flat, rows_2d(in.input)) : nothing(input),
+      needs & kWhh ? recurrent_weight_gradient(
+                         dgates, kept_h, in.h0,
+                         first_elsewhere ? OptionalTensor(dgates_0) : OptionalTensor(), reverse)
+                   : nothing(input),
+      needs & kBias ? torch::stable::sum(flat, Sizes(rows, 1)) : nothing(input),
+      project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(input),
+  };
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h0,
+                                             const Tensor& c0, const Tensor& w_ih,
+                                             const Tensor& w_hh, const OptionalTensor& b_ih,
+                                             const OptionalTensor& b_hh, bool save_gates) {
+  constexpr std::string_view kOp = "lstm_cell";
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const DType dtype = float_dtype(input, kOp, "input");
+  check(input.dim() == 2, kOp, ": input must be [B, I], got ", describe(input));
+  check(w_ih.dim() == 2 && w_ih.size(0) >= 4 && w_ih.size(0) % 4 == 0, kOp,
+        ": w_ih must be [4 H, I], got ", describe(w_ih));
+  const int64_t B = input.size(0), H = w_ih.size(0) / 4;
+  const Checker checked{kOp, input};
+  const Tensor x = checked(input, "input", {B, input.size(1)});
+  const Tensor h = checked(h0, "h", {B, H});
+  const Tensor c = checked(c0, "c", {B, H});
+  const Tensor w_x = checked(w_ih, "w_ih", {4 * H, input.size(1)});
+  const Tensor w_h = checked(w_hh, "w_hh", {4 * H, H});
+  const auto b_x = checked(b_ih, "b_ih", {4 * H});
+  const auto b_h = checked(b_hh, "b_hh", {4 * H});
+  const Tensor gates_x = linear(x, w_x, b_x);
+  const Tensor gates_h = linear(h, w_h, {});
+  const Tensor h1 = empty_on(input, h.sizes(), input.scalar_type());
+  const Tensor c1 = empty_on(input, c.sizes(), input.scalar_type());
+  if (B > 0) {
+    Backend::run(LstmCellForwardArgs{.dtype = dtype,
+                                     .B = B,
+                                     .H = H,
+                                     .gates_x = gates_x.const_data_ptr(),
+                                     .gates_h = gates_h.const_data_ptr(),
+                                     .bias = data(b_h),
+                                     .c0 = c.const_data_ptr(),
+                                     .gates = mutable_data(gates_x, save_gates),
+                                     .h = mutable_data(h1),
+                                     .c = mutable_data(c1)});
+  }
+  return {h1, c1, save_gates ? gates_x : nothing(input)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(
+    const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& input,
+    const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& c,
+    const Tensor& gates, int64_t needs) {
+  constexpr std::string_view kOp = "lstm_cell_backward";
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const DType dtype = float_dtype(input, kOp, "input");
+  check(input.dim() == 2 && w_hh.dim() == 2, kOp, ": input must be [B, I], got ", describe(input));
+  const int64_t B = input.size(0), H = w_hh.size(1);
+  const Checker checked{kOp, input};
+  const Tensor x = checked(input, "input", {B, input.size(1)});
+  const Tensor h_before = checked(h0, "h", {B, H});
+  const Tensor c_before = checked(c0, "c", {B, H});
+  const Tensor w_x = checked(w_ih, "w_ih", {4 * H, input.size(1)});
+  const Tensor w_h = checked(w_hh, "w_hh", {4 * H, H});
+  const Tensor c_after = checked(c, "saved c", {B, H});
+  const Tensor kept = checked(gates, "gates", {B, 4 * H});
+  const auto dh = checked(grad_h, "grad_h", {B, H});
+  const auto dc = checked(grad_c, "grad_c", {B, H});
+  const Tensor dgates = empty_on(input, kept.sizes(), input.scalar_type());
+  const Tensor dc0 = empty_on(input, c_before.sizes(), input.scalar_type());
+  if (B > 0) {
+    Backend::run(LstmCellBackwardArgs{.dtype = dtype,
+                                      .B = B,
+                                      .H = H,
+                                      .gates = kept.const_data_ptr(),
+                                      .c0 = c_before.const_data_ptr(),
+                                      .c = c_after.const_data_ptr(),
+                                      .dh = data(dh),
+                                      .dc = data(dc),
+                                      .dgates = mutable_data(dgates),
+                                      .dc0 = mutable_data(dc0)});
+  }
+  const int64_t rows[] = {0};
+  return {
+      needs & kInput ? mm(dgates, w_x) : nothing(input),
+      needs & kH0 ? mm(dgates, w_h) : nothing(input),
+      dc0,
+      needs & kWih ? transposed_mm(dgates, x) : nothing(input),
+      needs & kWhh ? transposed_mm(dgates, h_before) : nothing(input),
+      needs & kBias ? torch::stable::sum(dgates, Sizes(rows, 1)) : nothing(input),
+  };
+}
+
+}  // namespace seqkern

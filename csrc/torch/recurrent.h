@@ -1,0 +1,145 @@
+// What the torch layers of the recurrent ops share: checks, and the products over whole sequences
+// that surround the kernels.
+#pragma once
+
+#include <initializer_list>
+
+#include "ops/recurrent.h"
+#include "torch/backend.h"
+
+namespace seqkern {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// A tensor that the caller does not want.
+inline Tensor nothing(const Tensor& like) { return empty_on(like, {0}, like.scalar_type()); }
+
+inline std::string shape_name(std::initializer_list<int64_t> shape) {
+  std::ostringstream out;
+  out << '[';
+  const char* separator = "";
+  for (const int64_t size : shape) {
+    out << separator << size;
+    separator = ", ";
+  }
+  out << ']';
+  return out.str();
+}
+
+// Checks against the first tensor of an op, `input`.
+struct Checker {
+  std::string_view op;
+  const Tensor& input;
+
+  // `t`, contiguous, if it has this shape and the dtype and device of the input.
+  Tensor operator()(const Tensor& t, std::string_view name,
+                    std::initializer_list<int64_t> shape) const {
+    bool same =
+        t.scalar_type() == input.scalar_type() && t.dim() == static_cast<int64_t>(shape.size());
+    int64_t d = 0;
+    for (const int64_t size : shape) same = same && t.size(d++) == size;
+    check(same, op, ": ", name, " must be ", dtype_name(input.scalar_type()), " ",
+          shape_name(shape), ", got ", describe(t));
+    check_same_device(input, t, op, "input", name);
+    return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  }
+
+  OptionalTensor operator()(const OptionalTensor& t, std::string_view name,
+                            std::initializer_list<int64_t> shape) const {
+    return t ? OptionalTensor((*this)(*t, name, shape)) : t;
+  }
+
+  // lengths as int64 [B]; values are looked at where the host can.
+  OptionalTensor lengths(const OptionalTensor& t, int64_t B, int64_t T) const {
+    if (!t) return t;
+    const ScalarType type = t->scalar_type();
+    check((type == ScalarType::Long || type == ScalarType::Int) && t->dim() == 1 && t->size(0) == B,
+          op, ": lengths must be int64 or int32 [", B, "], got ", describe(*t));
+    check_same_device(input, *t, op, "input", "lengths");
+    const Tensor result = torch::stable::contiguous(
+        type == ScalarType::Long ? *t : torch::stable::to(*t, ScalarType::Long));
+    if constexpr (Backend::kHostReadable) {
+      const auto* L = static_cast<const int64_t*>(result.const_data_ptr());
+      for (int64_t b = 0; b < B; ++b) {
+        check(L[b] >= 0 && L[b] <= T, op, ": lengths must be in [0, ", T, "], got ", L[b],
+              " at row ", b);
+      }
+    }
+    return result;
+  }
+};
+
+inline SequenceStrides sequence_strides(const Tensor& t) { return {t.stride(0), t.stride(1)}; }
+
+// A gradient [T, B, ...] as kernels read it: where it is if its last dimension allows.
+inline Tensor with_unit_last_stride(const Tensor& t) {
+  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+
+inline OptionalTensor sequence_gradient(const OptionalTensor& t, const Checker& checked,
+                                        std::string_view name,
+                                        std::initializer_list<int64_t> shape) {
+  if (!t) return t;
+  int64_t d = 0;
+  bool same = t->scalar_type() == checked.input.scalar_type() && t->dim() == 3;
+  for (const int64_t size : shape) same = same && t->size(d++) == size;
+  check(same, checked.op, ": ", name, " must be ", dtype_name(checked.input.scalar_type()), " ",
+        shape_name(shape), ", got ", describe(*t));
+  check_same_device(checked.input, *t, checked.op, "input", name);
+  return with_unit_last_stride(*t);
+}
+
+// ---------------------------------------------------------------- products over all T B rows
+
+inline Tensor aten_call2(const char* op, const char* overload, const Tensor& a, const Tensor& b) {
+  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor mm(const Tensor& a, const Tensor& b) { return aten_call2("aten::mm", "", a, b); }
+
+// x [..., K] w^T + bias, w [N, K].
+inline Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(w),
+                          torch::stable::detail::from(bias)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
+  return torch::stable::narrow(t, dim, start, length);
+}
+
+// [T, B, N] as [T B, N]; t is contiguous.
+inline Tensor rows_2d(const Tensor& t) {
+  const int64_t size[] = {t.size(0) * t.size(1), t.size(2)};
+  return torch::stable::view(t, Sizes(size, 2));
+}
+
+// a^T b for a [N, J], b [N, K]: the gradient of a weight.
+inline Tensor transposed_mm(const Tensor& a, const Tensor& b) {
+  return mm(torch::stable::transpose(a, 0, 1), b);
+}
+
+// sum over t, b of dgates_t^T h_{t-1}. Times before and after are one row of B apart, so the main
+// part is one product; `dgates_0` [B, N] meets h0 where that is given.
+inline Tensor recurrent_weight_gradient(const Tensor& dgates, const Tensor& output,
+                                        const OptionalTensor& h0, const OptionalTensor& dgates_0,
+                                        bool reverse) {
+  const int64_t T = dgates.size(0);
+  const Tensor later = narrow(dgates, 0, reverse ? 0 : 1, T - 1);
+  const Tensor earlier = narrow(output, 0, reverse ? 1 : 0, T - 1);
+  Tensor dw = transposed_mm(rows_2d(later), rows_2d(earlier));
+  if (!h0) return dw;
+  const Tensor first = dgates_0 ? *dgates_0 : torch::stable::select(dgates, 0, reverse ? T - 1 : 0);
+  return torch::stable::subtract(dw, transposed_mm(first, *h0), -1.0);
+}
+
+inline std::optional<Tensor> workspace(const Tensor& like, int64_t bytes) {
+  if (bytes == 0) return std::nullopt;
+  return empty_on(like, {bytes}, ScalarType::Byte);
+}
+
+}  // namespace seqkern

@@ -1,0 +1,61 @@
+"""The LSTM in plain PyTorch: one step, and one direction of one layer over a sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def lstm_cell(
+    input: Tensor,
+    state: tuple[Tensor, Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step: input [B, I], state (h [B, H], c [B, H]) to the next (h, c)."""
+    h, c = state
+    i, f, g, o = (F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def lstm(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Output [T, B, P], h_n [B, P], c_n [B, H] and c [T, B, H], as `seqkern.ops.lstm` defines them.
+
+    Times t >= lengths[b] leave the state of row b as it is, which is also what lets a reversed row
+    start at its own last token.
+    """
+    T, B, _ = input.shape
+    H = w_hh.shape[0] // 4
+    h = input.new_zeros(B, w_hh.shape[1]) if h0 is None else h0
+    c = input.new_zeros(B, H) if c0 is None else c0
+    outputs: list[Tensor] = [h] * T
+    cells: list[Tensor] = [c] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        h_t, c_t = lstm_cell(input[t], (h, c), w_ih, w_hh, b_ih, b_hh)
+        if w_hr is not None:
+            h_t = F.linear(h_t, w_hr)
+        if lengths is None:
+            h, c = h_t, c_t
+            outputs[t], cells[t] = h, c
+        else:
+            valid = (lengths > t).unsqueeze(-1)  # [B, 1]
+            h, c = torch.where(valid, h_t, h), torch.where(valid, c_t, c)
+            outputs[t], cells[t] = torch.where(valid, h, 0.0), torch.where(valid, c, 0.0)
+    if T == 0:
+        return input.new_zeros(0, B, h.shape[1]), h, c, input.new_zeros(0, B, H)
+    return torch.stack(outputs), h, c, torch.stack(cells)
