@@ -234,13 +234,15 @@ def describe(device: torch.device, ceilings: Ceilings) -> dict[str, object]:
 
 
 def title(device: torch.device) -> str:
-    """Name of the machine for people: `AMD EPYC, 2 threads` or `NVIDIA H200`."""
+    """Name of the machine for people: `AMD EPYC (AVX2), 2 threads` or `NVIDIA H200`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
+    # Processors of several generations share a name; the vectors they have tell them apart.
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{_cpu_model()} ({vectors}), {threads} thread{'s' if threads > 1 else ''}"
 
 
 def folder_name(device: torch.device) -> str:
-    """The title as a folder's name: `amd-epyc-2-threads`."""
+    """The title as a folder's name: `amd-epyc-avx2-2-threads`."""
     return re.sub(r"[^a-z0-9]+", "-", title(device).lower()).strip("-")

@@ -4,7 +4,6 @@
 #include <stdexcept>
 
 namespace seqkern::cpu {
-namespace {
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
@@ -26,7 +25,7 @@ bool supported(Isa isa) {
 #endif
 }
 
-constexpr Isa kFastestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
+namespace {
 
 Isa choose() {
   const char* forced = std::getenv("SEQKERN_FORCE_ISA");

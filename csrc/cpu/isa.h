@@ -10,6 +10,8 @@ enum class Isa { kBaseline, kAvx2, kAvx512 };
 // The best one the processor has, or the one SEQKERN_FORCE_ISA names ("baseline", "avx2",
 // "avx512"). Throws std::invalid_argument if that name is unknown or the processor lacks it.
 Isa active_isa();
+inline constexpr Isa kFastestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kBaseline};
+bool supported(Isa isa);  // by this processor
 const char* isa_name(Isa isa);
 
 }  // namespace seqkern::cpu

@@ -70,12 +70,12 @@ struct AttentionBackwardArgs {
 // word[n] >= dropout_threshold(p). The counter names the element, so that any kernel, tiled in any
 // way and on any device, forward or backward, draws the same mask. Packed: b is 0, i and the keys
 // count from the beginning of the whole tensor; keys and queries are indices into the tensors.
-SEQKERN_HD inline PhiloxBits attention_dropout_bits(uint64_t seed, int64_t b, int64_t h, int64_t NH,
+SEQKERN_HD_INLINE PhiloxBits attention_dropout_bits(uint64_t seed, int64_t b, int64_t h, int64_t NH,
                                                     int64_t i, int64_t block) {
   return philox(seed, (static_cast<uint64_t>(i) << 32) | static_cast<uint32_t>(block),
                 static_cast<uint64_t>(b * NH + h));
 }
-SEQKERN_HD inline uint32_t dropout_threshold(double p) {
+SEQKERN_HD_INLINE uint32_t dropout_threshold(double p) {
   return static_cast<uint32_t>(p * 4294967296.0);
 }
 

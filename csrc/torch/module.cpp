@@ -11,6 +11,16 @@ PYBIND11_MODULE(_C, m) {
       "cpu_isa", [] { return seqkern::cpu::isa_name(seqkern::cpu::active_isa()); },
       "Instruction set the CPU kernels run on: 'avx512', 'avx2' or 'baseline'.");
   m.def(
+      "cpu_isas",
+      [] {
+        py::list names;
+        for (const seqkern::cpu::Isa isa : seqkern::cpu::kFastestFirst) {
+          if (seqkern::cpu::supported(isa)) names.append(seqkern::cpu::isa_name(isa));
+        }
+        return names;
+      },
+      "Instruction sets of this processor that there are CPU kernels for, the fastest first.");
+  m.def(
       "build_info",
       [] {
         py::dict info;

@@ -188,7 +188,8 @@ def test_folders_of_the_machine_are_not_recorded(monkeypatch: pytest.MonkeyPatch
 def test_folder_is_named_after_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_cpu_model", lambda: "AMD EPYC(TM) 7B13")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert machine.folder_name(CPU) == "amd-epyc-tm-7b13-2-threads"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert machine.folder_name(CPU) == "amd-epyc-tm-7b13-avx2-2-threads"
 
 
 @pytest.mark.parametrize(
