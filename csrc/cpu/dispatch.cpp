@@ -19,10 +19,18 @@ namespace seqkern::cpu {
 #endif
 #define SEQKERN_DISPATCH(name, Args) \
   void name(const Args& args, int64_t begin, int64_t end) { SEQKERN_ROUTE(name(args, begin, end)) }
-#define SEQKERN_DISPATCH_WORKSPACE(name, Args) \
-  int64_t name(const Args& args) { SEQKERN_ROUTE(name(args)) }
+#define SEQKERN_DISPATCH_TEAM(name, Args)                         \
+  int64_t name##_workspace(const Args& args, int64_t members) {   \
+    SEQKERN_ROUTE(name##_workspace(args, members))                \
+  }                                                               \
+  void name##_prepare(const Args& args, int64_t members) {        \
+    SEQKERN_ROUTE(name##_prepare(args, members))                  \
+  }                                                               \
+  void name(const Args& args, int64_t members, int64_t member) {  \
+    SEQKERN_ROUTE(name(args, members, member))                    \
+  }
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
-SEQKERN_CPU_WORKSPACES(SEQKERN_DISPATCH_WORKSPACE)
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
 
 }  // namespace seqkern::cpu

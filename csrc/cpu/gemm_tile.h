@@ -18,26 +18,27 @@ inline constexpr int kTileVectors = kVectorBytes == 64 ? 3 : 2;
 template <class Acc>
 inline constexpr int kPanel = kTileVectors * kLanes<Acc>;
 
-template <class Acc, int R>
+template <class Acc, int R, int kVectors = kTileVectors>
 struct Tile {
-  Vec<Acc> c[R][kTileVectors];
+  Vec<Acc> c[R][kVectors];
 };
 
-// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, kPanel].
-template <class Acc, int R>
-SEQKERN_INLINE void multiply_add(Tile<Acc, R>& tile, const Acc* a, int64_t row_stride,
+// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, kVectors lanes],
+// which is [K, kPanel] unless the caller has few rows and makes up for them with vectors.
+template <class Acc, int R, int kVectors>
+SEQKERN_INLINE void multiply_add(Tile<Acc, R, kVectors>& tile, const Acc* a, int64_t row_stride,
                                  int64_t k_stride, const Acc* b, int64_t K) {
   // A copy the compiler can see has no other address, so it stays in registers.
-  Tile<Acc, R> sum = tile;
+  Tile<Acc, R, kVectors> sum = tile;
   for (int64_t k = 0; k < K; ++k) {
-    Vec<Acc> b_k[kTileVectors];
+    Vec<Acc> b_k[kVectors];
 #pragma GCC unroll 8
-    for (int j = 0; j < kTileVectors; ++j) b_k[j] = load(b + k * kPanel<Acc> + j * kLanes<Acc>);
+    for (int j = 0; j < kVectors; ++j) b_k[j] = load(b + (k * kVectors + j) * kLanes<Acc>);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec<Acc> a_rk = splat<Vec<Acc>>(a[r * row_stride + k * k_stride]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kTileVectors; ++j) sum.c[r][j] += a_rk * b_k[j];
+      for (int j = 0; j < kVectors; ++j) sum.c[r][j] += a_rk * b_k[j];
     }
   }
   tile = sum;

@@ -13,32 +13,34 @@
   X(cross_entropy_forward, CrossEntropyForwardArgs)   \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(lstm_forward, LstmForwardArgs)                    \
-  X(lstm_backward, LstmBackwardArgs)                  \
   X(lstm_cell_forward, LstmCellForwardArgs)           \
   X(lstm_cell_backward, LstmCellBackwardArgs)
 
-// X(function, Args): bytes of Args::workspace.
-#define SEQKERN_CPU_WORKSPACES(X)            \
-  X(lstm_forward_workspace, LstmForwardArgs) \
-  X(lstm_backward_workspace, LstmBackwardArgs)
+// X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with its
+// number, in any order and at any time (team.h), after one has called kernel_prepare.
+#define SEQKERN_CPU_TEAM_KERNELS(X) \
+  X(lstm_forward, LstmForwardArgs)  \
+  X(lstm_backward, LstmBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
-#define SEQKERN_DECLARE_WORKSPACE(name, Args) int64_t name(const Args& args);
+#define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                    \
+  int64_t name##_workspace(const Args& args, int64_t members);     \
+  void name##_prepare(const Args& args, int64_t members);          \
+  void name(const Args& args, int64_t members, int64_t member);
 
 namespace seqkern::cpu {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)  // dispatch.cpp
-SEQKERN_CPU_WORKSPACES(SEQKERN_DECLARE_WORKSPACE)
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 namespace baseline {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
-SEQKERN_CPU_WORKSPACES(SEQKERN_DECLARE_WORKSPACE)
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace baseline
 namespace avx2 {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
-SEQKERN_CPU_WORKSPACES(SEQKERN_DECLARE_WORKSPACE)
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx2
 namespace avx512 {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
-SEQKERN_CPU_WORKSPACES(SEQKERN_DECLARE_WORKSPACE)
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512
 }  // namespace seqkern::cpu

@@ -135,4 +135,22 @@ SEQKERN_INLINE TanhResult<VecD> tanh_with_derivative(VecD u) {
   return result;
 }
 
+// 1 / (1 + e^-x), with full relative accuracy in both tails.
+template <class Acc>
+SEQKERN_INLINE Vec<Acc> sigmoid(Vec<Acc> x) {
+  using I = typename VecTraits<Acc>::I;
+  using Lane = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
+  constexpr Lane kSign = static_cast<Lane>(Lane(1) << (8 * sizeof(Acc) - 1));
+  const Vec<Acc> e = exp_nonpositive<Acc>(bitcast<Vec<Acc>>(bitcast<I>(x) | kSign));
+  const Vec<Acc> one = splat<Vec<Acc>>(Acc(1));
+  return select(x < Acc(0), e, one) / (one + e);
+}
+
+SEQKERN_INLINE VecF vtanh(VecF u) { return tanh_with_derivative(u).value; }
+SEQKERN_INLINE VecD vtanh(VecD u) {
+  // With m = e^(-2|u|) - 1, accurate near 0 too: tanh |u| = -m / (2 + m).
+  const VecI64 sign = bitcast<VecI64>(u) & INT64_MIN;
+  const VecD m = expm1_nonpositive<double>(-2.0 * bitcast<VecD>(bitcast<VecI64>(u) ^ sign));
+  return bitcast<VecD>(bitcast<VecI64>(VecD(-m / (2.0 + m))) | sign);
+}
 }  // namespace seqkern::cpu::SEQKERN_ISA

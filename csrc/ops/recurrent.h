@@ -34,6 +34,10 @@ struct RecurrentInputs {
   const void* h0;          // T [B, P] contiguous; null for zeros
   const int64_t* lengths;  // [B], in the device's memory; null: all T
   bool reverse;
+  // On the CPU, with lengths: gates_x, gates and dgates hold the real tokens only, [t, b] at row
+  // first_token[b] + t, and have no rows for padding, so that the products around the kernel cost
+  // what the tokens cost. Null: all [T, B].
+  const int64_t* first_token;  // [B]
 };
 
 }  // namespace seqkern

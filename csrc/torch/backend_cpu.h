@@ -35,22 +35,39 @@ struct Cpu {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }
 
+  // Threads that a recurrence is worth: a step of each should take longer than their meeting.
+  static int64_t team_members(const RecurrentInputs& r, int64_t gates) {
+    constexpr int64_t kProductsOfAMember = 32768;  // multiply-adds a step
+    const int64_t worth = r.B * gates * r.H * r.P / kProductsOfAMember;
+    const int64_t threads = torch::stable::get_num_threads();
+    return std::max<int64_t>(1, std::min(threads, worth));
+  }
+
+  template <class Kernel, class Args>
+  static void team(Kernel kernel, const Args& args, int64_t members) {
+    torch::stable::parallel_for(0, members, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t member = begin; member < end; ++member) kernel(args, members, member);
+    });
+  }
+
   static void run(const LstmForwardArgs& a) {
-    const RecurrentInputs& r = a.in.r;
-    rows(cpu::lstm_forward, a, r.B, 4 * r.T * r.H * r.P);
+    const int64_t members = team_members(a.in.r, 4);
+    cpu::lstm_forward_prepare(a, members);
+    team(cpu::lstm_forward, a, members);
   }
   static void run(const LstmBackwardArgs& a) {
-    const RecurrentInputs& r = a.in.r;
-    rows(cpu::lstm_backward, a, r.B, 4 * r.T * r.H * r.P);
+    const int64_t members = team_members(a.in.r, 4);
+    cpu::lstm_backward_prepare(a, members);
+    team(cpu::lstm_backward, a, members);
   }
   static void run(const LstmCellForwardArgs& a) { rows(cpu::lstm_cell_forward, a, a.B, 4 * a.H); }
   static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
 
   static int64_t workspace_bytes(const LstmForwardArgs& a) {
-    return cpu::lstm_forward_workspace(a);
+    return cpu::lstm_forward_workspace(a, team_members(a.in.r, 4));
   }
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
-    return cpu::lstm_backward_workspace(a);
+    return cpu::lstm_backward_workspace(a, team_members(a.in.r, 4));
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -55,7 +55,8 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
                    .b_hh = data(in.b_hh),
                    .h0 = data(in.h0),
                    .lengths = static_cast<const int64_t*>(data(in.lengths)),
-                   .reverse = reverse},
+                   .reverse = reverse,
+                   .first_token = nullptr},
              .w_hr = data(in.w_hr),
              .c0 = data(in.c0)};
   return in;

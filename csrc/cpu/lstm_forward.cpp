@@ -1,0 +1,201 @@
+// The LSTM on the CPU, forward: products of a block of units and their pointwise part in one go.
+#include "cpu/kernels.h"
+#include "cpu/lstm.h"
+#include "cpu/recurrent.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+namespace {
+
+// Phase 0 of a step makes m from h before, for a block of units; phase 1, only with a projection,
+// makes h from m.
+template <class T>
+struct Forward {
+  using Acc = AccOf<T>;
+  using V = Vec<Acc>;
+  static constexpr int L = kLanes<Acc>;
+
+  const LstmForwardArgs& args;
+  const RecurrentInputs& r;
+  Arena arena;
+  Teams teams;
+  PackedMatrix<Acc> w;  // [P, H] per gate
+  PackedMatrix<Acc> w_hr;  // [H, P]; nothing without a projection
+  int64_t h_row, c_row;    // elements of a row of state
+  Counter* counters;
+  int64_t counters_of_chain;
+  Acc* h;  // [2, B, h_row] in order, h before and after a step in turn
+  Acc* c;  // [B, c_row]
+  Acc* m;  // [B, c_row] with a projection
+
+  Forward(const LstmForwardArgs& args, int64_t members, char* base)
+      : args(args),
+        r(args.in.r),
+        arena{base},
+        teams(r, members, (r.H + L - 1) / L, arena),
+        w(r.P, r.H, 4, teams.most_rows(), teams.per_chain),
+        w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain),
+        h_row(padded<Acc>(r.P)),
+        c_row(padded<Acc>(r.H)) {
+    if (!args.in.w_hr) w_hr.blocks = 0;
+    counters_of_chain = 1 + w.blocks + w_hr.blocks;
+    counters = arena.take<Counter>(counter_count());
+    w.data = arena.take<Acc>(w.size());
+    h = arena.take<Acc>(2 * r.B * h_row);
+    c = arena.take<Acc>(r.B * c_row);
+    m = args.in.w_hr ? arena.take<Acc>(r.B * c_row) : nullptr;
+    if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
+  }
+
+  int64_t begin_items() const { return w.blocks + w_hr.blocks + teams.members; }
+  int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
+
+  void prepare() const {
+    __builtin_memset(counters, 0, counter_count() * sizeof(Counter));
+    teams.sort(r);
+  }
+
+  void run(int64_t member) const {
+    const Chain begin{1, {begin_items(), 0}, counters};
+    run_chain(begin, member, teams.members, [&](int64_t, int, int64_t item) { pack(item); });
+    teams.visit(member, [&](int64_t chain, int64_t own, int64_t members) {
+      const ChainRows rows = teams.rows(chain);
+      Running running{teams.steps + rows.begin, rows.end - rows.begin, rows.end - rows.begin};
+      const Chain steps{teams.steps[rows.begin],
+                        {w.blocks, w_hr.blocks},
+                        counters + 1 + begin_items() + chain * counters_of_chain};
+      run_chain(steps, own, members, [&](int64_t s, int phase, int64_t block) {
+        const int64_t n = running.when_growing(s);
+        for (int64_t i = 0; i < n; i += kRowBlock) {
+          const int64_t count = n - i < kRowBlock ? n - i : kRowBlock;
+          if (phase == 0) {
+            gates(s, block, rows.begin + i, count);
+          } else {
+            project(s, block, rows.begin + i, count);
+          }
+        }
+      });
+    });
+  }
+
+  const Acc* h_before(int64_t s) const { return h + (s & 1) * r.B * h_row; }
+  Acc* h_after(int64_t s) const { return h + ((s + 1) & 1) * r.B * h_row; }
+
+  // Before the first step: weights packed, states in place, zeros where there is only padding.
+  void pack(int64_t item) const {
+    if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), 1, r.P);
+    item -= w.blocks;
+    if (item < w_hr.blocks) return w_hr.pack(item, static_cast<const T*>(args.in.w_hr), 1, r.H);
+    item -= w_hr.blocks;
+    const int64_t end = r.B * (item + 1) / teams.members;
+    for (int64_t p = r.B * item / teams.members; p < end; ++p) {
+      const int64_t b = teams.order[p];
+      copy_row<T>(h + p * h_row, r.h0, b, r.P);
+      copy_row<T>(c + p * c_row, args.in.c0, b, r.H);
+      for (int64_t t = teams.steps[p]; t < r.T; ++t) {
+        __builtin_memset(output(t, b), 0, r.P * sizeof(T));
+        if (args.c) __builtin_memset(cells(t, b), 0, r.H * sizeof(T));
+      }
+      if (teams.steps[p] > 0) continue;
+      for (int64_t u = 0; u < r.P; ++u) store1(last(args.h_n, b, r.P) + u, h[p * h_row + u]);
+      for (int64_t u = 0; u < r.H; ++u) store1(last(args.c_n, b, r.H) + u, c[p * c_row + u]);
+    }
+  }
+
+  T* output(int64_t t, int64_t b) const {
+    return static_cast<T*>(args.h) + t * args.h_strides.t + b * args.h_strides.b;
+  }
+  T* cells(int64_t t, int64_t b) const { return static_cast<T*>(args.c) + (t * r.B + b) * r.H; }
+  SEQKERN_INLINE T* last(void* state, int64_t b, int64_t n) {
+    return static_cast<T*>(state) + b * n;
+  }
+
+  void gates(int64_t s, int64_t block, int64_t p0, int64_t rows) const {
+    const int64_t first = w.first_unit(block), units = w.units_of(block), H = r.H;
+    const int64_t panel = w.width_of(block) * L;
+    const SequenceStrides saved = {r.first_token ? 4 * H : r.B * 4 * H, 4 * H};
+    const T* x = static_cast<const T*>(args.gates_x);
+    const T* bias = static_cast<const T*>(r.b_hh);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
+      prefetch_gates(x + token_offset(r, args.gates_x_strides, t, b) + first, 4, H, units);
+    }
+    alignas(64) Acc a[kProductSize<Acc>];
+    product(w, block, h_before(s) + p0 * h_row, h_row, rows, a);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
+      const bool is_last = s + 1 == teams.steps[p];
+      const T* x_t = x + token_offset(r, args.gates_x_strides, t, b);
+      T* y_t = args.gates ? static_cast<T*>(args.gates) + token_offset(r, saved, t, b) : nullptr;
+      for (int64_t v = 0; v < units; v += L) {
+        const int64_t u = first + v, count = units - v < L ? units - v : L;
+        const Acc* a_v = a + i * 4 * panel + v;
+        const auto input = [&](int64_t gate) __attribute__((always_inline)) {
+          V sum = load(a_v + gate * panel) + load_part<Acc>(x_t + gate * H + u, count);
+          return bias ? V(sum + load_part<Acc>(bias + gate * H + u, count)) : sum;
+        };
+        const Gates<Acc> y = activate<Acc>({input(0), input(1), input(2), input(3)});
+        if (y_t) {
+          store_part<Acc>(y_t + u, y.i, count);
+          store_part<Acc>(y_t + H + u, y.f, count);
+          store_part<Acc>(y_t + 2 * H + u, y.g, count);
+          store_part<Acc>(y_t + 3 * H + u, y.o, count);
+        }
+        Acc* c_p = c + p * c_row + u;
+        const V c_t = y.f * load(c_p) + y.i * y.g;
+        store(c_p, c_t);
+        if (args.c) store_part<Acc>(cells(t, b) + u, c_t, count);
+        if (is_last) store_part<Acc>(last(args.c_n, b, H) + u, c_t, count);
+        const V m_t = y.o * vtanh(c_t);
+        if (m) {
+          store(m + p * c_row + u, m_t);
+        } else {
+          store_h(s, p, t, b, u, count, m_t, is_last);
+        }
+      }
+    }
+  }
+
+  void project(int64_t s, int64_t block, int64_t p0, int64_t rows) const {
+    const int64_t first = w_hr.first_unit(block), units = w_hr.units_of(block);
+    const int64_t panel = w_hr.width_of(block) * L;
+    alignas(64) Acc a[kProductSize<Acc>];
+    product(w_hr, block, m + p0 * c_row, c_row, rows, a);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t p = p0 + i;
+      for (int64_t v = 0; v < units; v += L) {
+        const int64_t count = units - v < L ? units - v : L;
+        store_h(s, p, time_of(r, teams.steps[p], s), teams.order[p], first + v, count,
+                load(a + i * panel + v), s + 1 == teams.steps[p]);
+      }
+    }
+  }
+
+  __attribute__((always_inline)) void store_h(int64_t s, int64_t p, int64_t t, int64_t b, int64_t u,
+                                     int64_t count, V h_t, bool is_last) const {
+    store_part<Acc>(output(t, b) + u, h_t, count);
+    store(h_after(s) + p * h_row + u, rounded<T, Acc>(h_t));
+    if (is_last) store_part<Acc>(last(args.h_n, b, r.P) + u, h_t, count);
+  }
+};
+
+}  // namespace
+
+int64_t lstm_forward_workspace(const LstmForwardArgs& args, int64_t members) {
+  return dispatch_dtype(args.in.r.dtype, [&](auto tag) {
+    return Forward<typename decltype(tag)::type>(args, members, nullptr).arena.used;
+  });
+}
+void lstm_forward_prepare(const LstmForwardArgs& args, int64_t members) {
+  dispatch_dtype(args.in.r.dtype, [&](auto tag) {
+    Forward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
+        .prepare();
+  });
+}
+void lstm_forward(const LstmForwardArgs& args, int64_t members, int64_t member) {
+  dispatch_dtype(args.in.r.dtype, [&](auto tag) {
+    Forward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
+        .run(member);
+  });
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA

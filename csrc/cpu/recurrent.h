@@ -1,0 +1,191 @@
+// How the CPU runs a recurrence, whatever the cell: rows in an order, units in blocks, threads as
+// teams. The cells' own files (lstm_forward.cpp and its kin) are the pointwise parts.
+//
+// Rows are ordered by length, longest first, so that those still running at a step are the first
+// ones: their states lie side by side in scratch and the products have no holes. The rows are dealt
+// to chains. A chain is a recurrence of its own; the threads of one share its units, with a barrier
+// per step (team.h). Few rows make one chain; with rows enough for a full tile in each, every thread
+// gets a chain of its own and meets no barrier.
+#pragma once
+
+#include "cpu/recurrent_product.h"
+#include "cpu/team.h"
+#include "ops/recurrent.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+// Hands out pieces of the workspace; with base null it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (count * static_cast<int64_t>(sizeof(T)) + 63) & ~int64_t{63};
+    return piece;
+  }
+};
+
+// Elements from one row of scratch to the next: whole vectors, and a cache line more, so that rows
+// of 4 KB do not all fall into the same sets of the cache.
+template <class Acc>
+SEQKERN_INLINE int64_t padded(int64_t n) {
+  return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc> + 64 / static_cast<int64_t>(sizeof(Acc));
+}
+
+template <class Acc, class T>
+SEQKERN_INLINE Vec<Acc> load_part(const T* p, int64_t count) {
+  if (count == kLanes<Acc>) [[likely]]
+    return load(p);
+  Vec<Acc> v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = load1(p + i);
+  return v;
+}
+
+template <class Acc, class T>
+SEQKERN_INLINE void store_part(T* p, Vec<Acc> v, int64_t count) {
+  if (count == kLanes<Acc>) [[likely]] {
+    store(p, v);
+  } else {
+    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
+  }
+}
+
+// v as the next step reads it: rounded to T.
+template <class T, class Acc>
+SEQKERN_INLINE Vec<Acc> rounded(Vec<Acc> v) {
+  if constexpr (sizeof(T) == sizeof(Acc)) {
+    return v;
+  } else {
+    T as_stored[kLanes<Acc>];
+    store(as_stored, v);
+    return load(as_stored);
+  }
+}
+
+template <class T, class Acc>
+SEQKERN_INLINE void copy_row(Acc* to, const void* from, int64_t row, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    to[i] = from ? load1(static_cast<const T*>(from) + row * n + i) : Acc(0);
+  }
+}
+
+// Rows [begin, end) of the order, worked by `members` threads.
+struct ChainRows {
+  int64_t begin, end;
+};
+
+struct Teams {
+  int64_t B;
+  int64_t members;     // threads in all
+  int64_t chains;
+  int64_t per_chain;   // threads of a chain, the most
+  int64_t* order;      // [B] place in the order -> row of the batch
+  int64_t* steps;      // [B] steps of the row at each place
+
+  // A thread should have a tile of rows to itself before the units stop being shared; units that
+  // fill fewer vectors than there are threads leave no choice.
+  Teams(const RecurrentInputs& r, int64_t members, int64_t unit_vectors, Arena& arena)
+      : B(r.B), members(members) {
+    constexpr int64_t kRowsForAChain = 16;
+    chains = B / kRowsForAChain;
+    if (chains * unit_vectors < members) chains = (members + unit_vectors - 1) / unit_vectors;
+    if (chains > members) chains = members;
+    if (chains > B) chains = B;
+    if (chains < 1) chains = 1;
+    per_chain = (members + chains - 1) / chains;
+    order = arena.take<int64_t>(B);
+    steps = arena.take<int64_t>(B);
+  }
+
+  ChainRows rows(int64_t chain) const {
+    const int64_t each = B / chains, more = B % chains;
+    const int64_t begin = chain * each + (chain < more ? chain : more);
+    return {begin, begin + each + (chain < more)};
+  }
+  int64_t most_rows() const { return (B + chains - 1) / chains; }
+
+  // Fills order and steps: by length, descending, dealt to the chains in turn.
+  void sort(const RecurrentInputs& r) const {
+    int64_t place = 0;
+    for (int64_t chain = 0; chain < chains; ++chain) {
+      for (int64_t b = chain; b < B; b += chains) order[place++] = b;
+    }
+    if (!r.lengths) {
+      for (int64_t b = 0; b < B; ++b) steps[b] = r.T;
+      return;
+    }
+    const auto length = [&](int64_t b) { return r.lengths[b]; };
+    // Shell sort of all rows, then the deal; `steps` holds the sorted rows meanwhile.
+    for (int64_t b = 0; b < B; ++b) steps[b] = b;
+    int64_t gap = 1;
+    while (gap < B / 3) gap = 3 * gap + 1;
+    for (; gap > 0; gap /= 3) {
+      for (int64_t i = gap; i < B; ++i) {
+        const int64_t b = steps[i];
+        int64_t j = i;
+        for (; j >= gap && length(steps[j - gap]) < length(b); j -= gap) steps[j] = steps[j - gap];
+        steps[j] = b;
+      }
+    }
+    place = 0;
+    for (int64_t chain = 0; chain < chains; ++chain) {
+      for (int64_t i = chain; i < B; i += chains) order[place++] = steps[i];
+    }
+    for (int64_t i = 0; i < B; ++i) steps[i] = length(order[i]);
+  }
+
+  // Calls f(chain, member of it, members of it) for all chains, a thread's own first, then those
+  // that others may be left with.
+  template <class F>
+  void visit(int64_t member, F f) const {
+    const int64_t home = member * chains / members;
+    for (int64_t i = 0; i < chains; ++i) {
+      const int64_t chain = (home + i) % chains;
+      const int64_t first = (chain * members + chains - 1) / chains;
+      const int64_t next = ((chain + 1) * members + chains - 1) / chains;
+      const int64_t count = next > first ? next - first : 1;
+      f(chain, (member >= first && member < next ? member - first : member % count), count);
+    }
+  }
+};
+
+// Rows of a chain that have more than s steps, for s that only grows or only falls.
+struct Running {
+  const int64_t* steps;  // [count], descending
+  int64_t count;
+  int64_t n;
+
+  int64_t when_growing(int64_t s) {
+    while (n > 0 && steps[n - 1] <= s) --n;
+    return n;
+  }
+  int64_t when_falling(int64_t s) {
+    while (n < count && steps[n] > s) ++n;
+    return n;
+  }
+};
+
+SEQKERN_INLINE int64_t time_of(const RecurrentInputs& r, int64_t steps, int64_t s) {
+  return r.reverse ? steps - 1 - s : s;
+}
+
+// Where the token [t, b] of a tensor of tokens is.
+SEQKERN_INLINE int64_t token_offset(const RecurrentInputs& r, SequenceStrides strides, int64_t t,
+                                    int64_t b) {
+  return r.first_token ? (r.first_token[b] + t) * strides.t : t * strides.t + b * strides.b;
+}
+
+template <class T>
+SEQKERN_INLINE void prefetch_gates(const T* row, int64_t gates, int64_t gate_stride,
+                                   int64_t units) {
+  for (int64_t g = 0; g < gates; ++g) {
+    const char* p = reinterpret_cast<const char*>(row + g * gate_stride);
+    for (int64_t i = 0; i < units * static_cast<int64_t>(sizeof(T)); i += 64) {
+      __builtin_prefetch(p + i);
+    }
+  }
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA

@@ -1,0 +1,103 @@
+// Products of a few rows with a weight matrix packed once per call: the work of a recurrent step.
+#pragma once
+
+#include "cpu/gemm_tile.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+// A weight matrix as tiles read it: B [K, units] for each of G gates. Units are divided into blocks
+// of `width` vectors or one fewer, which are the items that threads share. A block is contiguous:
+// with few rows all gates of a unit lie together, [K, G width], so that the tile has accumulators
+// enough to hide the latency of an FMA; with many rows each gate is a panel [K, width] of its own.
+template <class Acc>
+struct PackedMatrix {
+  Acc* data;
+  int64_t K;
+  int64_t units;
+  int64_t vectors;  // ceil(units / lanes)
+  int64_t blocks;
+  int64_t width;
+  int G;
+  bool together;
+
+  SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  // For products with up to `rows` rows, in blocks for `members` threads.
+  PackedMatrix(int64_t K, int64_t units, int G, int64_t rows, int64_t members)
+      : data(nullptr), K(K), units(units), vectors(ceil_div(units, kLanes<Acc>)), G(G) {
+    constexpr bool kWide = kVectorBytes == 64;  // 32 registers
+    together = G > 1 && rows <= (kWide ? 4 : 2);
+    int64_t most;
+    if (together) {
+      most = rows <= (kWide ? 2 : 1) ? 2 : 1;
+    } else {
+      most = kWide || rows <= 4 ? 3 : 2;
+    }
+    blocks = ceil_div(ceil_div(vectors, most), members) * members;
+    if (blocks > vectors) blocks = vectors;
+    width = ceil_div(vectors, blocks);
+  }
+
+  int64_t size() const { return vectors * kLanes<Acc> * G * K; }  // elements
+  int64_t first_vector(int64_t block) const { return vectors * block / blocks; }
+  int64_t width_of(int64_t block) const { return first_vector(block + 1) - first_vector(block); }
+  Acc* block_data(int64_t block) const {
+    return data + first_vector(block) * kLanes<Acc> * G * K;
+  }
+  int64_t first_unit(int64_t block) const { return first_vector(block) * kLanes<Acc>; }
+  int64_t units_of(int64_t block) const {
+    const int64_t first = first_unit(block), all = width_of(block) * kLanes<Acc>;
+    return units - first < all ? units - first : all;
+  }
+
+  // Element (k, gate, unit) of the matrix is source[k * k_stride + (gate * units + unit) * u_stride].
+  template <class T>
+  void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
+};
+
+// Most rows of a block of rows, whose products an epilogue then finds in first-level cache.
+inline constexpr int64_t kRowBlock = 16;
+inline constexpr int64_t kMostVectors = 12;  // of a block, all gates together
+template <class Acc>
+inline constexpr int64_t kProductSize = kRowBlock * kMostVectors * kLanes<Acc>;
+
+// out [rows, G, width lanes of the block] = a [rows, K] B. rows <= kRowBlock.
+void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
+             int64_t rows, float* out);
+void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
+             int64_t rows, double* out);
+
+template <class Acc>
+template <class T>
+void PackedMatrix<Acc>::pack(int64_t block, const T* source, int64_t k_stride,
+                             int64_t u_stride) const {
+  constexpr int L = kLanes<Acc>;
+  const int64_t w = width_of(block), first = first_unit(block);
+  const int64_t row = together ? G * w * L : w * L;  // elements between k and k + 1
+  for (int gate = 0; gate < G; ++gate) {
+    Acc* panel = block_data(block) + (together ? gate * w * L : gate * w * L * K);
+    for (int64_t v = 0; v < w; ++v) {
+      const int64_t u = first + v * L;
+      const int64_t count = units - u < L ? units - u : L;
+      const T* from = source + (gate * units + u) * u_stride;
+      Acc* to = panel + v * L;
+      if (u_stride == 1 && count == L) {
+        for (int64_t k = 0; k < K; ++k) store(to + k * row, load(from + k * k_stride));
+      } else {
+        // Columns are read along k, a cache line of each at a time.
+        constexpr int64_t kLine = 16;
+        for (int64_t k0 = 0; k0 < K; k0 += kLine) {
+          const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
+          Acc lines[kLine][L] = {};
+          for (int64_t lane = 0; lane < count; ++lane) {
+            const T* line = from + lane * u_stride;
+            for (int64_t k = k0; k < k1; ++k) lines[k - k0][lane] = load1(line + k * k_stride);
+          }
+          for (int64_t k = k0; k < k1; ++k) store(to + k * row, load(lines[k - k0]));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA
