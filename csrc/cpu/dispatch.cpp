@@ -19,15 +19,15 @@ namespace seqkern::cpu {
 #endif
 #define SEQKERN_DISPATCH(name, Args) \
   void name(const Args& args, int64_t begin, int64_t end) { SEQKERN_ROUTE(name(args, begin, end)) }
-#define SEQKERN_DISPATCH_TEAM(name, Args)                         \
-  int64_t name##_workspace(const Args& args, int64_t members) {   \
-    SEQKERN_ROUTE(name##_workspace(args, members))                \
-  }                                                               \
-  void name##_prepare(const Args& args, int64_t members) {        \
-    SEQKERN_ROUTE(name##_prepare(args, members))                  \
-  }                                                               \
-  void name(const Args& args, int64_t members, int64_t member) {  \
-    SEQKERN_ROUTE(name(args, members, member))                    \
+#define SEQKERN_DISPATCH_TEAM(name, Args)                        \
+  int64_t name##_workspace(const Args& args, int64_t members) {  \
+    SEQKERN_ROUTE(name##_workspace(args, members))               \
+  }                                                              \
+  void name##_prepare(const Args& args, int64_t members) {       \
+    SEQKERN_ROUTE(name##_prepare(args, members))                 \
+  }                                                              \
+  void name(const Args& args, int64_t members, int64_t member) { \
+    SEQKERN_ROUTE(name(args, members, member))                   \
   }
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)

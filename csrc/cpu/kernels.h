@@ -16,16 +16,16 @@
   X(lstm_cell_forward, LstmCellForwardArgs)           \
   X(lstm_cell_backward, LstmCellBackwardArgs)
 
-// X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with its
-// number, in any order and at any time (team.h), after one has called kernel_prepare.
+// X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
+// its number, in any order and at any time (team.h), after one has called kernel_prepare.
 #define SEQKERN_CPU_TEAM_KERNELS(X) \
   X(lstm_forward, LstmForwardArgs)  \
   X(lstm_backward, LstmBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
-#define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                    \
-  int64_t name##_workspace(const Args& args, int64_t members);     \
-  void name##_prepare(const Args& args, int64_t members);          \
+#define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                \
+  int64_t name##_workspace(const Args& args, int64_t members); \
+  void name##_prepare(const Args& args, int64_t members);      \
   void name(const Args& args, int64_t members, int64_t member);
 
 namespace seqkern::cpu {

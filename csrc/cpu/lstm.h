@@ -21,10 +21,8 @@ template <class Acc>
 SEQKERN_INLINE Gates<Acc> gate_gradients(Gates<Acc> y, Vec<Acc> c_before, Vec<Acc> tanh_c,
                                          Vec<Acc> dm, Vec<Acc>& dc) {
   dc += dm * y.o * (Acc(1) - tanh_c * tanh_c);
-  const Gates<Acc> d = {dc * y.g * (y.i * (Acc(1) - y.i)),
-                        dc * c_before * (y.f * (Acc(1) - y.f)),
-                        dc * y.i * (Acc(1) - y.g * y.g),
-                        dm * tanh_c * (y.o * (Acc(1) - y.o))};
+  const Gates<Acc> d = {dc * y.g * (y.i * (Acc(1) - y.i)), dc * c_before * (y.f * (Acc(1) - y.f)),
+                        dc * y.i * (Acc(1) - y.g * y.g), dm * tanh_c * (y.o * (Acc(1) - y.o))};
   dc *= y.f;
   return d;
 }

@@ -1,5 +1,5 @@
-// The LSTM on the CPU, backward: the gradient that comes from the step after, and the pointwise part
-// of a block of units, in one go.
+// The LSTM on the CPU, backward: the gradient that comes from the step after, and the pointwise
+// part of a block of units, in one go.
 #include "cpu/kernels.h"
 #include "cpu/lstm.h"
 #include "cpu/recurrent.h"
@@ -7,9 +7,9 @@
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
-// Stage i is step s = S - 1 - i, S the steps of the chain's longest row; after step 0 one more makes
-// dh0. Phase 0 makes dh_s = dgates_{s+1} w_hh + what comes from outside, and from it dgates_s;
-// with a projection that second half is phase 1.
+// Stage i is step s = S - 1 - i, S the steps of the chain's longest row; after step 0 one more
+// makes dh0. Phase 0 makes dh_s = dgates_{s+1} w_hh + what comes from outside, and from it
+// dgates_s; with a projection that second half is phase 1.
 template <class T>
 struct Backward {
   using Acc = AccOf<T>;
@@ -141,9 +141,9 @@ struct Backward {
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i, steps = teams.steps[p], b = teams.order[p];
       const int64_t t = time_of(r, steps, s);
-      const T* dh_t = args.dh ? static_cast<const T*>(args.dh) + t * args.dh_strides.t +
-                                    b * args.dh_strides.b
-                              : nullptr;
+      const T* dh_t =
+          args.dh ? static_cast<const T*>(args.dh) + t * args.dh_strides.t + b * args.dh_strides.b
+                  : nullptr;
       for (int64_t v = 0; v < units; v += L) {
         const int64_t u = first + v, count = units - v < L ? units - v : L;
         V g = i < after ? load(sum + i * panel + v) : V{};
@@ -198,14 +198,13 @@ struct Backward {
     const T* gates = at(args.gates, 0, 0) + token;
     Gates<Acc> y = {part(gates), part(gates + H), part(gates + 2 * H), part(gates + 3 * H)};
     if (!args.activated) y = activate(y);
-    const T* c_before = s > 0 ? at(args.c, time_of(r, steps, s - 1) * r.B + b, H)
+    const T* c_before = s > 0        ? at(args.c, time_of(r, steps, s - 1) * r.B + b, H)
                         : args.in.c0 ? at(args.in.c0, b, H)
                                      : nullptr;
     const V tanh_c = vtanh(part(at(args.c, n, H)));
     V dc_t = load(dc + p * c_row + u);
     if (args.dc) dc_t += part(at(args.dc, n, H));
-    const Gates<Acc> g =
-        gate_gradients<Acc>(y, c_before ? part(c_before) : V{}, tanh_c, dm, dc_t);
+    const Gates<Acc> g = gate_gradients<Acc>(y, c_before ? part(c_before) : V{}, tanh_c, dm, dc_t);
     store(dc + p * c_row + u, dc_t);
     if (args.m) store_part<Acc>(at(args.m, n, H) + u, V(y.o * tanh_c), count);
     if (s == 0 && args.dc0) store_part<Acc>(at(args.dc0, b, H) + u, dc_t, count);

@@ -73,14 +73,12 @@ void backward_rows(const LstmCellBackwardArgs& args, int64_t begin, int64_t end)
 }  // namespace
 
 void lstm_cell_forward(const LstmCellForwardArgs& args, int64_t begin, int64_t end) {
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    forward_rows<typename decltype(tag)::type>(args, begin, end);
-  });
+  dispatch_dtype(args.dtype,
+                 [&](auto tag) { forward_rows<typename decltype(tag)::type>(args, begin, end); });
 }
 void lstm_cell_backward(const LstmCellBackwardArgs& args, int64_t begin, int64_t end) {
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    backward_rows<typename decltype(tag)::type>(args, begin, end);
-  });
+  dispatch_dtype(args.dtype,
+                 [&](auto tag) { backward_rows<typename decltype(tag)::type>(args, begin, end); });
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

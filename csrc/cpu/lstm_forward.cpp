@@ -18,7 +18,7 @@ struct Forward {
   const RecurrentInputs& r;
   Arena arena;
   Teams teams;
-  PackedMatrix<Acc> w;  // [P, H] per gate
+  PackedMatrix<Acc> w;     // [P, H] per gate
   PackedMatrix<Acc> w_hr;  // [H, P]; nothing without a projection
   int64_t h_row, c_row;    // elements of a row of state
   Counter* counters;
@@ -171,7 +171,7 @@ struct Forward {
   }
 
   __attribute__((always_inline)) void store_h(int64_t s, int64_t p, int64_t t, int64_t b, int64_t u,
-                                     int64_t count, V h_t, bool is_last) const {
+                                              int64_t count, V h_t, bool is_last) const {
     store_part<Acc>(output(t, b) + u, h_t, count);
     store(h_after(s) + p * h_row + u, rounded<T, Acc>(h_t));
     if (is_last) store_part<Acc>(last(args.h_n, b, r.P) + u, h_t, count);

@@ -4,8 +4,8 @@
 // Rows are ordered by length, longest first, so that those still running at a step are the first
 // ones: their states lie side by side in scratch and the products have no holes. The rows are dealt
 // to chains. A chain is a recurrence of its own; the threads of one share its units, with a barrier
-// per step (team.h). Few rows make one chain; with rows enough for a full tile in each, every thread
-// gets a chain of its own and meets no barrier.
+// per step (team.h). Few rows make one chain; with rows enough for a full tile in each, every
+// thread gets a chain of its own and meets no barrier.
 #pragma once
 
 #include "cpu/recurrent_product.h"
@@ -78,11 +78,11 @@ struct ChainRows {
 
 struct Teams {
   int64_t B;
-  int64_t members;     // threads in all
+  int64_t members;  // threads in all
   int64_t chains;
-  int64_t per_chain;   // threads of a chain, the most
-  int64_t* order;      // [B] place in the order -> row of the batch
-  int64_t* steps;      // [B] steps of the row at each place
+  int64_t per_chain;  // threads of a chain, the most
+  int64_t* order;     // [B] place in the order -> row of the batch
+  int64_t* steps;     // [B] steps of the row at each place
 
   // A thread should have a tile of rows to itself before the units stop being shared; units that
   // fill fewer vectors than there are threads leave no choice.

@@ -41,16 +41,15 @@ struct PackedMatrix {
   int64_t size() const { return vectors * kLanes<Acc> * G * K; }  // elements
   int64_t first_vector(int64_t block) const { return vectors * block / blocks; }
   int64_t width_of(int64_t block) const { return first_vector(block + 1) - first_vector(block); }
-  Acc* block_data(int64_t block) const {
-    return data + first_vector(block) * kLanes<Acc> * G * K;
-  }
+  Acc* block_data(int64_t block) const { return data + first_vector(block) * kLanes<Acc> * G * K; }
   int64_t first_unit(int64_t block) const { return first_vector(block) * kLanes<Acc>; }
   int64_t units_of(int64_t block) const {
     const int64_t first = first_unit(block), all = width_of(block) * kLanes<Acc>;
     return units - first < all ? units - first : all;
   }
 
-  // Element (k, gate, unit) of the matrix is source[k * k_stride + (gate * units + unit) * u_stride].
+  // Element (k, gate, unit) of the matrix is source[k * k_stride + (gate * units + unit) *
+  // u_stride].
   template <class T>
   void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
 };

@@ -1,12 +1,12 @@
 // Threads that work through a sequence of stages together, each stage when the one before is done.
 //
-// A recurrence needs a barrier per step. One parallel region for the whole sequence costs a hundredth
-// of one per step, but a barrier that waits for a given number of threads hangs when the pool gives
-// fewer (nested regions, a limit on threads, chunks run one after the other). So nobody waits for a
-// thread: a stage is a list of items, whoever is there claims them one by one, its own first and then
-// what others have not begun, and a stage is over when all its items are. One thread alone does
-// everything; whoever comes late finds less to do. The only wait is for items that a running thread
-// has claimed.
+// A recurrence needs a barrier per step. One parallel region for the whole sequence costs a
+// hundredth of one per step, but a barrier that waits for a given number of threads hangs when the
+// pool gives fewer (nested regions, a limit on threads, chunks run one after the other). So nobody
+// waits for a thread: a stage is a list of items, whoever is there claims them one by one, its own
+// first and then what others have not begun, and a stage is over when all its items are. One thread
+// alone does everything; whoever comes late finds less to do. The only wait is for items that a
+// running thread has claimed.
 //
 // Which thread works an item changes nothing in its result, so bits do not depend on the threads.
 #pragma once
@@ -22,8 +22,8 @@ struct alignas(64) Counter {
   int64_t value;
 };
 
-// Steps 0 .. steps - 1 of one or two phases each. counters: [1 + items[0] + items[1]], zero at first:
-// items finished, then for each item the step it is claimed for next.
+// Steps 0 .. steps - 1 of one or two phases each. counters: [1 + items[0] + items[1]], zero at
+// first: items finished, then for each item the step it is claimed for next.
 struct Chain {
   int64_t steps;
   int64_t items[2];  // of each phase; 0: the phase does not exist

@@ -22,7 +22,7 @@ struct LstmInputs {
 
 struct LstmForwardArgs {
   LstmInputs in;
-  const void* gates_x;  // T [T, B, 4 H], w_ih x_t + b_ih
+  const void* gates_x;  // T [T, B, 4 H], w_ih x_t
   SequenceStrides gates_x_strides;
   void* gates;  // T [T, B, 4 H] contiguous, activated; may be gates_x itself; null: not wanted.
                 // Unspecified at times t >= L_b

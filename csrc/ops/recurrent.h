@@ -30,7 +30,7 @@ struct RecurrentInputs {
   int64_t T, B, H;         // steps, batch rows, hidden units
   int64_t P;               // width of h: proj_size where w_hr is given, else H
   const void* w_hh;        // T [G H, P] contiguous, G gates in PyTorch's order
-  const void* b_hh;        // T [G H]; null for none. The input's bias is part of gates_x
+  const void* b_hh;        // T [G H], b_hh and whatever of b_ih gates_x lacks; null for none
   const void* h0;          // T [B, P] contiguous; null for zeros
   const int64_t* lengths;  // [B], in the device's memory; null: all T
   bool reverse;

@@ -13,8 +13,7 @@ struct Inputs {
   Tensor input;
   Tensor w_ih;
   Tensor w_hh;
-  OptionalTensor b_ih;
-  OptionalTensor b_hh;
+  OptionalTensor bias;
   OptionalTensor w_hr;
   OptionalTensor h0;
   OptionalTensor c0;
@@ -40,8 +39,7 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
             .input = input.is_contiguous() ? input : torch::stable::contiguous(input),
             .w_ih = checked(w_ih, "w_ih", {4 * H, I}),
             .w_hh = checked(w_hh, "w_hh", {4 * H, P}),
-            .b_ih = checked(b_ih, "b_ih", {4 * H}),
-            .b_hh = checked(b_hh, "b_hh", {4 * H}),
+            .bias = bias_sum(checked(b_ih, "b_ih", {4 * H}), checked(b_hh, "b_hh", {4 * H})),
             .w_hr = checked(w_hr, "w_hr", {P, H}),
             .h0 = checked(h0, "h0", {B, P}),
             .c0 = checked(c0, "c0", {B, H}),
@@ -52,7 +50,7 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
                    .H = H,
                    .P = P,
                    .w_hh = in.w_hh.const_data_ptr(),
-                   .b_hh = data(in.b_hh),
+                   .b_hh = data(in.bias),
                    .h0 = data(in.h0),
                    .lengths = static_cast<const int64_t*>(data(in.lengths)),
                    .reverse = reverse,
@@ -89,10 +87,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   const RecurrentInputs& r = in.args.r;
   const ScalarType type = input.scalar_type();
   // The gates take the place of their inputs: a buffer of 4 H fewer to fetch and to write.
-  const Tensor gates_x = linear(in.input, in.w_ih, in.b_ih);  // [T, B, 4 H]
+  const Tensor gates_x =
+      mm(rows_2d(in.input), torch::stable::transpose(in.w_ih, 0, 1), {r.T, r.B, 4 * r.H});
   const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
   const Tensor output = empty_on(input, Sizes(h_size, 3), type);
   const Tensor c = save_cells ? empty_on(input, Sizes(c_size, 3), type) : nothing(input);
+  Backend::before_first_write(output);
+  Backend::before_first_write(c);
   const Tensor h_n = empty_on(input, Sizes(h_size + 1, 2), type);
   const Tensor c_n = empty_on(input, Sizes(c_size + 1, 2), type);
   if (r.B > 0) {
@@ -135,7 +136,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
 
   const ScalarType type = input.scalar_type();
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
-    return wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+    const Tensor t =
+        wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+    Backend::before_first_write(t);
+    return t;
   };
   const bool project = w_hr.has_value();
   const bool first_elsewhere = h0 && lengths && reverse && (needs & kWhh);
@@ -168,10 +172,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   }
   const Tensor flat = rows_2d(dgates);  // [T B, 4 H]
   const int64_t rows[] = {0};
-  const int64_t input_size[] = {T, B, in.input.size(2)};
   return {
-      needs & kInput ? torch::stable::view(mm(flat, in.w_ih), Sizes(input_size, 3))
-                     : nothing(input),
+      needs & kInput ? mm(flat, in.w_ih, {T, B, in.input.size(2)}) : nothing(input),
       dh0,
       dc0,
       needs & kWih ? transposed_mm(flat, rows_2d(in.input)) : nothing(input),
@@ -201,10 +203,9 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
   const Tensor c = checked(c0, "c", {B, H});
   const Tensor w_x = checked(w_ih, "w_ih", {4 * H, input.size(1)});
   const Tensor w_h = checked(w_hh, "w_hh", {4 * H, H});
-  const auto b_x = checked(b_ih, "b_ih", {4 * H});
-  const auto b_h = checked(b_hh, "b_hh", {4 * H});
-  const Tensor gates_x = linear(x, w_x, b_x);
-  const Tensor gates_h = linear(h, w_h, {});
+  const auto bias = bias_sum(checked(b_ih, "b_ih", {4 * H}), checked(b_hh, "b_hh", {4 * H}));
+  const Tensor gates_x = mm(x, torch::stable::transpose(w_x, 0, 1), {B, 4 * H});
+  const Tensor gates_h = mm(h, torch::stable::transpose(w_h, 0, 1), {B, 4 * H});
   const Tensor h1 = empty_on(input, h.sizes(), input.scalar_type());
   const Tensor c1 = empty_on(input, c.sizes(), input.scalar_type());
   if (B > 0) {
@@ -213,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
                                      .H = H,
                                      .gates_x = gates_x.const_data_ptr(),
                                      .gates_h = gates_h.const_data_ptr(),
-                                     .bias = data(b_h),
+                                     .bias = data(bias),
                                      .c0 = c.const_data_ptr(),
                                      .gates = mutable_data(gates_x, save_gates),
                                      .h = mutable_data(h1),
@@ -257,8 +258,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(
   }
   const int64_t rows[] = {0};
   return {
-      needs & kInput ? mm(dgates, w_x) : nothing(input),
-      needs & kH0 ? mm(dgates, w_h) : nothing(input),
+      needs & kInput ? mm(dgates, w_x, {B, x.size(1)}) : nothing(input),
+      needs & kH0 ? mm(dgates, w_h, {B, H}) : nothing(input),
       dc0,
       needs & kWih ? transposed_mm(dgates, x) : nothing(input),
       needs & kWhh ? transposed_mm(dgates, h_before) : nothing(input),

@@ -91,21 +91,22 @@ inline OptionalTensor sequence_gradient(const OptionalTensor& t, const Checker& 
 
 // ---------------------------------------------------------------- products over all T B rows
 
-inline Tensor aten_call2(const char* op, const char* overload, const Tensor& a, const Tensor& b) {
-  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+// a b [N, J], in the shape `size` of N J elements. Into a tensor whose pages are had cheaply.
+inline Tensor mm(const Tensor& a, const Tensor& b, std::initializer_list<int64_t> size) {
+  const Tensor result = empty_on(a, Sizes(size.begin(), size.size()), a.scalar_type());
+  Backend::before_first_write(result);
+  const int64_t flat[] = {a.size(0), b.size(1)};
+  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
+                          torch::stable::detail::from(torch::stable::view(result, Sizes(flat, 2)))};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // the same as `result`, and ours to release
+  return result;
 }
 
-inline Tensor mm(const Tensor& a, const Tensor& b) { return aten_call2("aten::mm", "", a, b); }
-
-// x [..., K] w^T + bias, w [N, K].
-inline Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
-  StableIValue stack[] = {torch::stable::detail::from(x), torch::stable::detail::from(w),
-                          torch::stable::detail::from(bias)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack, TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
+// b_ih + b_hh, either of which may be absent.
+inline OptionalTensor bias_sum(const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  if (!b_ih || !b_hh) return b_ih ? b_ih : b_hh;
+  return torch::stable::subtract(*b_ih, *b_hh, -1.0);
 }
 
 inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
@@ -120,7 +121,7 @@ inline Tensor rows_2d(const Tensor& t) {
 
 // a^T b for a [N, J], b [N, K]: the gradient of a weight.
 inline Tensor transposed_mm(const Tensor& a, const Tensor& b) {
-  return mm(torch::stable::transpose(a, 0, 1), b);
+  return mm(torch::stable::transpose(a, 0, 1), b, {a.size(1), b.size(1)});
 }
 
 // sum over t, b of dgates_t^T h_{t-1}. Times before and after are one row of B apart, so the main

@@ -21,8 +21,8 @@ class Layers:
 
 BACKENDS = {
     "seqkern": Layers(
-        # Recurrent layers and attention are torch's own until their kernels are in the package.
-        LSTM=torch.nn.LSTM,
+        # RNN layers and attention are torch's own until their kernels are in the package.
+        LSTM=nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
         attention=torch.nn.functional.scaled_dot_product_attention,

@@ -1,0 +1,130 @@
+"""`torch.nn.LSTM` and `torch.nn.LSTMCell` on seqkern's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqkern import ops
+from seqkern.nn import recurrent
+from seqkern.nn._dynamo import allow_recurrent_modules
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTM(torch.nn.LSTM):
+    """`torch.nn.LSTM`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.lstm`. Beyond torch: `lengths` and `return_cells` of
+    `forward`, gradients in eval mode, second derivatives.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        num_layers: layers, each reading the output of the one before.
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: on the output of every layer but the last.
+        bidirectional: a second recurrence from the last token to the first.
+        proj_size: P, width of a projection of h; 0 for none.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> lstm = seqkern.nn.LSTM(5, 8, num_layers=2, batch_first=True)
+        >>> x = torch.randn(3, 7, 5)
+        >>> output, (h, c) = lstm(x, lengths=torch.tensor([7, 2, 4]))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(*args, **kwargs)
+        allow_recurrent_modules()
+
+    def flatten_parameters(self) -> None:
+        """Nothing: the kernels read each weight where it is."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the layers.
+
+        Args:
+            input: [T, B, I], [B, T, I] with `batch_first`, [T, I], or a PackedSequence.
+            hx: h [layers * directions, B, P] and c [layers * directions, B, H]; None for zeros.
+            lengths: [B] steps of each row, int64 or int32, in any order, in place of packing. The
+                output is zero at later times.
+            return_cells: return also c of every step.
+
+        Returns:
+            output, [T, B, directions * P] in the layout of the input, and (h_n, c_n) in that of
+            `hx`; with `return_cells` also c [layers * directions, T, B, H], its last three
+            dimensions in the layout of the input.
+        """
+        call = recurrent.prepare(self, input, hx, lengths)
+        cells: list[Tensor] = []
+
+        def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Any]:
+            w_ih, w_hh, b_ih, b_hh, w_hr = weights
+            state = None if call.state is None else (call.state[0][n], call.state[1][n])
+            output, last, *more = ops.lstm(
+                *(x, state, w_ih, w_hh, b_ih, b_hh, w_hr),
+                lengths=call.lengths,
+                reverse=self.bidirectional and n % 2 == 1,
+                return_cells=return_cells,
+            )
+            cells.extend(more)
+            return output, last
+
+        output, states = recurrent.run_layers(self, call.input, direction)
+        h_n = torch.stack([h for h, _ in states])
+        c_n = torch.stack([c for _, c in states])
+        result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
+        if not return_cells:
+            return result
+        return (*result, torch.stack([call.restore(c) for c in cells]))
+
+
+class LSTMCell(torch.nn.LSTMCell):
+    """`torch.nn.LSTMCell`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.lstm_cell`.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        bias: whether there are b_ih and b_hh.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> cell = seqkern.nn.LSTMCell(5, 8)
+        >>> h, c = cell(torch.randn(3, 5))
+    """
+
+    def forward(self, input: Tensor, hx: State | None = None) -> State:
+        """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"LSTMCell: input must be [B, I] or [I], got {list(input.shape)}")
+        if hx is not None and any(s.dim() != input.dim() for s in hx):
+            raise ValueError(
+                f"LSTMCell: hx must have {input.dim()} dimensions like input, "
+                f"got {[list(s.shape) for s in hx]}"
+            )
+        x = input if input.dim() == 2 else input.unsqueeze(0)
+        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        x, *rest = recurrent.autocast(x, *weights)
+        if hx is None:
+            zeros = x.new_zeros(x.shape[0], self.hidden_size)
+            state = (zeros, zeros)
+        else:
+            h, c = recurrent.autocast(*hx)
+            state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
+        h, c = ops.lstm_cell(x, state, *rest)
+        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))

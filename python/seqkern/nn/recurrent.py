@@ -1,0 +1,135 @@
+"""What the recurrent modules share: layouts of input and state, layers and directions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+
+@dataclass(frozen=True)
+class Call:
+    """A module's input as the ops take it, and the way back."""
+
+    input: Tensor  # [T, B, I]
+    state: tuple[Tensor, ...] | None  # each [layers * directions, B, ...]
+    lengths: Tensor | None
+    packed: PackedSequence | None
+    transposed: bool
+    unbatched: bool
+
+    def restore(self, output: Tensor) -> Any:
+        """[T, B, ...] in the layout of the module's input."""
+        if self.packed is not None:
+            lengths = self.lengths
+            data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths.cpu(), False)  # type: ignore[attr-defined,union-attr]
+            return PackedSequence(
+                data, batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
+            )
+        if self.unbatched:
+            return output.squeeze(1)
+        return output.transpose(0, 1) if self.transposed else output
+
+    def restore_state(self, state: Tensor) -> Tensor:
+        """[layers * directions, B, ...] in the layout of the module's hx."""
+        if self.packed is not None and self.packed.unsorted_indices is not None:
+            return state.index_select(1, self.packed.unsorted_indices)
+        return state.squeeze(1) if self.unbatched else state
+
+
+def autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where that is on: one precision for a layer, as the kernels
+    take it.
+    """
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None else t.to(dtype) for t in tensors)
+
+
+def prepare(
+    module: torch.nn.RNNBase,
+    input: Tensor | PackedSequence,
+    hx: Any,
+    lengths: Tensor | None,
+) -> Call:
+    """Check and bring into [T, B, I] what a module was called with."""
+    name = type(module).__name__
+    packed = input if isinstance(input, PackedSequence) else None
+    if packed is not None:
+        if lengths is not None:
+            raise ValueError(f"{name}: lengths must be None with a PackedSequence, got a tensor")
+        batch_sizes = packed.batch_sizes
+        x, lengths = torch._VF._pad_packed_sequence(  # type: ignore[attr-defined]
+            packed.data, batch_sizes, False, 0.0, batch_sizes.shape[0]
+        )
+        lengths = lengths.to(packed.data.device)  # type: ignore[union-attr]
+    else:
+        x = input
+        if x.dim() not in (2, 3):
+            raise ValueError(f"{name}: input must have 2 or 3 dimensions, got {list(x.shape)}")
+    if x.shape[-1] != module.input_size:
+        raise ValueError(
+            f"{name}: input must have {module.input_size} features in its last dimension, "
+            f"got {list(x.shape)}"
+        )
+    unbatched = packed is None and x.dim() == 2
+    transposed = packed is None and module.batch_first and not unbatched
+    if unbatched:
+        if lengths is not None:
+            raise ValueError(f"{name}: lengths must be None with unbatched input, got a tensor")
+        x = x.unsqueeze(1)
+    elif transposed:
+        x = x.transpose(0, 1)
+    states = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    if states is not None:
+        states = tuple(_state(module, s, i, x.shape[1], unbatched) for i, s in enumerate(states))
+        if packed is not None and packed.sorted_indices is not None:
+            states = tuple(s.index_select(1, packed.sorted_indices) for s in states)
+        states = autocast(*states)
+    (x,) = autocast(x)
+    return Call(x, states, lengths, packed, transposed, unbatched)
+
+
+def _state(module: torch.nn.RNNBase, state: Tensor, index: int, B: int, unbatched: bool) -> Tensor:
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    width = module.proj_size if index == 0 and module.proj_size else module.hidden_size
+    expected = [rows, width] if unbatched else [rows, B, width]
+    if list(state.shape) != expected:
+        raise ValueError(
+            f"{type(module).__name__}: hx[{index}] must be {expected}, got {list(state.shape)}"
+        )
+    return state.unsqueeze(1) if unbatched else state
+
+
+def run_layers(
+    module: torch.nn.RNNBase,
+    x: Tensor,
+    direction: Callable[[Tensor, int, list[Tensor | None]], tuple[Tensor, Any]],
+) -> tuple[Tensor, list[Any]]:
+    """The output of the last layer, and the last states of all layers and directions.
+
+    `direction(x, n, weights)` runs recurrence n = layer * directions + direction on its
+    w_ih, w_hh, b_ih, b_hh, w_hr.
+    """
+    suffixes = ("", "_reverse") if module.bidirectional else ("",)
+    states = []
+    for layer in range(module.num_layers):
+        outputs = []
+        for i, suffix in enumerate(suffixes):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+            weights = [getattr(module, f"{name}_l{layer}{suffix}", None) for name in names]
+            weights = list(autocast(*weights))
+            output, state = direction(x, layer * len(suffixes) + i, weights)
+            outputs.append(output)
+            states.append(state)
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        if layer + 1 < module.num_layers and module.dropout > 0:
+            x = F.dropout(x, module.dropout, module.training)
+    return x, states
