@@ -334,3 +334,33 @@ def test_frozen_inputs_get_no_gradient(backend: Any) -> None:
     tensors[6].requires_grad_()  # type: ignore[union-attr]
     ours()(*tensors)[0].sum().backward()
     assert [t.grad is not None for t in tensors if t is not None] == [i == 6 for i in range(7)]
+
+
+# ---------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize("shape", [(5, 40, 24, 80), (9, 3, 70, 260), (6, 16, 96, 130)], ids=str)
+@pytest.mark.parametrize("lengths", [False, True])
+def test_bits_do_not_depend_on_threads(
+    backend: Any, shape: tuple[int, int, int, int], lengths: bool
+) -> None:
+    """The kernel's own results: those of ATen's products after it are ATen's."""
+    tensors = make(shape, torch.float32, backend.device)
+    given = some_lengths(shape[1], shape[0], backend.device) if lengths else None
+    threads = torch.get_num_threads()
+    raw: Any = backend.ops
+    results = []
+    try:
+        for count in (1, 2, 3, 5, 2):
+            torch.set_num_threads(count)
+            forward = raw.lstm_forward(*tensors, given, False, True, True)
+            output, _, _, c, gates = forward
+            grads = (torch.ones_like(output), None, None, torch.ones_like(c))
+            saved = (tensors[7], given, output, c, gates, True, False)
+            backward = raw.lstm_backward(*grads, *tensors[:5], *saved, 1 + 2 + 4)
+            results.append([*forward[:4], *backward])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            assert torch.equal(first, second)
