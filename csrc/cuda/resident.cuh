@@ -61,7 +61,9 @@ class Resident {
 
     partials_ = dynamic_shared<Acc>();
     state_ = partials_ + kProductWarps * Product::kPartials;
-    shared_slots_ = reinterpret_cast<uint4*>(state_ + plan.passes * plan.groups * kProductThreads);
+    uint4* stages = reinterpret_cast<uint4*>(state_ + plan.passes * plan.groups * kProductThreads);
+    stages_ = stages + warp_ * Product::kStages * kStagePieces;
+    shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces;
     char* base = static_cast<char*>(workspace);
     own_rows_ = reinterpret_cast<T*>(base) +
                 static_cast<int64_t>(batch_group) * plan.rows * plan.row_elements;
@@ -187,27 +189,67 @@ class Resident {
     const int rows = pass_rows(pass);
     const T* x = own_rows_ + round % 2 * buffer_elements_ +
                  static_cast<int64_t>(pass) * kPassRows * plan_.row_elements;
+    // The parts of all chunks, rows by rows, go through the stages in turn; `next` is brought while
+    // those before it are used.
+    struct {
+      int first = 0, chunk = 0, part = 0, stage = 0;
+    } next;
+    const auto bring = [&] {
+      if (next.first < rows) {
+        Product::bring(stages_ + next.stage * kStagePieces,
+                       x + static_cast<int64_t>(next.first) * plan_.row_elements,
+                       plan_.row_elements, plan_.inner_units, first_chunk_ + next.chunk, next.part,
+                       rows - next.first, lane_);
+        if (++next.part == Product::kParts) {
+          next.part = 0;
+          if (++next.chunk == chunks_) {
+            next.chunk = 0;
+            next.first += Product::kSumRows;
+          }
+        }
+        next.stage = (next.stage + 1) % Product::kStages;
+      }
+      cp_async_commit();  // empty ones too: the waits count groups
+    };
+    // Orders the last reads of the stages in the previous product before these copies.
+    if constexpr (!Product::kOwnPieces) __syncwarp();
+#pragma unroll 1
+    for (int i = 0; i < Product::kStages - 1; ++i) bring();
+
+    int stage = 0;
 #pragma unroll 1
     for (int first = 0; first < rows; first += Product::kSumRows) {
       typename Product::Sums sums = {};
-      const auto add = [&](const uint4(&w)[4], int c) {
-        Product::multiply(sums, w, x + static_cast<int64_t>(first) * plan_.row_elements,
-                          plan_.row_elements, plan_.inner_units, first_chunk_ + c, rows - first,
-                          lane_);
+      const auto add = [&]<int kPart>(const uint4(&w)[4], std::integral_constant<int, kPart>) {
+        cp_async_wait<Product::kStages - 2>();
+        // Orders the lanes' copies before the reads, and the reads of the stage before this one
+        // before its next copy.
+        if constexpr (!Product::kOwnPieces) __syncwarp();
+        bring();
+        Product::template multiply<kPart>(sums, w, stages_ + stage * kStagePieces, lane_);
+        stage = (stage + 1) % Product::kStages;
+      };
+      const auto add_chunk = [&](const uint4(&w)[4]) {
+        add(w, std::integral_constant<int, 0>{});
+        if constexpr (Product::kParts == 4) {
+          add(w, std::integral_constant<int, 1>{});
+          add(w, std::integral_constant<int, 2>{});
+          add(w, std::integral_constant<int, 3>{});
+        }
       };
       if (group == 0) {
 #pragma unroll
         for (int c = 0; c < kHeldChunks; ++c) {
-          if (c < chunks_) add(held[c], c);
+          if (c < chunks_) add_chunk(held[c]);
         }
       }
 #pragma unroll 1
       for (int c = group == 0 ? kHeldChunks : 0; c < chunks_; ++c) {
         const uint4* from = slot(group, c);
         const uint4 w[4] = {from[0], from[kWarp], from[2 * kWarp], from[3 * kWarp]};
-        add(w, c);
+        add_chunk(w);
       }
-      Product::store(sums, partials_ + warp_ * Product::kPartials, first, rows - first, lane_);
+      Product::store(sums, partials_ + warp_ * Product::kPartials, first, lane_);
     }
   }
 
@@ -232,6 +274,8 @@ class Resident {
   }
 
  private:
+  static constexpr int kStagePieces = Product::kStageBytes / 16;
+
   __device__ uint4* slot(int group, int c) {
     const int n = group * plan_.chunks + c - min(plan_.chunks, kHeldChunks);
     uint4* base =
@@ -250,6 +294,7 @@ class Resident {
   int warps_;            // that have chunks
   Acc* partials_;        // [kProductWarps, Product::kPartials]
   Acc* state_;           // [passes, groups, kProductThreads]
+  uint4* stages_;        // [kStages, kStagePieces], of the warp
   uint4* shared_slots_;  // [shared_slots, kProductWarps, 4, 32]
   uint4* other_slots_;   // [slots - shared_slots, kProductWarps, 4, 32]
   T* own_rows_;          // [2 (buffer_elements_ apart), rows, row_elements]

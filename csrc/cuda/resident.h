@@ -14,7 +14,7 @@ namespace seqkern::cuda {
 
 inline constexpr int kGates = 4;
 inline constexpr int kUnits = 8;         // hidden units of a group: with their gates, one product
-inline constexpr int kTileRows = 8;      // batch rows that a product may leave out together
+inline constexpr int kTileRows = 8;      // batch rows that products leave out together
 inline constexpr int kPassRows = 32;     // batch rows of a pass: one thread per unit and row
 inline constexpr int kProductWarps = 8;  // which share the inner dimension of a product
 inline constexpr int kProductThreads = kProductWarps * 32;
@@ -45,10 +45,11 @@ struct ResidentPlan {
 template <class Product>
 ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
   ResidentPlan p = {};
-  const int64_t budget = device.shared_bytes - 1024;  // static shared memory, the system's part
-  constexpr int64_t kState = kProductThreads * static_cast<int64_t>(sizeof(typename Product::Acc));
-  constexpr int64_t kPartials =
-      int64_t{kProductWarps} * Product::kPartials * sizeof(typename Product::Acc);
+  constexpr int64_t kAcc = sizeof(typename Product::Acc);
+  constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and group
+  constexpr int64_t kFixed = kProductWarps * (Product::kPartials * kAcc +
+                                              int64_t{Product::kStages} * Product::kStageBytes);
+  const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
   if (!device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
   const int H = static_cast<int>(r.H);
   const int unit_groups = ceil_div(H, kUnits);
@@ -57,8 +58,10 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
   // Rows are independent: more of them at once before more of them one after the other.
   const int64_t tiles = ceil_div<int64_t>(r.B, kTileRows);
   const int64_t most_groups = std::min<int64_t>(device.multiprocessors / p.unit_blocks, tiles);
-  // The state of all passes stays in shared memory, within 32 KB or one pass.
-  const int64_t most_passes = std::max<int64_t>(1, 32 * 1024 / (kState * p.groups));
+  // The state of all passes stays in shared memory: one pass at least, and within 32 KB.
+  const int64_t most_passes =
+      std::min(std::max<int64_t>(1, 32 * 1024 / (kState * p.groups)), budget / (kState * p.groups));
+  if (most_passes < 1) return {};
   const int64_t rows = std::min(ceil_div(tiles, most_groups) * kTileRows, most_passes * kPassRows);
   p.rows = static_cast<int>(rows);
   p.batch_groups = static_cast<int>(std::min(most_groups, ceil_div<int64_t>(r.B, rows)));
@@ -68,10 +71,9 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
   p.inner_units = all_chunks * Product::kChunkUnits;
   p.row_elements = p.inner_units * Product::kInputs;
   p.slots = p.groups * p.chunks - std::min(p.chunks, kHeldChunks);
-  const int64_t fixed = kPartials + kState * p.groups * p.passes;
-  if (fixed > budget) return {};
-  p.shared_slots = static_cast<int>(std::min<int64_t>(p.slots, (budget - fixed) / kSlotBytes));
-  p.smem = static_cast<unsigned>(fixed + int64_t{p.shared_slots} * kSlotBytes);
+  const int64_t state = kState * p.groups * p.passes;
+  p.shared_slots = static_cast<int>(std::min<int64_t>(p.slots, (budget - state) / kSlotBytes));
+  p.smem = static_cast<unsigned>(kFixed + state + int64_t{p.shared_slots} * kSlotBytes);
   const auto aligned = [](int64_t bytes) { return ceil_div<int64_t>(bytes, 128) * 128; };
   const int64_t exchanged = 2 * p.launch_rows() * p.row_elements *
                             static_cast<int64_t>(sizeof(typename Product::Element));

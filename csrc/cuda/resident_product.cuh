@@ -6,17 +6,23 @@
 // (resident.cuh), padded with zeros to whole chunks. What is summed for a row does not depend on
 // the other rows, nor does the order.
 //
-//   kChunkUnits          hidden units along the inner dimension of a chunk
-//   kInputs              exchanged values of each: h, or the four dgates
-//   kSumRows             batch rows that a lane has sums of at once
-//   kPartials            accumulators a warp leaves in shared memory
-//   position(n, unit, q) of such a value in a row of n padded units
-//   weight(...)          16 of a lane's 64 bytes of a chunk, from W
-//   multiply(...)        adds a chunk's products to the lane's sums, of `rows` rows from x on
-//   store(...)           the lane's sums of `rows` rows from `first` on to the warp's partials
-//   total(...)           of one unit and row over the warps' partials, in the order of the warps
+//   kChunkUnits   hidden units along the inner dimension of a chunk
+//   kInputs       exchanged values of each: h, or the four dgates
+//   kParts        of a chunk, which come one after the other
+//   kSumRows      batch rows of a part; a lane has sums of so many at once
+//   kStageBytes   of a part's rows of the exchange, brought to shared memory before they are used
+//   kStages       such places per warp: all but one are under way while one is used
+//   kOwnPieces    a lane uses of them only what it brought itself
+//   kPartials     accumulators a warp leaves in shared memory
+//   position(n, unit, q)   of an exchanged value in a row of n padded units
+//   weight(...)    16 of a lane's 64 bytes of a chunk, from W
+//   bring(...)     starts the copy of a part's rows, where `rows` of the pass are left
+//   multiply(...)  adds a part's products to the lane's sums
+//   store(...)     the lane's sums of the rows from `first` on to the warp's partials
+//   total(...)     of one unit and row over the warps' partials, in the order of the warps
 #pragma once
 
+#include "cuda/block.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/resident.h"
 #include "cuda/vec.cuh"
@@ -74,11 +80,14 @@ struct MmaForward {
   using Acc = float;
   static constexpr int kChunkUnits = 32;
   static constexpr int kInputs = 1;
+  static constexpr int kParts = 1;
+  static constexpr int kSumRows = 8;
+  static constexpr int kStageBytes = 512;
+  static constexpr int kStages = 8;
+  static constexpr bool kOwnPieces = true;
   static constexpr int kPartials = kPassRows * kUnits * kGates;
-  static constexpr int kSumRows = kPassRows;
-  static constexpr int kTiles = kSumRows / kTileRows;
   struct Sums {
-    float tile[kTiles][2][4];  // gates i and f, g and o
+    float gates[2][4];  // i and f, g and o
   };
 
   __device__ static __forceinline__ int position(int, int unit, int) { return unit; }
@@ -93,21 +102,20 @@ struct MmaForward {
     return raw_bits(x);
   }
 
-  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4], const T* x,
-                                                  int row_elements, int, int chunk, int rows,
-                                                  int lane) {
-    const T* from =
-        x + static_cast<int64_t>(lane / 4) * row_elements + chunk * kChunkUnits + lane % 4 * 8;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      if (n * kTileRows >= rows) break;
-      const uint4 h = load_bits(from + static_cast<int64_t>(n) * kTileRows * row_elements);
-      float (&sum)[2][4] = sums.tile[n];
-      mma_m16n8k16<T>(sum[0], {w[0].x, w[1].x, w[0].y, w[1].y}, {h.x, h.y}, sum[0]);
-      mma_m16n8k16<T>(sum[1], {w[2].x, w[3].x, w[2].y, w[3].y}, {h.x, h.y}, sum[1]);
-      mma_m16n8k16<T>(sum[0], {w[0].z, w[1].z, w[0].w, w[1].w}, {h.z, h.w}, sum[0]);
-      mma_m16n8k16<T>(sum[1], {w[2].z, w[3].z, w[2].w, w[3].w}, {h.z, h.w}, sum[1]);
-    }
+  __device__ static __forceinline__ void bring(uint4* stage, const T* x, int row_elements, int,
+                                               int chunk, int, int, int lane) {
+    cp_async<16>(stage + lane, x + static_cast<int64_t>(lane / 4) * row_elements +
+                                   chunk * kChunkUnits + lane % 4 * 8);
+  }
+
+  template <int kPart>
+  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4],
+                                                  const uint4* stage, int lane) {
+    const uint4 h = stage[lane];
+    mma_m16n8k16<T>(sums.gates[0], {w[0].x, w[1].x, w[0].y, w[1].y}, {h.x, h.y}, sums.gates[0]);
+    mma_m16n8k16<T>(sums.gates[1], {w[2].x, w[3].x, w[2].y, w[3].y}, {h.x, h.y}, sums.gates[1]);
+    mma_m16n8k16<T>(sums.gates[0], {w[0].z, w[1].z, w[0].w, w[1].w}, {h.z, h.w}, sums.gates[0]);
+    mma_m16n8k16<T>(sums.gates[1], {w[2].z, w[3].z, w[2].w, w[3].w}, {h.z, h.w}, sums.gates[1]);
   }
 
   // 16 bytes per unit and row. Units change places with the row's number, or the lanes that write
@@ -116,18 +124,14 @@ struct MmaForward {
     return (row * kUnits + (u ^ (row & 6))) * kGates;
   }
 
-  __device__ static __forceinline__ void store(const Sums& sums, float* partials, int, int rows,
+  __device__ static __forceinline__ void store(const Sums& sums, float* partials, int first,
                                                int lane) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      if (n * kTileRows >= rows) break;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const float (&sum)[2][4] = sums.tile[n];
-        float* to = partials + place(n * kTileRows + lane % 4 * 2 + i, lane / 4);
-        *reinterpret_cast<float4*>(to) =
-            make_float4(sum[0][i], sum[0][2 + i], sum[1][i], sum[1][2 + i]);
-      }
+    for (int i = 0; i < 2; ++i) {
+      const float (&sum)[2][4] = sums.gates;
+      float* to = partials + place(first + lane % 4 * 2 + i, lane / 4);
+      *reinterpret_cast<float4*>(to) =
+          make_float4(sum[0][i], sum[0][2 + i], sum[1][i], sum[1][2 + i]);
     }
   }
 
@@ -149,11 +153,14 @@ struct MmaBackward {
   using Acc = float;
   static constexpr int kChunkUnits = 32;
   static constexpr int kInputs = kGates;
+  static constexpr int kParts = 4;
+  static constexpr int kSumRows = 16;
+  static constexpr int kStageBytes = 1024;
+  static constexpr int kStages = 8;
+  static constexpr bool kOwnPieces = true;
   static constexpr int kPartials = kPassRows * kUnits;
-  static constexpr int kSumRows = kPassRows;
-  static constexpr int kTiles = kSumRows / 16;
   struct Sums {
-    float tile[kTiles][4];
+    float rows[4];
   };
 
   // The gates of a unit side by side.
@@ -169,36 +176,29 @@ struct MmaBackward {
     return raw_bits(x);
   }
 
-  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4], const T* x,
-                                                  int row_elements, int, int chunk, int rows,
-                                                  int lane) {
+  __device__ static __forceinline__ void bring(uint4* stage, const T* x, int row_elements, int,
+                                               int chunk, int part, int rows, int lane) {
     const T* from = x + static_cast<int64_t>(lane / 4) * row_elements +
-                    chunk * kChunkUnits * kGates + lane % 4 * 8;
-#pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-      if (m * 16 >= rows) break;
-      const T* low = from + static_cast<int64_t>(m) * 16 * row_elements;
-      // Where the pass has no second 8 rows, the first are read again and their sums not stored.
-      const T* high = m * 16 + 8 < rows ? low + int64_t{8} * row_elements : low;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint4 d = load_bits(low + i * 32), e = load_bits(high + i * 32);
-        mma_m16n8k16<T>(sums.tile[m], {d.x, e.x, d.y, e.y}, {w[i].x, w[i].y}, sums.tile[m]);
-        mma_m16n8k16<T>(sums.tile[m], {d.z, e.z, d.w, e.w}, {w[i].z, w[i].w}, sums.tile[m]);
-      }
-    }
+                    (chunk * kParts + part) * 32 + lane % 4 * 8;
+    cp_async<16>(stage + lane, from);
+    // Where there are no second 8 rows, the first again; nobody reads their sums.
+    cp_async<16>(stage + 32 + lane, from + (rows > 8 ? int64_t{8} * row_elements : 0));
   }
 
-  __device__ static __forceinline__ void store(const Sums& sums, float* partials, int, int rows,
+  template <int kPart>
+  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4],
+                                                  const uint4* stage, int lane) {
+    const uint4 low = stage[lane], high = stage[32 + lane];
+    mma_m16n8k16<T>(sums.rows, {low.x, high.x, low.y, high.y}, {w[kPart].x, w[kPart].y}, sums.rows);
+    mma_m16n8k16<T>(sums.rows, {low.z, high.z, low.w, high.w}, {w[kPart].z, w[kPart].w}, sums.rows);
+  }
+
+  __device__ static __forceinline__ void store(const Sums& sums, float* partials, int first,
                                                int lane) {
 #pragma unroll
-    for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (m * 16 + i * 8 >= rows) break;
-        float* to = partials + (m * 16 + i * 8 + lane / 4) * kUnits + lane % 4 * 2;
-        *reinterpret_cast<float2*>(to) = make_float2(sums.tile[m][2 * i], sums.tile[m][2 * i + 1]);
-      }
+    for (int i = 0; i < 2; ++i) {
+      float* to = partials + (first + i * 8 + lane / 4) * kUnits + lane % 4 * 2;
+      *reinterpret_cast<float2*>(to) = make_float2(sums.rows[2 * i], sums.rows[2 * i + 1]);
     }
   }
 
@@ -219,9 +219,12 @@ struct FmaProduct {
   using Acc = T;
   static constexpr int kChunkUnits = 4 * kPack<T>;
   static constexpr int kInputs = kBackward ? kGates : 1;
+  static constexpr int kParts = 1;
+  static constexpr int kSumRows = 4;  // few, for the registers
+  static constexpr int kStageBytes = kSumRows * kInputs * 64;
+  static constexpr int kStages = kBackward ? 8 : 16;
+  static constexpr bool kOwnPieces = false;
   static constexpr int kPartials = kPassRows * kUnits * kGates;
-  // Few, for the registers: weights in slots are read again for the next tile.
-  static constexpr int kSumRows = kTileRows / 2;
   struct Sums {
     T row[kSumRows];
   };
@@ -243,28 +246,42 @@ struct FmaProduct {
     return raw_bits(x);
   }
 
-  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4], const T* x,
-                                                  int row_elements, int inner_units, int chunk, int,
-                                                  int lane) {
-    const T* from = x + (kBackward ? lane % 4 * inner_units : 0) + chunk * kChunkUnits;
-    T weight[4][kPack<T>];
+  // Of a stage: 16 bytes of a row and gate. The gates' pieces are side by side, or the lanes, which
+  // read those of four gates at once, would meet in the same banks.
+  __device__ static __forceinline__ int piece(int row, int i, int q) {
+    return (row * 4 + i) * kInputs + q;
+  }
+
+  __device__ static __forceinline__ void bring(uint4* stage, const T* x, int row_elements,
+                                               int inner_units, int chunk, int, int, int lane) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) unpack(TypeTag<T>{}, w[i], weight[i]);
+    for (int n = lane; n < kStageBytes / 16; n += kWarp) {
+      const int i = n % 4, q = n / 4 % kInputs, row = n / 4 / kInputs;
+      cp_async<16>(stage + piece(row, i, q), x + static_cast<int64_t>(row) * row_elements +
+                                                 q * inner_units + chunk * kChunkUnits +
+                                                 i * kPack<T>);
+    }
+  }
+
+  template <int kPart>
+  __device__ static __forceinline__ void multiply(Sums& sums, const uint4 (&w)[4],
+                                                  const uint4* stage, int lane) {
+    const int q = kBackward ? lane % 4 : 0;
 #pragma unroll
-    for (int row = 0; row < kSumRows; ++row) {
-      const T* x_row = from + static_cast<int64_t>(row) * row_elements;
+    for (int i = 0; i < 4; ++i) {
+      T weight[kPack<T>];
+      unpack(TypeTag<T>{}, w[i], weight);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
+      for (int row = 0; row < kSumRows; ++row) {
         T v[kPack<T>];
-        unpack(TypeTag<T>{}, load_bits(x_row + i * kPack<T>), v);
+        unpack(TypeTag<T>{}, stage[piece(row, i, q)], v);
 #pragma unroll
-        for (int e = 0; e < kPack<T>; ++e) sums.row[row] += weight[i][e] * v[e];
+        for (int e = 0; e < kPack<T>; ++e) sums.row[row] += weight[e] * v[e];
       }
     }
   }
 
-  __device__ static __forceinline__ void store(const Sums& sums, T* partials, int first, int,
-                                               int lane) {
+  __device__ static __forceinline__ void store(const Sums& sums, T* partials, int first, int lane) {
 #pragma unroll
     for (int row = 0; row < kSumRows; ++row) {
       partials[(first + row) * kUnits * kGates + lane] = sums.row[row];
