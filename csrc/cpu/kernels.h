@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cpu/dense.h"
 #include "ops/cross_entropy.h"
 #include "ops/lstm.h"
 
@@ -18,9 +19,10 @@
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
 // its number, in any order and at any time (team.h), after one has called kernel_prepare.
-#define SEQKERN_CPU_TEAM_KERNELS(X) \
-  X(lstm_forward, LstmForwardArgs)  \
-  X(lstm_backward, LstmBackwardArgs)
+#define SEQKERN_CPU_TEAM_KERNELS(X)  \
+  X(lstm_forward, LstmForwardArgs)   \
+  X(lstm_backward, LstmBackwardArgs) \
+  X(dense, DenseArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 #define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                \

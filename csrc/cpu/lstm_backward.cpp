@@ -127,9 +127,7 @@ struct Backward {
     }
   }
 
-  SequenceStrides token_strides() const {
-    return {r.first_token ? 4 * r.H : r.B * 4 * r.H, 4 * r.H};
-  }
+  SequenceStrides token_strides() const { return {r.B * 4 * r.H, 4 * r.H}; }
 
   void gradient_of_h(int64_t s, int64_t block, int64_t p0, int64_t rows, int64_t after) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block);
@@ -137,7 +135,7 @@ struct Backward {
     if (s < 0 && !args.dh0) return;
     if (!dh && s >= 0) prefetch(s, p0, rows, first, units);
     alignas(64) Acc sum[kProductSize<Acc>];
-    if (after > 0) product(w, block, d_of(s + 1) + p0 * d_row, d_row, after, sum);
+    if (after > 0) product(w, block, d_of(s + 1) + p0 * d_row, d_row, after, sum, panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i, steps = teams.steps[p], b = teams.order[p];
       const int64_t t = time_of(r, steps, s);
@@ -168,7 +166,7 @@ struct Backward {
     const int64_t panel = w_hr.width_of(block) * L;
     prefetch(s, p0, rows, first, units);
     alignas(64) Acc dm[kProductSize<Acc>];
-    product(w_hr, block, dh + p0 * h_row, h_row, rows, dm);
+    product(w_hr, block, dh + p0 * h_row, h_row, rows, dm, panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i;
       for (int64_t v = 0; v < units; v += L) {

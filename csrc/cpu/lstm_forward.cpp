@@ -112,7 +112,7 @@ struct Forward {
   void gates(int64_t s, int64_t block, int64_t p0, int64_t rows) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block), H = r.H;
     const int64_t panel = w.width_of(block) * L;
-    const SequenceStrides saved = {r.first_token ? 4 * H : r.B * 4 * H, 4 * H};
+    const SequenceStrides saved = {r.B * 4 * H, 4 * H};
     const T* x = static_cast<const T*>(args.gates_x);
     const T* bias = static_cast<const T*>(r.b_hh);
     for (int64_t i = 0; i < rows; ++i) {
@@ -120,7 +120,7 @@ struct Forward {
       prefetch_gates(x + token_offset(r, args.gates_x_strides, t, b) + first, 4, H, units);
     }
     alignas(64) Acc a[kProductSize<Acc>];
-    product(w, block, h_before(s) + p0 * h_row, h_row, rows, a);
+    product(w, block, h_before(s) + p0 * h_row, h_row, rows, a, 4 * panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
       const bool is_last = s + 1 == teams.steps[p];
@@ -159,7 +159,7 @@ struct Forward {
     const int64_t first = w_hr.first_unit(block), units = w_hr.units_of(block);
     const int64_t panel = w_hr.width_of(block) * L;
     alignas(64) Acc a[kProductSize<Acc>];
-    product(w_hr, block, m + p0 * c_row, c_row, rows, a);
+    product(w_hr, block, m + p0 * c_row, c_row, rows, a, panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i;
       for (int64_t v = 0; v < units; v += L) {

@@ -171,10 +171,10 @@ SEQKERN_INLINE int64_t time_of(const RecurrentInputs& r, int64_t steps, int64_t 
   return r.reverse ? steps - 1 - s : s;
 }
 
-// Where the token [t, b] of a tensor of tokens is.
+// Where the token [t, b] is in a tensor [T, B, ...] or, without padding, [tokens, ...].
 SEQKERN_INLINE int64_t token_offset(const RecurrentInputs& r, SequenceStrides strides, int64_t t,
                                     int64_t b) {
-  return r.first_token ? (r.first_token[b] + t) * strides.t : t * strides.t + b * strides.b;
+  return r.first_token ? (r.first_token[b] + t) * strides.b : t * strides.t + b * strides.b;
 }
 
 template <class T>

@@ -37,8 +37,8 @@ void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b,
 
 template <class Acc>
 void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int64_t row_stride,
-                   int64_t rows, Acc* out) {
-  const int64_t w = m.width_of(block), L = kLanes<Acc>, stride = m.G * w * L;
+                   int64_t rows, Acc* out, int64_t stride) {
+  const int64_t w = m.width_of(block), L = kLanes<Acc>;
   const Acc* b = m.block_data(block);
   const int panels = m.together ? 1 : m.G;
   for (int g = 0; g < panels; ++g, b += w * L * m.K, out += w * L) {
@@ -67,12 +67,12 @@ void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int6
 }  // namespace
 
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
-             int64_t rows, float* out) {
-  block_product(b, block, a, row_stride, rows, out);
+             int64_t rows, float* out, int64_t out_stride) {
+  block_product(b, block, a, row_stride, rows, out, out_stride);
 }
 void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
-             int64_t rows, double* out) {
-  block_product(b, block, a, row_stride, rows, out);
+             int64_t rows, double* out, int64_t out_stride) {
+  block_product(b, block, a, row_stride, rows, out, out_stride);
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

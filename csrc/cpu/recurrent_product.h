@@ -60,11 +60,11 @@ inline constexpr int64_t kMostVectors = 12;  // of a block, all gates together
 template <class Acc>
 inline constexpr int64_t kProductSize = kRowBlock * kMostVectors * kLanes<Acc>;
 
-// out [rows, G, width lanes of the block] = a [rows, K] B. rows <= kRowBlock.
+// out [rows, G, width lanes of the block] = a [rows, K] B, out_stride from one row to the next.
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
-             int64_t rows, float* out);
+             int64_t rows, float* out, int64_t out_stride);
 void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
-             int64_t rows, double* out);
+             int64_t rows, double* out, int64_t out_stride);
 
 template <class Acc>
 template <class T>

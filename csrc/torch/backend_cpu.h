@@ -50,6 +50,21 @@ struct Cpu {
     });
   }
 
+  // Rows from which a product is worth packing the weights for; below, ATen's is as good.
+  static constexpr int64_t kDenseRows = 64;
+
+  static int64_t dense_members(const cpu::DenseArgs& a) {
+    return std::clamp<int64_t>(2 * a.N / kDenseRows, 1, torch::stable::get_num_threads());
+  }
+  static void run(const cpu::DenseArgs& a) {
+    const int64_t members = dense_members(a);
+    cpu::dense_prepare(a, members);
+    team(cpu::dense, a, members);
+  }
+  static int64_t workspace_bytes(const cpu::DenseArgs& a) {
+    return cpu::dense_workspace(a, dense_members(a));
+  }
+
   static void run(const LstmForwardArgs& a) {
     const int64_t members = team_members(a.in.r, 4);
     cpu::lstm_forward_prepare(a, members);

@@ -3,6 +3,7 @@
 
 #include "torch/ops_recurrent.h"
 #include "torch/recurrent.h"
+#include "torch/tokens.h"
 
 namespace seqkern {
 namespace {
@@ -18,6 +19,7 @@ struct Inputs {
   OptionalTensor h0;
   OptionalTensor c0;
   OptionalTensor lengths;
+  std::optional<Tokens> tokens;  // with lengths that the host can read
 };
 
 Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h0,
@@ -43,7 +45,11 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
             .w_hr = checked(w_hr, "w_hr", {P, H}),
             .h0 = checked(h0, "h0", {B, P}),
             .c0 = checked(c0, "c0", {B, H}),
-            .lengths = checked.lengths(lengths, B, T)};
+            .lengths = checked.lengths(lengths, B, T),
+            .tokens = {}};
+  if (Backend::kHostReadable && in.lengths) {
+    in.tokens.emplace(static_cast<const int64_t*>(in.lengths->const_data_ptr()), T, B);
+  }
   in.args = {.r = {.dtype = dtype,
                    .T = T,
                    .B = B,
@@ -54,7 +60,7 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
                    .h0 = data(in.h0),
                    .lengths = static_cast<const int64_t*>(data(in.lengths)),
                    .reverse = reverse,
-                   .first_token = nullptr},
+                   .first_token = in.tokens ? in.tokens->first.data() : nullptr},
              .w_hr = data(in.w_hr),
              .c0 = data(in.c0)};
   return in;
@@ -86,9 +92,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   const Inputs in = prepare("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, reverse);
   const RecurrentInputs& r = in.args.r;
   const ScalarType type = input.scalar_type();
-  // The gates take the place of their inputs: a buffer of 4 H fewer to fetch and to write.
-  const Tensor gates_x =
-      mm(rows_2d(in.input), torch::stable::transpose(in.w_ih, 0, 1), {r.T, r.B, 4 * r.H});
+  // The gates take the place of their inputs: a buffer of 4 H fewer to fetch and to write. Without
+  // padding they fill the first rows of it, and the rest is never touched.
+  const Tensor gates_x = empty_on(input, Sizes({r.T, r.B, 4 * r.H}), type);
+  Backend::before_first_write(gates_x);
+  const Tensor x = in.tokens ? in.tokens->gather(in.input) : rows_2d(in.input);
+  mm_into(x, torch::stable::transpose(in.w_ih, 0, 1), narrow(rows_2d(gates_x), 0, 0, x.size(0)));
   const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
   const Tensor output = empty_on(input, Sizes(h_size, 3), type);
   const Tensor c = save_cells ? empty_on(input, Sizes(c_size, 3), type) : nothing(input);
@@ -128,7 +137,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const Checker checked{kOp, input};
   const Tensor kept_h = checked(output, "output", {T, B, P});
   const Tensor kept_c = checked(c, "c", {T, B, H});
-  const Tensor kept_gates = checked(gates, "gates", {T, B, 4 * H});
+  Tensor kept_gates = checked(gates, "gates", {T, B, 4 * H});
+  if (in.tokens && !activated) kept_gates = in.tokens->gather(kept_gates);
   const auto dh = sequence_gradient(grad_output, checked, "grad_output", {T, B, P});
   const auto dc = checked(grad_c, "grad_c", {T, B, H});
   const auto dh_n = checked(grad_h_n, "grad_h_n", {B, P});
@@ -142,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     return t;
   };
   const bool project = w_hr.has_value();
-  const bool first_elsewhere = h0 && lengths && reverse && (needs & kWhh);
+  const bool first_elsewhere = h0 && lengths && !in.tokens && reverse && (needs & kWhh);
   const Tensor dgates = fresh(true, {T, B, 4 * H});
   const Tensor dgates_0 = fresh(first_elsewhere, {B, 4 * H});
   const Tensor dh0 = fresh(needs & kH0, {B, P});
@@ -170,17 +180,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     if (scratch) args.workspace = scratch->mutable_data_ptr();
     Backend::run(args);
   }
-  const Tensor flat = rows_2d(dgates);  // [T B, 4 H]
+  const int64_t rows_of_tokens = in.tokens ? in.tokens->count : T * B;
+  const Tensor flat = narrow(rows_2d(dgates), 0, 0, rows_of_tokens);  // [T B or tokens, 4 H]
+  const auto input_gradient = [&] {
+    if (in.tokens) return in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), in.w_ih.size(1)}));
+    return mm(flat, in.w_ih, {T, B, in.w_ih.size(1)});
+  };
+  const auto w_ih_gradient = [&] {
+    return transposed_mm(flat, in.tokens ? in.tokens->gather(in.input) : rows_2d(in.input));
+  };
+  const auto w_hh_gradient = [&] {
+    if (in.tokens) return transposed_mm(flat, in.tokens->states_before(kept_h, in.h0, reverse));
+    return recurrent_weight_gradient(dgates, kept_h, in.h0,
+                                     first_elsewhere ? OptionalTensor(dgates_0) : OptionalTensor(),
+                                     reverse);
+  };
   const int64_t rows[] = {0};
   return {
-      needs & kInput ? mm(flat, in.w_ih, {T, B, in.input.size(2)}) : nothing(input),
+      needs & kInput ? input_gradient() : nothing(input),
       dh0,
       dc0,
-      needs & kWih ? transposed_mm(flat, rows_2d(in.input)) : nothing(input),
-      needs & kWhh ? recurrent_weight_gradient(
-                         dgates, kept_h, in.h0,
-                         first_elsewhere ? OptionalTensor(dgates_0) : OptionalTensor(), reverse)
-                   : nothing(input),
+      needs & kWih ? w_ih_gradient() : nothing(input),
+      needs & kWhh ? w_hh_gradient() : nothing(input),
       needs & kBias ? torch::stable::sum(flat, Sizes(rows, 1)) : nothing(input),
       project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(input),
   };

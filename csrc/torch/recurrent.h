@@ -91,15 +91,48 @@ inline OptionalTensor sequence_gradient(const OptionalTensor& t, const Checker& 
 
 // ---------------------------------------------------------------- products over all T B rows
 
+inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
+  return torch::stable::narrow(t, dim, start, length);
+}
+
+inline std::optional<Tensor> workspace(const Tensor& like, int64_t bytes) {
+  if (bytes == 0) return std::nullopt;
+  const Tensor scratch = empty_on(like, Sizes({bytes}), ScalarType::Byte);
+  Backend::before_first_write(scratch);
+  return scratch;
+}
+
+// result [N, J] = a [N, K] b [K, J].
+inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
+#if defined(SEQKERN_BACKEND_CPU)
+  if (a.size(0) >= Backend::kDenseRows && a.is_contiguous()) {
+    cpu::DenseArgs args{.dtype = float_dtype(a, "mm", "a"),
+                        .N = a.size(0),
+                        .K = a.size(1),
+                        .M = b.size(1),
+                        .a = a.const_data_ptr(),
+                        .w = b.const_data_ptr(),
+                        .k_stride = b.stride(0),
+                        .m_stride = b.stride(1),
+                        .out = result.mutable_data_ptr(),
+                        .workspace = nullptr};
+    const auto scratch = workspace(a, Backend::workspace_bytes(args));
+    args.workspace = scratch->mutable_data_ptr();
+    return Backend::run(args);
+  }
+#endif
+  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
+                          torch::stable::detail::from(result)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);  // the same as `result`, and ours to release
+}
+
 // a b [N, J], in the shape `size` of N J elements. Into a tensor whose pages are had cheaply.
 inline Tensor mm(const Tensor& a, const Tensor& b, std::initializer_list<int64_t> size) {
   const Tensor result = empty_on(a, Sizes(size.begin(), size.size()), a.scalar_type());
   Backend::before_first_write(result);
   const int64_t flat[] = {a.size(0), b.size(1)};
-  StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
-                          torch::stable::detail::from(torch::stable::view(result, Sizes(flat, 2)))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);  // the same as `result`, and ours to release
+  mm_into(a, b, torch::stable::view(result, Sizes(flat, 2)));
   return result;
 }
 
@@ -107,10 +140,6 @@ inline Tensor mm(const Tensor& a, const Tensor& b, std::initializer_list<int64_t
 inline OptionalTensor bias_sum(const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
   if (!b_ih || !b_hh) return b_ih ? b_ih : b_hh;
   return torch::stable::subtract(*b_ih, *b_hh, -1.0);
-}
-
-inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
-  return torch::stable::narrow(t, dim, start, length);
 }
 
 // [T, B, N] as [T B, N]; t is contiguous.
@@ -136,11 +165,6 @@ inline Tensor recurrent_weight_gradient(const Tensor& dgates, const Tensor& outp
   if (!h0) return dw;
   const Tensor first = dgates_0 ? *dgates_0 : torch::stable::select(dgates, 0, reverse ? T - 1 : 0);
   return torch::stable::subtract(dw, transposed_mm(first, *h0), -1.0);
-}
-
-inline std::optional<Tensor> workspace(const Tensor& like, int64_t bytes) {
-  if (bytes == 0) return std::nullopt;
-  return empty_on(like, {bytes}, ScalarType::Byte);
 }
 
 }  // namespace seqkern

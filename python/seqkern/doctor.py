@@ -24,7 +24,9 @@ class Operation:
 # Extended with each op that the package gains.
 OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
-    Operation("models: LSTM and RNN layers", None),
+    Operation("ops.lstm, nn.LSTM, models.LSTMLanguageModel", "lstm"),
+    Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
+    Operation("models.RNNLanguageModel: RNN layers", None),
     Operation("models.GPT: causal attention", None),
     Operation("model.generate: sampling", None),
 )

@@ -94,6 +94,27 @@ void hyperbolic_tangents() {
       worst<double>(value, exact, [](int64_t i) { return 20.0 * (i - 50000) / 50000.0; }, 100000));
 }
 
+void sigmoids() {
+  const auto exact = [](long double x) { return 1 / (1 + std::exp(-x)); };
+  // Down to where e^x is still normal: both tails, and the middle.
+  const auto wide = [](int64_t i) { return -87.0f + 120.0f * (i + 1) / 4000000.0f; };
+  std::printf("sigmoid_float %g\n",
+              worst<float>([](VecF x) { return sigmoid<float>(x); }, exact, wide, 4000000));
+  std::printf(
+      "sigmoid_double %g\n",
+      worst<double>([](VecD x) { return sigmoid<double>(x); }, exact,
+                    [](int64_t i) { return -700.0 + 750.0 * (i + 1) / 1000000.0; }, 1000000));
+  std::printf(
+      "vtanh_double %g\n",
+      worst<double>([](VecD x) { return vtanh(x); }, [](long double x) { return std::tanh(x); },
+                    [](int64_t i) { return (i % 2 ? -1 : 1) * 20.0 * (i + 1) / 1000000.0; },
+                    1000000));
+  const VecF ends = {};
+  const VecF low = sigmoid<float>(ends - INFINITY), high = sigmoid<float>(ends + INFINITY);
+  const VecF nan = sigmoid<float>(ends + NAN);
+  std::printf("sigmoid_ends_wrong %g\n", double(low[0] != 0 || high[0] != 1 || nan[0] == nan[0]));
+}
+
 void conversions() {
   int64_t half_loads = 0, half_stores = 0, bf16_stores = 0;
   constexpr int L = kLanes<float>;
@@ -160,5 +181,6 @@ void conversions() {
 int main() {
   exponentials();
   hyperbolic_tangents();
+  sigmoids();
   conversions();
 }

@@ -196,7 +196,7 @@ def test_padding_is_never_read(backend: Any, reverse: bool) -> None:
     tensors = make((6, 4, 3, 9), torch.float32, backend.device)
     lengths = some_lengths(4, 6, backend.device)
     results = []
-    for filling in (1.0, 1e30):
+    for filling in (1.0, torch.nan):
         x = tensors[0].clone()  # type: ignore[union-attr]
         padding = torch.arange(6, device=x.device).unsqueeze(-1) >= lengths
         x[padding] = filling
@@ -290,15 +290,19 @@ def test_opcheck(backend: Any, dtype: torch.dtype, lengths: bool, P: int) -> Non
     raw: Any = backend.ops
     tensors = make((3, 2, 4, 5), dtype, backend.device, P=P)
     given = some_lengths(2, 3, backend.device) if lengths else None
-    for save in ((True, True), (False, True), (False, False)):
+    # Where gates would have padding they are unspecified, and opcheck compares them.
+    full = None if given is None else torch.full_like(given, 3)
+    for save in ((False, True), (False, False)):
         opcheck(raw.lstm_forward.default, (*tensors, given, False, *save))
+    opcheck(raw.lstm_forward.default, (*tensors, full, False, True, True))
     output, h_n, c_n, cells, gates = raw.lstm_forward(*tensors, given, True, True, True)
     grads = [torch.ones_like(t) for t in (output, h_n, c_n, cells)]
     saved = (tensors[7], given, output, cells, gates, True, True)
     for needs in (127, 1, 8):
         opcheck(raw.lstm_backward.default, (*grads, *tensors[:5], *saved, needs))
     leaves = [t if t is None else t.requires_grad_() for t in tensors]
-    opcheck(raw.lstm.default, (*leaves, given, False, True, True))
+    opcheck(raw.lstm.default, (*leaves, given, False, False, True))
+    opcheck(raw.lstm.default, (*leaves, full, False, True, True))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -46,7 +46,7 @@ class LSTM(torch.nn.LSTM):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
@@ -74,7 +74,8 @@ class LSTM(torch.nn.LSTM):
         def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Any]:
             w_ih, w_hh, b_ih, b_hh, w_hr = weights
             state = None if call.state is None else (call.state[0][n], call.state[1][n])
-            output, last, *more = ops.lstm(
+            run: Any = ops.lstm
+            output, last, *more = run(
                 *(x, state, w_ih, w_hh, b_ih, b_hh, w_hr),
                 lengths=call.lengths,
                 reverse=self.bidirectional and n % 2 == 1,

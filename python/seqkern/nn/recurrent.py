@@ -26,8 +26,8 @@ class Call:
     def restore(self, output: Tensor) -> Any:
         """[T, B, ...] in the layout of the module's input."""
         if self.packed is not None:
-            lengths = self.lengths
-            data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths.cpu(), False)  # type: ignore[attr-defined,union-attr]
+            assert self.lengths is not None
+            data, batch_sizes = torch._VF._pack_padded_sequence(output, self.lengths.cpu(), False)
             return PackedSequence(
                 data, batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
             )
@@ -61,15 +61,17 @@ def prepare(
 ) -> Call:
     """Check and bring into [T, B, I] what a module was called with."""
     name = type(module).__name__
-    packed = input if isinstance(input, PackedSequence) else None
-    if packed is not None:
+    packed: PackedSequence | None = None
+    x: Tensor
+    if isinstance(input, PackedSequence):
+        packed = input
         if lengths is not None:
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got a tensor")
         batch_sizes = packed.batch_sizes
-        x, lengths = torch._VF._pad_packed_sequence(  # type: ignore[attr-defined]
+        x, lengths = torch._VF._pad_packed_sequence(
             packed.data, batch_sizes, False, 0.0, batch_sizes.shape[0]
         )
-        lengths = lengths.to(packed.data.device)  # type: ignore[union-attr]
+        lengths = lengths.to(x.device)
     else:
         x = input
         if x.dim() not in (2, 3):

@@ -1,4 +1,4 @@
-"""The LSTM: one direction of one layer over a whole sequence, and one step of it."""
+"""The LSTM: one direction of one layer over a whole sequence."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._recurrent import needs, second_derivative, unpack
 
 State = tuple[Tensor, Tensor]
-
-# Which gradients the kernels' torch layer is asked for (csrc/torch/lstm.cpp), by position of the
-# input; both biases have the same one.
-_NEEDS = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 32, 7: 64}
 
 
 @overload
@@ -121,47 +118,6 @@ def lstm(
     return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
 
 
-def lstm_cell(
-    input: Tensor,
-    state: State,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> State:
-    """One step of an LSTM, as `lstm` defines it.
-
-    Args:
-        input: [B, I]; float32, float64, float16 or bfloat16, as all that follows.
-        state: h [B, H] and c [B, H].
-        w_ih: [4 H, I], gates i, f, g, o one after the other.
-        w_hh: [4 H, H].
-        b_ih: [4 H].
-        b_hh: [4 H].
-
-    Returns:
-        The next h and c.
-
-    Raises:
-        ValueError: a shape, dtype or device that does not fit.
-
-    Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
-
-    Example:
-        >>> h, c = torch.zeros(3, 8), torch.zeros(3, 8)
-        >>> w_ih, w_hh = torch.randn(32, 5), torch.randn(32, 8)
-        >>> h, c = seqkern.ops.lstm_cell(torch.randn(3, 5), (h, c), w_ih, w_hh)
-    """
-    tensors = (input, *state, w_ih, w_hh, b_ih, b_hh)
-    if torch.compiler.is_compiling():
-        h, c, _ = _registry.active.lstm_cell(*tensors, True)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        h, c, _ = _registry.call(_LstmCell.apply, *tensors, True)
-    else:
-        h, c, _ = _registry.call(_registry.active.lstm_cell_forward, *tensors, False)
-    return h, c
-
-
 # ---------------------------------------------------------------- fakes
 
 
@@ -192,7 +148,7 @@ def _fake(
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     input, _, _, w_ih, w_hh, w_hr = args[4:10]
-    needs = args[-1]
+    wanted = args[-1]
     B = input.shape[1]
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
     shapes = {
@@ -204,42 +160,10 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
         32: (4 * H,),
         64: (P, H) if w_hr is not None else (0,),
     }
-    return tuple(input.new_empty(shape if needs & n else (0,)) for n, shape in shapes.items())
-
-
-def _fake_cell(
-    input: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    save_gates = rest[-1]
-    gates = (input.shape[0], w_ih.shape[0]) if save_gates else (0,)
-    return input.new_empty(h.shape), input.new_empty(c.shape), input.new_empty(gates)
-
-
-def _fake_cell_backward(*args: Any) -> tuple[Tensor, ...]:
-    input, h0, c0, w_ih, w_hh = args[2:7]
-    needs = args[-1] | 4
-    shapes = (input.shape, h0.shape, c0.shape, w_ih.shape, w_hh.shape, w_ih.shape[:1])
-    return tuple(input.new_empty(s if needs & (1 << n) else (0,)) for n, s in enumerate(shapes))
+    return tuple(input.new_empty(shape if wanted & n else (0,)) for n, shape in shapes.items())
 
 
 # ---------------------------------------------------------------- gradients
-
-
-def _needs(needed: tuple[bool, ...]) -> int:
-    needs = 0
-    for position, bit in _NEEDS.items():
-        if position < len(needed) and needed[position]:
-            needs |= bit
-    return needs
-
-
-def _unpack(
-    grads: tuple[Tensor, ...], needed: tuple[bool, ...], inputs: int
-) -> tuple[Tensor | None, ...]:
-    """Gradients of all inputs of an op from those its backward op returned, both biases alike."""
-    by_position = (*grads[:6], *grads[5:])
-    given = [by_position[i] if needed[i] else None for i in range(min(inputs, len(by_position)))]
-    return (*given, *(None,) * (inputs - len(given)))
 
 
 class _Lstm(torch.autograd.Function):
@@ -274,7 +198,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     arguments = (
         *(grad_output, grad_h_n, grad_c_n, grad_cells),
         *(input, h0, c0, w_ih, w_hh, w_hr, lengths, output, cells, gates),
-        *(ctx.save_gates, ctx.reverse, _needs(ctx.needs_input_grad)),
+        *(ctx.save_gates, ctx.reverse, needs(ctx.needs_input_grad)),
     )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
         found = _LstmBackward.apply(
@@ -282,7 +206,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         )  # type: ignore[no-untyped-call]
     else:
         found = ctx.ops.lstm_backward(*arguments)
-    return _unpack(found, ctx.needs_input_grad, 12)
+    return unpack(found, ctx.needs_input_grad, 12)
 
 
 def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> Tensor:
@@ -305,11 +229,11 @@ class _LstmBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ops: Any, needs: int, reverse: bool, arguments: Any, *sources: Any
+        ctx: Any, ops: Any, wanted: int, reverse: bool, arguments: Any, *sources: Any
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*(s for s in sources if s is not None))
         ctx.given = [s is not None for s in sources]
-        ctx.needs, ctx.reverse = needs, reverse
+        ctx.needs, ctx.reverse = wanted, reverse
         ctx.set_materialize_grads(False)
         return ops.lstm_backward(*arguments)  # type: ignore[no-any-return]
 
@@ -323,118 +247,8 @@ class _LstmBackward(torch.autograd.Function):
             plain: Any = reference.lstm
             return plain(*tensors, ctx.reverse)  # type: ignore[no-any-return]
 
-        found = _second_derivative(forward, grads, inputs, grad_grads, ctx.needs)
+        found = second_derivative(forward, grads, inputs, grad_grads, ctx.needs)
         return (None, None, None, None, *found)
-
-
-def _second_derivative(
-    forward: Any,
-    grads: list[Tensor | None],
-    inputs: list[Tensor | None],
-    grad_grads: tuple[Tensor | None, ...],
-    needs: int,
-) -> list[Tensor | None]:
-    """Gradients, at `grads` and `inputs`, of the first derivative of `forward`, whose kernel
-    returned what `needs` says (both biases as one).
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        positions = {
-            bit: position
-            for position, bit in reversed(_NEEDS.items())
-            if needs & bit and position < len(inputs) and inputs[position] is not None
-        }
-        tensors: list[Any] = [
-            t if t is None or t.requires_grad or i not in positions.values()
-            else t.detach().requires_grad_()
-            for i, t in enumerate(inputs)
-        ]  # fmt: skip
-        outputs = forward(*tensors)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
-        order = sorted(positions)
-        first = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [tensors[positions[bit]] for bit in order],
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        results = [
-            (d, grad_grads[bit.bit_length() - 1])
-            for bit, d in zip(order, first, strict=True)
-            if d is not None and d.requires_grad and grad_grads[bit.bit_length() - 1] is not None
-        ]
-        sources: list[Any] = [*grads, *tensors]
-        wanted = [i for i, s in enumerate(sources) if s is not None and s.requires_grad]
-        found = torch.autograd.grad(
-            [d for d, _ in results],
-            [sources[i] for i in wanted],
-            [g for _, g in results],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    given: list[Tensor | None] = [None] * len(sources)
-    for i, grad in zip(wanted, found, strict=True):
-        given[i] = grad
-    return given
-
-
-class _LstmCell(torch.autograd.Function):
-    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _registry.active.lstm_cell_forward(*inputs)
-        _setup_cell(ctx, inputs, output)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward_cell(ctx, *grads)
-
-
-def _setup_cell(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-    ctx.ops = _registry.active
-    ctx.save_for_backward(*inputs[:7], outputs[1], outputs[2])
-    ctx.mark_non_differentiable(outputs[2])
-    ctx.set_materialize_grads(False)
-
-
-def _backward_cell(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-    inputs, (c1, gates) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
-    needs = _needs(ctx.needs_input_grad[:7])
-    arguments = (*grads[:2], *inputs[:5], c1, gates, needs)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        apply: Any = _LstmCellBackward.apply
-        found = apply(ctx.ops, needs, arguments, *grads[:2], *inputs)
-    else:
-        found = ctx.ops.lstm_cell_backward(*arguments)
-    return _unpack(found, ctx.needs_input_grad, 8)
-
-
-class _LstmCellBackward(torch.autograd.Function):
-    """The gradients as differentiable functions: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ops: Any, needs: int, arguments: Any, *sources: Any
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*(s for s in sources if s is not None))
-        ctx.given = [s is not None for s in sources]
-        ctx.needs = needs
-        ctx.set_materialize_grads(False)
-        return ops.lstm_cell_backward(*arguments)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grads: Any) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        sources = [next(saved) if given else None for given in ctx.given]
-
-        def forward(*tensors: Any) -> tuple[Tensor, ...]:
-            return reference.lstm_cell(tensors[0], tensors[1:3], *tensors[3:])
-
-        found = _second_derivative(forward, sources[:2], sources[2:], grad_grads, ctx.needs)
-        return (None, None, None, *found)
 
 
 @_registry.registration
@@ -448,17 +262,7 @@ def register(namespace: str) -> None:
         _setup(ctx, inputs, output)
         ctx.ops = ops
 
-    def setup_cell(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup_cell(ctx, inputs, output)
-        ctx.ops = ops
-
     for name in ("lstm", "lstm_forward"):
         torch.library.register_fake(f"{namespace}::{name}", _fake)
     torch.library.register_fake(f"{namespace}::lstm_backward", _fake_backward)
     torch.library.register_autograd(f"{namespace}::lstm", _backward, setup_context=setup)
-    for name in ("lstm_cell", "lstm_cell_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake_cell)
-    torch.library.register_fake(f"{namespace}::lstm_cell_backward", _fake_cell_backward)
-    torch.library.register_autograd(
-        f"{namespace}::lstm_cell", _backward_cell, setup_context=setup_cell
-    )
