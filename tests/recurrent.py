@@ -11,8 +11,7 @@ from torch import Tensor
 
 from accuracy import assert_accurate
 
-#: Where the recurrent kernels run; "emu" and "cuda" join when their kernels are written
-#: (SEQKERN_CPU_ONLY_OPS in CMakeLists.txt).
+#: Where the recurrent kernels run.
 BACKENDS = ["cpu", "emu", "cuda"]
 on_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 

@@ -8,13 +8,14 @@
 //
 // Ordering, for a value that block X exchanges in round n and block Y reads in round n + 1:
 //   X: threads store values; __syncthreads; thread 0: store_release(flag of X, n + 1)
-//   Y: a lane: load_acquire(flag of X) >= n + 1; __syncwarp; the warp's lanes load values
+//   Y: a lane: load_acquire(flag of X) >= n + 1; __syncwarp; the warp's lanes copy values
 // The release takes along what the barrier ordered before it, and the acquire goes on to the warp
-// through __syncwarp, so each store happens before the loads, and the loads cannot be served from
-// an older line of L1.
+// through __syncwarp, so each store happens before the copies are started (cp.async of 16 bytes,
+// which reads L2 and leaves L1 alone).
 //
 // That X in round n + 1 does not overwrite (buffers alternate) what Y still reads in round n:
-//   Y: reads of round n; __syncthreads (before its sums); ...; store_release(flag of Y, n + 1)
+//   Y: copies of round n, waited for; __syncthreads (before its sums); store_release(flag of Y,
+//      n + 1)
 //   X: each warp waits for n + 1 from the blocks whose units it reads, in round n + 1; the warps of
 //      X together read all units; __syncthreads (before its sums); only then X's stores of the
 //      round.
@@ -178,7 +179,7 @@ class Resident {
     for (int block = first_unit / per_block + lane_; block * per_block < end; block += kWarp) {
       while (load_acquire(flags + block) < static_cast<uint32_t>(round)) __nanosleep(20);
     }
-    // Orders what the lanes acquired before the loads of all lanes.
+    // Orders what the lanes acquired before the copies of all lanes.
     __syncwarp();
   }
 
