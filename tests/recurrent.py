@@ -11,9 +11,8 @@ from torch import Tensor
 
 from accuracy import assert_accurate
 
-#: Where the recurrent kernels run; "emu" and "cuda" join when their kernels are written
-#: (SEQKERN_CPU_ONLY_OPS in CMakeLists.txt).
-BACKENDS = ["cpu"]
+#: Where the recurrent kernels run.
+BACKENDS = ["cpu", "emu", "cuda"]
 on_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -20,6 +20,10 @@ __device__ __forceinline__ float shuffle_down(float x, int delta) {
 __device__ __forceinline__ double shuffle_down(double x, int delta) {
   return __shfl_down_sync(kAllLanes, x, delta);
 }
+__device__ __forceinline__ int shuffle_down(int x, int delta) {
+  return __shfl_down_sync(kAllLanes, x, delta);
+}
+__device__ __forceinline__ int broadcast(int x) { return __shfl_sync(kAllLanes, x, 0); }
 __device__ __forceinline__ float broadcast(float x) { return __shfl_sync(kAllLanes, x, 0); }
 __device__ __forceinline__ double broadcast(double x) { return __shfl_sync(kAllLanes, x, 0); }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/lstm.h"
 
 struct CUstream_st;
 
@@ -13,18 +14,31 @@ namespace seqkern::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 // X(function, Args)
-#define SEQKERN_CUDA_KERNELS(X)                     \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+#define SEQKERN_CUDA_KERNELS(X)                       \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(lstm_forward, LstmForwardArgs)                    \
+  X(lstm_backward, LstmBackwardArgs)                  \
+  X(lstm_cell_forward, LstmCellForwardArgs)           \
+  X(lstm_cell_backward, LstmCellBackwardArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 #undef SEQKERN_DECLARE_CUDA_KERNEL
 
+// Bytes of device memory that the kernel wants at args.workspace (which these do not read).
+int64_t lstm_forward_workspace(const LstmForwardArgs& args);
+int64_t lstm_backward_workspace(const LstmBackwardArgs& args);
+
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
+void visit_lstm_cell_kernels(VisitKernel visit, void* context);
+void visit_lstm_steps_kernels(VisitKernel visit, void* context);
+void visit_lstm_steps_backward_kernels(VisitKernel visit, void* context);
+void visit_lstm_kernels(VisitKernel visit, void* context);
+void visit_lstm_backward_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

@@ -65,6 +65,27 @@ void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&..
   check(cudaLaunchKernelEx(&launch, kernel, args...), config);
 }
 
+// What a launch is planned with. Asking waits for nothing, so a graph can be captured meanwhile.
+struct Device {
+  int multiprocessors;
+  int shared_bytes;  // that one block may ask for
+  bool cooperative;  // launches
+};
+
+inline Device current_device() {
+  const LaunchConfig asking = {.name = "device"};
+  int device = 0;
+  check(cudaGetDevice(&device), asking);
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), asking);
+    return value;
+  };
+  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
+          .shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          .cooperative = attribute(cudaDevAttrCooperativeLaunch) != 0};
+}
+
 // The block's one object of type S, uninitialised. Two calls with the same type are the same
 // object.
 template <class S>

@@ -33,6 +33,15 @@ __device__ __forceinline__ double expm1_of(double x) { return ::expm1(x); }
 __device__ __forceinline__ float tanh_of(float x) { return ::tanhf(x); }
 __device__ __forceinline__ double tanh_of(double x) { return ::tanh(x); }
 
+__device__ __forceinline__ float exp_of(float x) { return ::expf(x); }
+__device__ __forceinline__ double exp_of(double x) { return ::exp(x); }
+
+// Where e^-x is infinite, 0 as it should be.
+template <class Acc>
+__device__ __forceinline__ Acc sigmoid_of(Acc x) {
+  return Acc(1) / (Acc(1) + exp_of(-x));
+}
+
 // 1 - tanh^2, without the subtraction that cancels where tanh is near 1.
 template <class Acc>
 __device__ __forceinline__ Acc tanh_derivative(Acc x) {

@@ -1,6 +1,6 @@
 // Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in
-// C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async
-// and ex2.
+// C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
+// ex2 and the memory consistency model.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -137,6 +137,30 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[kMatrices], const void*
           out[j] = bits;
         }
       });
+#endif
+}
+
+// ---------------------------------------------------------------- flags between blocks
+
+// *flag = x, after every write and read of memory that this thread did before, or that a barrier
+// ordered before it (release), as seen by all threads of the device.
+__device__ __forceinline__ void store_release(uint32_t* flag, uint32_t x) {
+#if defined(__CUDACC__)
+  asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
+#else
+  emulator::atomic_update(flag, [=](uint32_t) { return x; });
+#endif
+}
+
+// *flag; where that is what a store_release wrote, everything ordered before the store is seen by
+// this thread's later accesses, and by those of threads that a barrier orders after it (acquire).
+__device__ __forceinline__ uint32_t load_acquire(uint32_t* flag) {
+#if defined(__CUDACC__)
+  uint32_t x;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
+  return x;
+#else
+  return emulator::atomic_update(flag, [](uint32_t x) { return x; });
 #endif
 }
 

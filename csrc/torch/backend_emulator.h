@@ -19,6 +19,13 @@ struct Emulator {
   SEQKERN_CUDA_KERNELS(SEQKERN_RUN)
 #undef SEQKERN_RUN
 
+  static int64_t workspace_bytes(const LstmForwardArgs& a) {
+    return cuda::lstm_forward_workspace(a);
+  }
+  static int64_t workspace_bytes(const LstmBackwardArgs& a) {
+    return cuda::lstm_backward_workspace(a);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

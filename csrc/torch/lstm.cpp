@@ -187,7 +187,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     return mm(flat, in.w_ih, {T, B, in.w_ih.size(1)});
   };
   const auto w_ih_gradient = [&] {
-    return transposed_mm(flat, in.tokens ? in.tokens->gather(in.input) : rows_2d(in.input));
+    if (in.tokens) return transposed_mm(flat, in.tokens->gather(in.input));
+    return transposed_mm(flat,
+                         rows_2d(in.lengths ? without_padding(in.input, *in.lengths) : in.input));
   };
   const auto w_hh_gradient = [&] {
     if (in.tokens) return transposed_mm(flat, in.tokens->states_before(kept_h, in.h0, reverse));

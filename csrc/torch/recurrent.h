@@ -153,6 +153,32 @@ inline Tensor transposed_mm(const Tensor& a, const Tensor& b) {
   return mm(torch::stable::transpose(a, 0, 1), b, {a.size(1), b.size(1)});
 }
 
+// x [T, B, W] with zeros at times t >= lengths[b]: what stands in the padding may be infinite or
+// NaN, which a gradient of zero does not take away. For lengths that only the device can read.
+inline Tensor without_padding(const Tensor& x, const Tensor& lengths) {
+  const int64_t column[] = {x.size(0), 1}, one[] = {1};
+  Tensor ones = empty_on(x, Sizes(column, 2), ScalarType::Long);
+  ones = torch::stable::fill_(ones, 1.0);
+  StableIValue sum[] = {torch::stable::detail::from(ones), torch::stable::detail::from(int64_t{0}),
+                        torch::stable::detail::from(std::optional<ScalarType>())};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", sum, TORCH_ABI_VERSION));
+  const Tensor ends = torch::stable::detail::to<Tensor>(sum[0]);  // t + 1
+  StableIValue compare[] = {torch::stable::detail::from(ends),
+                            torch::stable::detail::from(lengths)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::le", "Tensor", compare, TORCH_ABI_VERSION));
+  const int64_t mask_size[] = {x.size(0), x.size(1), 1};
+  const Tensor mask =
+      torch::stable::view(torch::stable::detail::to<Tensor>(compare[0]), Sizes(mask_size, 3));
+  Tensor zero = empty_on(x, Sizes(one, 1), x.scalar_type());
+  zero = torch::stable::fill_(zero, 0.0);
+  StableIValue choose[] = {torch::stable::detail::from(mask), torch::stable::detail::from(x),
+                           torch::stable::detail::from(zero)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::where", "self", choose, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(choose[0]);
+}
+
 // sum over t, b of dgates_t^T h_{t-1}. Times before and after are one row of B apart, so the main
 // part is one product; `dgates_0` [B, N] meets h0 where that is given.
 inline Tensor recurrent_weight_gradient(const Tensor& dgates, const Tensor& output,

@@ -5,6 +5,7 @@
 
 #include "cases.h"
 #include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 
 namespace seqkern::emulator {
 namespace {
@@ -111,6 +112,57 @@ bool flag() {
   return out == std::vector<int>{1, 1, 1, 1};
 }
 
+constexpr uint32_t kFlaggedRounds = 12;
+
+// Rounds in which a block waits for the flag of the other, and no more: each publishes its sum in
+// one of two buffers, which the other has read before it publishes the next.
+template <bool kWait>
+__global__ void flagged_rounds(uint32_t* flags, float* published, float* out) {
+  const unsigned t = threadIdx.x, next = (blockIdx.x + 1) % gridDim.x;
+  float sum = static_cast<float>(blockIdx.x);
+  for (uint32_t round = 0; round < kFlaggedRounds; ++round) {
+    float* buffer = published + round % 2 * gridDim.x * kThreads;
+    buffer[blockIdx.x * kThreads + t] = sum;
+    // Orders the block's numbers before its flag.
+    __syncthreads();
+    if (t == 0) cuda::store_release(flags + blockIdx.x, round + 1);
+    if constexpr (kWait) {
+      while (cuda::load_acquire(flags + next) < round + 1) __nanosleep(20);
+    }
+    sum += buffer[next * kThreads + t];
+  }
+  out[blockIdx.x * kThreads + t] = sum;
+}
+
+bool flagged(void (*kernel)(uint32_t*, float*, float*)) {
+  constexpr unsigned kPair = 2;
+  std::vector<uint32_t> flags(kPair, 0);
+  std::vector<float> published(2 * kPair * kThreads, -1.0f), out(kPair * kThreads, -1.0f);
+  launch(kernel, {.name = "case", .grid = kPair, .block = kThreads, .cooperative = true},
+         flags.data(), published.data(), out.data());
+  // 0 and 1, then both 1, 2, 4 and so on.
+  return out == std::vector<float>(kPair * kThreads, 1 << (kFlaggedRounds - 1));
+}
+
+// What the device says of itself, and what a cooperative launch may take of it.
+bool fits(unsigned blocks_per_multiprocessor) {
+  set_device({.multiprocessors = 3, .shared_bytes = 100 * 1024, .cooperative = true});
+  const cuda::Device device = cuda::current_device();
+  if (device.multiprocessors != 3 || device.shared_bytes != 100 * 1024 || !device.cooperative)
+    return false;
+  const unsigned blocks = 3 * blocks_per_multiprocessor;
+  std::vector<int> out(blocks, 0);
+  launch(index,
+         {.name = "case", .grid = blocks, .block = 1, .smem = 40 * 1024, .cooperative = true},
+         out.data());
+  return out == std::vector<int>(blocks, 1);
+}
+
+bool not_cooperative() {
+  set_device({.multiprocessors = 3, .shared_bytes = 100 * 1024, .cooperative = false});
+  return right(rounds<true>, true);
+}
+
 }  // namespace
 
 std::vector<Case> grid_cases() {
@@ -124,6 +176,11 @@ std::vector<Case> grid_cases() {
       {"block_too_large", [] { return indices(1, 2048); }},
       {"last_block_adds", last_block_adds},
       {"flag", flag},
+      {"flagged_rounds", [] { return flagged(flagged_rounds<true>); }},
+      {"flagged_rounds_without_wait", [] { return flagged(flagged_rounds<false>); }},
+      {"device", [] { return fits(2); }},
+      {"cooperative_beyond_shared_memory", [] { return fits(3); }},
+      {"cooperative_not_supported", not_cooperative},
   };
 }
 

@@ -24,6 +24,8 @@ namespace {
 
 constexpr size_t kMaxAliveThreads = 16384;
 
+EmulatedDevice device;
+
 uint64_t random_state = 0;
 uint64_t launches = 0;
 
@@ -191,6 +193,16 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& i
   run_alive();
 }
 
+// Blocks of a cooperative launch that fit on the device at once, by threads and by shared memory.
+uint64_t resident_blocks(uint64_t threads, size_t shared_bytes) {
+  constexpr uint64_t kThreads = 2048, kBlocks = 32;  // of a multiprocessor
+  uint64_t blocks =
+      std::min(kBlocks, kThreads / ((threads + kWarpSize - 1) / kWarpSize * kWarpSize));
+  if (shared_bytes > 0)
+    blocks = std::min<uint64_t>(blocks, static_cast<size_t>(device.shared_bytes) / shared_bytes);
+  return blocks * static_cast<uint64_t>(device.multiprocessors);
+}
+
 std::unordered_map<const void*, size_t>& dynamic_limits() {
   static std::unordered_map<const void*, size_t> limits;
   return limits;
@@ -199,6 +211,8 @@ std::unordered_map<const void*, size_t>& dynamic_limits() {
 }  // namespace
 
 // ---------------------------------------------------------------- launch
+
+void set_device(const EmulatedDevice& wanted) { device = wanted; }
 
 void set_seed(uint64_t seed) { random_state = seed * 0x2545f4914f6cdd1du + 1; }
 
@@ -237,7 +251,9 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_bits() % i]);
   if (launch.cooperative) {
-    if (blocks * threads > kMaxAliveThreads || blocks > kSlots)
+    if (!device.cooperative) return cudaErrorNotSupported;
+    if (blocks * threads > kMaxAliveThreads || blocks > kSlots ||
+        blocks > resident_blocks(threads, config.dynamicSmemBytes))
       return cudaErrorCooperativeLaunchTooLarge;
     run_blocks(config, order);
   } else {
@@ -275,15 +291,37 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorNotSupported:
+      return "operation not supported";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
   }
   return "unknown error";
 }
 
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const auto& device = seqkern::emulator::device;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = device.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      *value = device.cooperative;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = device.shared_bytes;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  if (value < 0 || static_cast<size_t>(value) > seqkern::emulator::kSharedLimit)
-    return cudaErrorInvalidValue;
+  if (value < 0 || value > seqkern::emulator::device.shared_bytes) return cudaErrorInvalidValue;
   seqkern::emulator::dynamic_limits()[kernel] = static_cast<size_t>(value);
   return cudaSuccess;
 }
@@ -291,3 +329,6 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 #define SEQKERN_EXPORT extern "C" __attribute__((visibility("default")))
 SEQKERN_EXPORT void seqkern_emu_set_seed(uint64_t seed) { seqkern::emulator::set_seed(seed); }
 SEQKERN_EXPORT uint64_t seqkern_emu_launches() { return seqkern::emulator::launches; }
+SEQKERN_EXPORT void seqkern_emu_set_device(int multiprocessors, int shared_bytes, int cooperative) {
+  seqkern::emulator::set_device({multiprocessors, shared_bytes, cooperative != 0});
+}

@@ -26,6 +26,14 @@ using Location = std::source_location;
 // The order of fibers follows from the seed; the launches since it was set each draw a new order.
 void set_seed(uint64_t seed);
 
+// What kernels that ask are told of the device, and what cooperative launches must fit on.
+struct EmulatedDevice {
+  int multiprocessors = 4;
+  int shared_bytes = 227 * 1024;  // that one block may ask for
+  bool cooperative = true;
+};
+void set_device(const EmulatedDevice& device);
+
 // Without checks of shared memory, a fault shows only in results: for the emulator's own tests.
 void set_checks(bool on);
 

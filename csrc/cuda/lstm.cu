@@ -1,0 +1,117 @@
+// The LSTM forward on CUDA: one cooperative launch for all steps, recurrent weights resident
+// (resident.cuh), for every H and B; with a projection, one launch per step (lstm_steps.cu).
+#include "cuda/kernels.h"
+#include "cuda/lstm.cuh"
+#include "cuda/resident.cuh"
+
+namespace seqkern::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads, 1)
+    lstm_resident_kernel(const __grid_constant__ LstmForwardArgs a,
+                         const __grid_constant__ ResidentPlan plan, int64_t first_row) {
+  using Acc = AccOf<T>;
+  const RecurrentInputs& r = a.in.r;
+  Resident<ForwardProduct<T>> block(plan, r, a.workspace, first_row);
+  uint4 held[kHeldChunks][4];
+  block.load_weights(held);
+  block.for_each_cell([&](const Cell& cell, Acc& c) {
+    const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
+    c = load_or_zero<T>(a.in.c0, n);
+    for (int64_t t = L; t < r.T; ++t) {
+      store_at<T>(a.h, t * a.h_strides.t + cell.b * a.h_strides.b + cell.unit, Acc(0));
+      if (a.c) store_at<T>(a.c, t * r.B * r.H + n, Acc(0));
+    }
+    if (L == 0) {
+      store_at<T>(a.c_n, n, c);
+      store_at<T>(a.h_n, n, load_or_zero<T>(r.h0, n));
+    }
+  });
+  block.start([&](int64_t b, int unit) { return load_or_zero<T>(r.h0, b * r.H + unit); });
+
+  const int steps = block.steps();
+  for (int s = 0; s < steps; ++s) {
+    for (int pass = 0; pass < block.passes(); ++pass) {
+      for (int group = 0; group < block.groups(); ++group) {
+        const Cell cell = block.cell(pass, group);
+        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const bool active = s < L;
+        const int64_t t = time_of(r, L, s);
+        // Under way while the warp waits.
+        GateInputs<T> x;
+        if (active) x.load(a, t, cell.b, cell.unit);
+        if (group == 0) block.wait(pass, s);
+        block.multiply(held, pass, group, s);
+        // Orders the warps' partials before the sums, and all reads of the exchange before this
+        // round's writes.
+        __syncthreads();
+        Acc gates[4] = {}, h = 0;
+        Acc& c = block.state(pass, group);
+        if (active) {
+          block.total(cell, gates);
+          x.add_to(gates);
+          h = cell_forward(gates, c);
+          block.exchange(cell, pass, 0, h, s);
+        }
+        // Orders the sums before the next partials, and the exchange before the flag.
+        __syncthreads();
+        if (group == block.groups() - 1) block.publish(pass, s);
+        // The flag does not wait for these.
+        if (active) {
+          save_step<T>(a, t, cell.b, cell.unit, gates, c);
+          store_at<T>(a.h, t * a.h_strides.t + cell.b * a.h_strides.b + cell.unit, h);
+          if (s == L - 1) {
+            store_at<T>(a.h_n, cell.b * r.H + cell.unit, h);
+            store_at<T>(a.c_n, cell.b * r.H + cell.unit, c);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+ResidentPlan plan_of(const LstmForwardArgs& a) {
+  return a.in.w_hr ? ResidentPlan{} : plan_resident<ForwardProduct<T>>(a.in.r, current_device());
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launching
+
+int64_t lstm_forward_workspace(const LstmForwardArgs& a) {
+  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
+    return plan.blocks() > 0 ? plan.bytes : lstm_forward_steps_workspace(a);
+  });
+}
+
+void lstm_forward(const LstmForwardArgs& a, Stream stream) {
+  dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
+    if (plan.blocks() == 0) {
+      lstm_forward_steps(a, stream);
+      return;
+    }
+    for (int64_t row = 0; row < a.in.r.B; row += plan.launch_rows()) {
+      launch(lstm_resident_kernel<T>,
+             {.name = "lstm",
+              .grid = static_cast<unsigned>(plan.blocks()),
+              .block = kProductThreads,
+              .smem = plan.smem,
+              .cooperative = true,
+              .stream = stream},
+             a, plan, row);
+    }
+  });
+}
+
+void visit_lstm_kernels(VisitKernel visit, void* context) {
+  for_each_float_type([&]<class T>(TypeTag<T>, const std::string& dtype) {
+    visit(context, ("lstm_resident<" + dtype + ">").c_str(),
+          reinterpret_cast<const void*>(lstm_resident_kernel<T>));
+  });
+}
+
+}  // namespace seqkern::cuda

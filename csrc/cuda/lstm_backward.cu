@@ -1,0 +1,124 @@
+// The LSTM backward on CUDA: one cooperative launch for all steps with the transposed recurrent
+// weights resident, as forward. What is exchanged are dgates; the gradients of weights and inputs
+// are products over the whole sequence, made by the torch layer.
+#include "cuda/kernels.h"
+#include "cuda/lstm.cuh"
+#include "cuda/resident.cuh"
+
+namespace seqkern::cuda {
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kProductThreads, 1)
+    lstm_resident_backward_kernel(const __grid_constant__ LstmBackwardArgs a,
+                                  const __grid_constant__ ResidentPlan plan, int64_t first_row) {
+  using Acc = AccOf<T>;
+  const RecurrentInputs& r = a.in.r;
+  Resident<BackwardProduct<T>> block(plan, r, a.workspace, first_row);
+  uint4 held[kHeldChunks][4];
+  block.load_weights(held);
+  block.for_each_cell([&](const Cell& cell, Acc& dc) {
+    dc = load_or_zero<T>(a.dc_n, cell.b * r.H + cell.unit);
+    const int64_t L = length_of(r, cell.b);
+    for (int64_t t = L; t < r.T; ++t) zero_dgates<T>(a, t, cell.b, cell.unit);
+    if (L == 0 && a.dgates_0) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        store_at<T>(a.dgates_0, (4 * cell.b + q) * r.H + cell.unit, Acc(0));
+      }
+    }
+  });
+  // A row takes part from its last step on; before, its dgates are these zeros.
+  block.start([](int64_t, int) { return Acc(0); });
+
+  const int steps = block.steps();
+  // One more round than steps, for the gradient of h0.
+  for (int round = 0; round < steps + (a.dh0 ? 1 : 0); ++round) {
+    const int s = steps - 1 - round;
+    for (int pass = 0; pass < block.passes(); ++pass) {
+      for (int group = 0; group < block.groups(); ++group) {
+        const Cell cell = block.cell(pass, group);
+        const int64_t n = cell.b * r.H + cell.unit;
+        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const bool active = s >= 0 && s < L;
+        // Under way while the warp waits.
+        SavedStep<T> step;
+        if (active) step.load(a, L, s, cell.b, cell.unit);
+        if (group == 0) block.wait(pass, round);
+        block.multiply(held, pass, group, round);
+        // Orders the warps' partials before the sums, and all reads of the exchange before this
+        // round's writes.
+        __syncthreads();
+        Acc d[4] = {};
+        if (active) {
+          const Acc later =
+              s == L - 1 ? load_or_zero<T>(a.dh_n, n) : block.total(cell);  // dh through t + 1
+          Acc gates[4];
+          step.gates(a, gates);
+          Acc& dc = block.state(pass, group);
+          dc += step.grad_c.value();
+          cell_backward(gates, step.before.value(), step.after.value(), later + step.grad_h.value(),
+                        dc, d);
+#pragma unroll
+          for (int q = 0; q < 4; ++q) block.exchange(cell, pass, q, d[q], round);
+        } else if (s < 0 && cell.valid) {
+          store_at<T>(a.dh0, n, L > 0 ? block.total(cell) : load_or_zero<T>(a.dh_n, n));
+        }
+        // Orders the sums before the next partials, and the exchange before the flag.
+        __syncthreads();
+        if (group == block.groups() - 1) block.publish(pass, round);
+        // The flag does not wait for these.
+        if (active) save_dgates<T>(a, time_of(r, L, s), s, cell.b, cell.unit, d);
+      }
+    }
+  }
+  if (a.dc0) {
+    block.for_each_cell(
+        [&](const Cell& cell, Acc& dc) { store_at<T>(a.dc0, cell.b * r.H + cell.unit, dc); });
+  }
+}
+
+template <class T>
+ResidentPlan plan_of(const LstmBackwardArgs& a) {
+  return a.in.w_hr ? ResidentPlan{} : plan_resident<BackwardProduct<T>>(a.in.r, current_device());
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------- launching
+
+int64_t lstm_backward_workspace(const LstmBackwardArgs& a) {
+  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
+    return plan.blocks() > 0 ? plan.bytes : lstm_backward_steps_workspace(a);
+  });
+}
+
+void lstm_backward(const LstmBackwardArgs& a, Stream stream) {
+  dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
+    if (plan.blocks() == 0) {
+      lstm_backward_steps(a, stream);
+      return;
+    }
+    for (int64_t row = 0; row < a.in.r.B; row += plan.launch_rows()) {
+      launch(lstm_resident_backward_kernel<T>,
+             {.name = "lstm_backward",
+              .grid = static_cast<unsigned>(plan.blocks()),
+              .block = kProductThreads,
+              .smem = plan.smem,
+              .cooperative = true,
+              .stream = stream},
+             a, plan, row);
+    }
+  });
+}
+
+void visit_lstm_backward_kernels(VisitKernel visit, void* context) {
+  for_each_float_type([&]<class T>(TypeTag<T>, const std::string& dtype) {
+    visit(context, ("lstm_resident_backward<" + dtype + ">").c_str(),
+          reinterpret_cast<const void*>(lstm_resident_backward_kernel<T>));
+  });
+}
+
+}  // namespace seqkern::cuda

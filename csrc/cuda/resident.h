@@ -1,0 +1,86 @@
+// How the work of a resident kernel (resident.cuh) is split over blocks, and what memory each part
+// takes. Host arithmetic only; docs/math/lstm_cuda.md has the reasons.
+#pragma once
+
+#include <algorithm>
+#include <climits>
+#include <cstdint>
+
+#include "common/host_device.h"
+#include "cuda/launch.cuh"
+#include "ops/recurrent.h"
+
+namespace seqkern::cuda {
+
+inline constexpr int kGates = 4;
+inline constexpr int kUnits = 8;         // hidden units of a group: with their gates, one product
+inline constexpr int kTileRows = 8;      // batch rows that products leave out together
+inline constexpr int kPassRows = 32;     // batch rows of a pass: one thread per unit and row
+inline constexpr int kProductWarps = 8;  // which share the inner dimension of a product
+inline constexpr int kProductThreads = kProductWarps * 32;
+inline constexpr int kHeldChunks = 4;  // of weights in each thread's registers, 64 bytes each
+inline constexpr int kSlotBytes = 64 * kProductThreads;  // a chunk of every thread
+static_assert(kProductThreads == kUnits * kPassRows);
+
+struct ResidentPlan {
+  int unit_blocks;   // blocks that share the units of a batch group
+  int groups;        // of kUnits units, per block (the last block may have fewer)
+  int batch_groups;  // of rows; each has unit_blocks blocks of its own, with all weights
+  int rows;          // batch rows of a batch group, a multiple of kTileRows
+  int passes;        // over those rows, in each step
+  int chunks;        // of the inner dimension, per warp
+  int slots;         // chunks of a thread that are not in registers,
+  int shared_slots;  // the first of which are in shared memory, the others in the workspace
+  int inner_units;   // H, rounded up to whole chunks
+  int row_elements;  // of an exchanged row
+  unsigned smem;     // bytes
+  int64_t flags_at, slots_at, bytes;  // of the workspace, where the exchanged rows come first
+
+  SEQKERN_HD int blocks() const { return unit_blocks * batch_groups; }
+  SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
+};
+
+// The plan for H units, or none (blocks() is 0) where the device cannot hold the blocks at once.
+// `Product` is one of resident_product.cuh.
+template <class Product>
+ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
+  ResidentPlan p = {};
+  constexpr int64_t kAcc = sizeof(typename Product::Acc);
+  constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and group
+  constexpr int64_t kFixed = kProductWarps * (Product::kPartials * kAcc +
+                                              int64_t{Product::kStages} * Product::kStageBytes);
+  const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
+  if (!device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
+  const int H = static_cast<int>(r.H);
+  const int unit_groups = ceil_div(H, kUnits);
+  p.groups = ceil_div(unit_groups, device.multiprocessors);
+  p.unit_blocks = ceil_div(unit_groups, p.groups);
+  // Rows are independent: more of them at once before more of them one after the other.
+  const int64_t tiles = ceil_div<int64_t>(r.B, kTileRows);
+  const int64_t most_groups = std::min<int64_t>(device.multiprocessors / p.unit_blocks, tiles);
+  // The state of all passes stays in shared memory: one pass at least, and within 32 KB.
+  const int64_t most_passes =
+      std::min(std::max<int64_t>(1, 32 * 1024 / (kState * p.groups)), budget / (kState * p.groups));
+  if (most_passes < 1) return {};
+  const int64_t rows = std::min(ceil_div(tiles, most_groups) * kTileRows, most_passes * kPassRows);
+  p.rows = static_cast<int>(rows);
+  p.batch_groups = static_cast<int>(std::min(most_groups, ceil_div<int64_t>(r.B, rows)));
+  p.passes = ceil_div(p.rows, kPassRows);
+  const int all_chunks = ceil_div(H, Product::kChunkUnits);
+  p.chunks = ceil_div(all_chunks, kProductWarps);
+  p.inner_units = all_chunks * Product::kChunkUnits;
+  p.row_elements = p.inner_units * Product::kInputs;
+  p.slots = p.groups * p.chunks - std::min(p.chunks, kHeldChunks);
+  const int64_t state = kState * p.groups * p.passes;
+  p.shared_slots = static_cast<int>(std::min<int64_t>(p.slots, (budget - state) / kSlotBytes));
+  p.smem = static_cast<unsigned>(kFixed + state + int64_t{p.shared_slots} * kSlotBytes);
+  const auto aligned = [](int64_t bytes) { return ceil_div<int64_t>(bytes, 128) * 128; };
+  const int64_t exchanged = 2 * p.launch_rows() * p.row_elements *
+                            static_cast<int64_t>(sizeof(typename Product::Element));
+  p.flags_at = aligned(exchanged);
+  p.slots_at = aligned(p.flags_at + int64_t{p.blocks()} * p.passes * 4);
+  p.bytes = p.slots_at + int64_t{p.slots - p.shared_slots} * kSlotBytes * p.blocks();
+  return p;
+}
+
+}  // namespace seqkern::cuda
