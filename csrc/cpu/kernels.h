@@ -6,12 +6,14 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/sample.h"
 
 // X(kernel, Args)
 #define SEQKERN_CPU_KERNELS(X)                      \
   X(cross_entropy_forward, CrossEntropyForwardArgs) \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(sample, SampleArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

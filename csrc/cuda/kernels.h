@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/sample.h"
 
 struct CUstream_st;
 
@@ -16,7 +17,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 #define SEQKERN_CUDA_KERNELS(X)                     \
   X(cross_entropy_forward, CrossEntropyForwardArgs) \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(sample, SampleArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
@@ -26,5 +28,6 @@ SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
+void visit_sample_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

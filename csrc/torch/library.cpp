@@ -28,6 +28,14 @@ void define(torch::stable::detail::StableLibrary& m) {
       "cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor logits, Tensor target, "
       "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
       "float label_smoothing, float z_loss, float softcap) -> Tensor");
+  // Each option as one number, or per row.
+  m.def(
+      "sample(Tensor logits, Tensor? token_counts, float temperature, int top_k, float top_p, "
+      "float min_p, float repetition_penalty, float presence_penalty, float frequency_penalty, "
+      "int seed, int step, Tensor? temperature_rows, Tensor? top_k_rows, Tensor? top_p_rows, "
+      "Tensor? min_p_rows, Tensor? repetition_penalty_rows, Tensor? presence_penalty_rows, "
+      "Tensor? frequency_penalty_rows, Tensor? seed_rows, Tensor? step_rows, bool model_logprob) "
+      "-> (Tensor tokens, Tensor logprobs)");
 }
 #endif
 
@@ -35,6 +43,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
+  m.impl("sample", TORCH_BOX(&sample));
 }
 
 }  // namespace

@@ -23,4 +23,15 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const Tensor& saved, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double z_loss, double softcap);
 
+std::tuple<Tensor, Tensor> sample(
+    const Tensor& logits, const std::optional<Tensor>& token_counts, double temperature,
+    int64_t top_k, double top_p, double min_p, double repetition_penalty, double presence_penalty,
+    double frequency_penalty, int64_t seed, int64_t step,
+    const std::optional<Tensor>& temperature_rows, const std::optional<Tensor>& top_k_rows,
+    const std::optional<Tensor>& top_p_rows, const std::optional<Tensor>& min_p_rows,
+    const std::optional<Tensor>& repetition_penalty_rows,
+    const std::optional<Tensor>& presence_penalty_rows,
+    const std::optional<Tensor>& frequency_penalty_rows, const std::optional<Tensor>& seed_rows,
+    const std::optional<Tensor>& step_rows, bool model_logprob);
+
 }  // namespace seqkern

@@ -5,5 +5,6 @@ they are differentiable any number of times, which is how the ops' second deriva
 """
 
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.sample import token_distribution
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "token_distribution"]
