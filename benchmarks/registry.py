@@ -85,6 +85,8 @@ class Reference:
 
     outputs: tuple[Tensor, ...]
     grads: tuple[Tensor, ...]
+    # For results drawn at random: the error of one, in place of its distance from `outputs`.
+    judge: Callable[[tuple[Tensor, ...]], float] | None = None
 
 
 def by_autograd(forward: Forward) -> Callable[[Problem], Reference]:

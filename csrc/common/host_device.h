@@ -7,8 +7,8 @@
 #define SEQKERN_HD
 #endif
 
-// For what files of one instruction set (csrc/cpu) also include: never a function of its own, which the
-// linker might keep for processors without it.
+// For what files of one instruction set (csrc/cpu) also include: never a function of its own, which
+// the linker might keep for processors without it.
 #define SEQKERN_HD_INLINE SEQKERN_HD __attribute__((always_inline)) inline
 
 // Before a loop over a few constants.

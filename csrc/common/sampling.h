@@ -1,10 +1,10 @@
 // Sampling the next token: the arithmetic and the algorithm, for host and device alike.
 //
-// Probabilities are integers here, "masses": exp((y - max y) / temperature) in units of 2^-44 (fewer
-// bits for vocabularies beyond 2^19). Integers add up to the same sum in any order, so a block of
-// threads, a vector of lanes and a loop take the same decisions, and the draw is exact in them.
-// Every product and sum of floats is rounded by itself: files including this are compiled without
-// contraction into fused multiply-adds (CMakeLists.txt).
+// Probabilities are integers here, "masses": exp((y - max y) / temperature) in units of 2^-44
+// (fewer bits for vocabularies beyond 2^19). Integers add up to the same sum in any order, so a
+// block of threads, a vector of lanes and a loop take the same decisions, and the draw is exact in
+// them. Every product and sum of floats is rounded by itself: files including this are compiled
+// without contraction into fused multiply-adds (CMakeLists.txt).
 #pragma once
 
 #include <cmath>
@@ -75,9 +75,9 @@ SEQKERN_HD_INLINE U mass_of(V d, MassUnit unit) {
   V r = d - n * 0.693147180369123816490;  // 32 bits of ln 2: the product is exact
   r = r - n * 1.90821492927058770002e-10;
   // Taylor's polynomial: on |r| <= ln(2) / 2 the first term left out is below 2^-47.
-  constexpr double kInverseFactorial[] = {
-      1.0,         1.0,          1.0 / 2,        1.0 / 6,         1.0 / 24,        1.0 / 120,
-      1.0 / 720,   1.0 / 5040,   1.0 / 40320,    1.0 / 362880,    1.0 / 3628800,   1.0 / 39916800};
+  constexpr double kInverseFactorial[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,
+                                          1.0 / 24,    1.0 / 120,    1.0 / 720,     1.0 / 5040,
+                                          1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
   V p = V{} + kInverseFactorial[11];
   SEQKERN_UNROLL
   for (int i = 10; i >= 0; --i) p = p * r + kInverseFactorial[i];
@@ -138,9 +138,13 @@ struct RadixLevel {
   uint32_t settled;  // mask of the bits that earlier levels have found
 
   SEQKERN_HD_INLINE explicit RadixLevel(int level)
-      : shift(level == 0 ? 21 : level == 1 ? 10 : 0),
+      : shift(level == 0   ? 21
+              : level == 1 ? 10
+                           : 0),
         bins(level == 2 ? kRadixBins / 2 : kRadixBins),
-        settled(level == 0 ? 0 : level == 1 ? ~0u << 21 : ~0u << 10) {}
+        settled(level == 0   ? 0
+                : level == 1 ? ~0u << 21
+                             : ~0u << 10) {}
   SEQKERN_HD_INLINE int bin_of(uint32_t key) const {
     return static_cast<int>(key >> shift) & (bins - 1);
   }

@@ -9,9 +9,9 @@
 #include "ops/sample.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                      \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
+#define SEQKERN_CPU_KERNELS(X)                        \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
   X(sample, SampleArgs)
 

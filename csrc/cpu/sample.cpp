@@ -1,6 +1,5 @@
 // Sampling the next token: sums over a row of scores, for the algorithm of common/sampling.h.
 #include "common/sampling.h"
-
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -9,7 +8,8 @@ namespace {
 
 constexpr int kBlock = 256;   // scores staged at a time: 1 KB, and 2 KB of masses
 constexpr int kChunks = 256;  // parts of a row whose sums are kept, so that a search reads one
-constexpr int kRuns = 4096;   // runs of blocks whose largest score is kept, so that others are skipped
+constexpr int kRuns =
+    4096;  // runs of blocks whose largest score is kept, so that others are skipped
 
 typedef float HalfVecF __attribute__((vector_size(kVectorBytes / 2)));
 
@@ -22,8 +22,9 @@ SEQKERN_INLINE bool any(I mask) {
   return all != 0;
 }
 
-SEQKERN_INLINE int highest_reaching(const uint64_t* histogram, int bins, uint64_t& rest) {
-  int bin = bins - 1;
+// The bin with which the sum from `bin` down reaches rest, of which then what is left of it
+// remains.
+SEQKERN_INLINE int highest_reaching(const uint64_t* histogram, int bin, uint64_t& rest) {
   for (; histogram[bin] < rest; --bin) rest -= histogram[bin];
   return bin;
 }
@@ -60,6 +61,7 @@ class Row {
       run_max_[first / run_] = y;
       largest = y > largest ? y : largest;
     }
+    max_ = largest;
     return any(nan) ? __builtin_nanf("") : largest;
   }
 
@@ -103,6 +105,7 @@ class Row {
       const RadixLevel level(l);
       const uint32_t floor_key = reached.key > least_key ? reached.key : least_key;
       for (int bin = 0; bin < level.bins; ++bin) histogram[bin] = 0;
+      int highest = l == 0 ? level.bin_of(key_of(max_)) : 0;  // bin that holds anything
       for (int64_t first = 0; first < V_; first += kBlock) {
         if (l == 0) {
           const int n = amounts(measure, first, floor_key);
@@ -118,17 +121,19 @@ class Row {
             for (int j = i; j < i + kLanes<float> && j < n; ++j) {
               const uint32_t key = key_of(y_[j]);
               if ((key & level.settled) != reached.key) continue;
-              histogram[level.bin_of(key)] += measure.of(y_[j], first + j);
+              const int bin = level.bin_of(key);
+              highest = bin > highest ? bin : highest;
+              histogram[bin] += measure.of(y_[j], first + j);
             }
           }
         }
       }
       if (l == 0 && measure.mass) {
         uint64_t sum = 0;
-        for (int bin = 0; bin < level.bins; ++bin) sum += histogram[bin];
+        for (int bin = 0; bin <= highest; ++bin) sum += histogram[bin];
         reached.rest = need(sum);
       }
-      const int bin = highest_reaching(histogram, level.bins, reached.rest);
+      const int bin = highest_reaching(histogram, highest, reached.rest);
       reached.key |= static_cast<uint32_t>(bin) << level.shift;
     }
     return reached;
@@ -148,7 +153,7 @@ class Row {
         const uint32_t key = key_of(run_max_[run]);
         if ((key & level.settled) == found) ++histogram[level.bin_of(key)];
       }
-      const int bin = highest_reaching(histogram, level.bins, count);
+      const int bin = highest_reaching(histogram, level.bins - 1, count);
       found |= static_cast<uint32_t>(bin) << level.shift;
     }
     return found;
@@ -209,6 +214,7 @@ class Row {
   int64_t V_;
   int64_t chunk_;  // tokens per sum, whole blocks
   int64_t run_;    // tokens per largest score, whole blocks
+  float max_ = 0;  // largest score
   float y_[kBlock];
   uint64_t amount_[kBlock];
   uint64_t sums_[kChunks];

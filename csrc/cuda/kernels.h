@@ -14,9 +14,9 @@ namespace seqkern::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 // X(function, Args)
-#define SEQKERN_CUDA_KERNELS(X)                     \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
+#define SEQKERN_CUDA_KERNELS(X)                       \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
   X(sample, SampleArgs)
 

@@ -1,11 +1,10 @@
 // Sampling the next token on CUDA: a block per row gives the algorithm of common/sampling.h its
 // sums. Integers add up to the same value in any order, so atomics and warps change no result.
-#include "common/sampling.h"
-
 #include <climits>
 #include <string>
 
 #include "common/errors.h"
+#include "common/sampling.h"
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
@@ -15,7 +14,8 @@ namespace seqkern::cuda {
 namespace {
 
 constexpr unsigned kThreads = 512;
-constexpr int kChunks = 256;  // parts of a row whose sums are kept, so that a search reads one of them
+constexpr int kChunks =
+    256;  // parts of a row whose sums are kept, so that a search reads one of them
 constexpr int kPerLane = kChunks / kWarp;
 
 struct SampleShared {
@@ -78,8 +78,7 @@ class BlockRow {
   __device__ __forceinline__ float max() const {
     float largest = -__builtin_inff();
     for (int v = group_.rank(); v < V_; v += group_.size()) largest = larger(largest, score(v));
-    return group_.reduce(largest, -__builtin_inff(),
-                         [](float a, float b) { return larger(a, b); });
+    return group_.reduce(largest, -__builtin_inff(), [](float a, float b) { return larger(a, b); });
   }
 
   __device__ uint64_t total(const Measure& measure) {
@@ -117,7 +116,8 @@ class BlockRow {
       const RadixLevel level(l);
       // Orders the searches of the earlier level before these zeros.
       __syncthreads();
-      for (int bin = group_.rank(); bin < level.bins; bin += group_.size()) shared_.histogram[bin] = 0;
+      for (int bin = group_.rank(); bin < level.bins; bin += group_.size())
+        shared_.histogram[bin] = 0;
       // Orders the zeros before the additions.
       __syncthreads();
       for (int v = group_.rank(); v < V_; v += group_.size()) {
@@ -129,8 +129,8 @@ class BlockRow {
       }
       // Orders the additions before the search.
       __syncthreads();
-      // From the highest bin down, a run of bins per lane; each lane begins elsewhere in its run, or
-      // all would read from one bank.
+      // From the highest bin down, a run of bins per lane; each lane begins elsewhere in its run,
+      // or all would read from one bank.
       const int run = level.bins / kWarp;
       const int highest = level.bins - 1 - lane() * run;
       unsigned long long sum = 0;

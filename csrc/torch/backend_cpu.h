@@ -31,7 +31,10 @@ struct Cpu {
     rows(cpu::cross_entropy_forward, a, a.in.N, a.in.V);
   }
   static void run(const CrossEntropyReduceArgs& a) { cpu::cross_entropy_reduce(a, 0, a.in.N); }
-  static void run(const SampleArgs& a) { rows(cpu::sample, a, a.B, a.V); }
+  static void run(const SampleArgs& a) {
+    // Several passes a row, and histograms however short it is.
+    rows(cpu::sample, a, a.B, 8 * a.V + 4096);
+  }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }

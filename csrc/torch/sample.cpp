@@ -34,8 +34,9 @@ struct Option {
     const bool integer = type == ScalarType::Long || type == ScalarType::Int;
     check(given->dim() == 1 && given->size(0) == B &&
               (integer || (!kInteger && (type == ScalarType::Double || type == ScalarType::Float))),
-          kOp, ": ", name, kInteger ? " must be a number or int64 [" : " must be a number or float [",
-          B, "], got ", describe(*given));
+          kOp, ": ", name,
+          kInteger ? " must be a number or int64 [" : " must be a number or float [", B, "], got ",
+          describe(*given));
     rows = torch::stable::contiguous(
         torch::stable::to(*given, kInteger ? ScalarType::Long : ScalarType::Double));
     args.rows = static_cast<const X*>(rows->const_data_ptr());
@@ -89,8 +90,8 @@ std::tuple<Tensor, Tensor> sample(
 
   const bool penalised = repetition.rows || presence.rows || frequency.rows ||
                          repetition_penalty != 1 || presence_penalty != 0 || frequency_penalty != 0;
-  check(token_counts || !penalised, kOp,
-        ": token_counts must be given for penalties, int32 [", B, ", ", V, "], got none");
+  check(token_counts || !penalised, kOp, ": token_counts must be given for penalties, int32 [", B,
+        ", ", V, "], got none");
   Tensor counts = logits;
   if (token_counts) {
     check_same_device(logits, *token_counts, kOp, "logits", "token_counts");

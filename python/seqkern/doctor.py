@@ -26,7 +26,7 @@ OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
     Operation("models: LSTM and RNN layers", None),
     Operation("models.GPT: causal attention", None),
-    Operation("model.generate: sampling", None),
+    Operation("ops.sample, model.generate: the next token", "sample"),
 )
 
 

@@ -88,7 +88,9 @@ def test_every_library_draws_the_same_tokens(
         options = {**options, "token_counts": counts_of(rows, 300)}
     with _registry.use_namespace("seqkern"):
         tokens, logprobs = ops.sample(logits, seed=5, step=3, **options)
-    on_device = {k: v.to(backend.device) if isinstance(v, Tensor) else v for k, v in options.items()}
+    on_device = {
+        k: v.to(backend.device) if isinstance(v, Tensor) else v for k, v in options.items()
+    }
     ours = ops.sample(logits.to(backend.device), seed=5, step=3, **on_device)
     assert torch.equal(ours[0].cpu(), tokens)
     torch.testing.assert_close(ours[1].cpu(), logprobs, rtol=1e-6, atol=1e-6)
@@ -109,7 +111,7 @@ def test_odd_vocabularies(backend: Any, vocabulary: int) -> None:
 @pytest.mark.parametrize("vocabulary", [50257, 128256, 1_100_000])
 @pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.95}, {"top_k": 5000}], ids=str)
 def test_large_vocabularies(vocabulary: int, options: dict[str, Any]) -> None:
-    """Beyond 2^20 tokens a run of scores is more than one block; beyond 2^19 masses have fewer bits."""
+    """Beyond 2^20 tokens a run is more than one block; beyond 2^19 masses have fewer bits."""
     logits = logits_of(2, vocabulary, 3.0)
     p = reference.token_distribution(logits, **options)
     tokens, logprobs = ops.sample(logits, seed=4, **options)
@@ -184,7 +186,12 @@ def test_options_per_row_equal_numbers(backend: Any) -> None:
 def test_logprobs_of_the_model(backend: Any) -> None:
     logits, counts = (t.to(backend.device) for t in (logits_of(5, 60), counts_of(5, 60)))
     tokens, logprobs = ops.sample(
-        logits, temperature=0.5, top_k=3, presence_penalty=1.0, token_counts=counts, logprobs="model"
+        logits,
+        temperature=0.5,
+        top_k=3,
+        presence_penalty=1.0,
+        token_counts=counts,
+        logprobs="model",
     )
     expected = logits.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(logprobs.double(), expected, rtol=1e-6, atol=1e-6)
@@ -210,7 +217,7 @@ def test_rows_without_a_distribution(
     else:
         logits[1, 33] = bad
     if backend.name == "cpu":
-        with pytest.raises(ValueError, match="sample: logits must .* in row 1"):
+        with pytest.raises(ValueError, match=r"sample: logits must .* in row 1"):
             ops.sample(logits, **options)
     else:
         tokens, logprobs = ops.sample(logits, **options)
@@ -264,7 +271,10 @@ def test_compiles_whole() -> None:
             {"repetition_penalty": 0.0, "token_counts": counts_of(2)},
             "repetition_penalty must be above 0 and finite, got 0",
         ),
-        ({"token_counts": counts_of(3)}, r"token_counts must be int32 \[2, 12\], got int32 \[3, 12\]"),
+        (
+            {"token_counts": counts_of(3)},
+            r"token_counts must be int32 \[2, 12\], got int32 \[3, 12\]",
+        ),
         ({"seed": torch.zeros(3)}, r"seed must be a number or int64 \[2\], got float32 \[3\]"),
         ({"top_p": torch.zeros(3)}, r"top_p must be a number or float \[2\], got float32 \[3\]"),
         ({"logprobs": "both"}, "logprobs must be 'drawn' or 'model', got 'both'"),
