@@ -6,12 +6,16 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/linear_cross_entropy.h"
 
 // X(kernel, Args)
 #define SEQKERN_CPU_KERNELS(X)                      \
   X(cross_entropy_forward, CrossEntropyForwardArgs) \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs) \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs) \
+  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -1,5 +1,6 @@
 """The ops: pure functions on tensors, each backed by a hand-written kernel on every device."""
 
 from seqkern.ops.cross_entropy import cross_entropy
+from seqkern.ops.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "linear_cross_entropy"]

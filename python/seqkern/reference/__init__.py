@@ -5,5 +5,6 @@ they are differentiable any number of times, which is how the ops' second deriva
 """
 
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "linear_cross_entropy"]
