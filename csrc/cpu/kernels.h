@@ -15,7 +15,8 @@
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs) \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs) \
-  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs)
+  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -107,14 +107,17 @@ void finish_rows(const LinearCrossEntropyFinishArgs& a, int64_t begin, int64_t e
     if (a.lse) static_cast<Acc*>(a.lse)[n] = lse;
     if (a.logprob) static_cast<Acc*>(a.logprob)[n] = log_p;
     const bool unused = skip && rows.skip_ignored;
-    static_cast<Acc*>(a.row_max)[n] = unused ? Acc(0) : m;
     static_cast<Acc*>(a.row_log_sum)[n] = unused ? Acc(0) : log_sum;
+    static_cast<Acc*>(a.row_max)[n] = unused ? Acc(0) : m;
+    static_cast<Acc*>(a.row_sum)[n] = unused ? Acc(1) : part(kStateSum);
   }
 }
 
 // ---------------------------------------------------------------- gradient
 
-// dx_v = scale * p_v - g w_v e / V with p_v = exp((x_v - m) - log_sum), times the cap's derivative.
+// dx_v = scale * p_v - g w_v e / V, times the cap's derivative. p_v = exp(x_v - m) / sum, not
+// exp((x_v - m) - log sum): the rounding of the logarithm would be an error of all p_v alike, which
+// the GEMMs' sums do not average out.
 template <class G, bool kCap, bool kSmooth>
 void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64_t end) {
   using Acc = AccOf<G>;
@@ -149,18 +152,18 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
     }
     const Acc* x_n = static_cast<const Acc*>(tile.logits) + n * tile.width;
     const Acc m = static_cast<const Acc*>(a.row_max)[n];
-    const Acc log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
+    const Acc sum = static_cast<const Acc*>(a.row_sum)[n];
+    const Acc log_sum = log1(sum);
     const Acc weight_y = skip ? Acc(0) : weight_of<Acc>(rows, rows.target[n]);
     const Acc on_target = g_ce * (Acc(1) - smoothing) * weight_y - g_logprob;
     const Acc mass = uniform * weight_sum;
     const Acc z = rows.z_loss == 0 ? Acc(0) : g_z * 2 * static_cast<Acc>(rows.z_loss) * (m + log_sum);
     const Acc rest = g_ce * mass + z + g_lse;
-    const Acc scale = on_target + rest;
+    const Acc scale = (on_target + rest) / sum;
     const bool has_class = !skip && y >= 0 && y < tile.width;
     Acc x_y = 0;
     Acc cap_derivative = 1;
     const V max_v = splat<V>(m);
-    const V log_sum_v = splat<V>(log_sum);
 
     for (int64_t v = 0; v < tile.width; v += kBlock) {
       const int64_t len = tile.width - v < kBlock ? tile.width - v : kBlock;
@@ -170,7 +173,7 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
         if constexpr (kCap) cap_derivative = cap_buffer[y - v];
       }
       const auto gradient = [&](int64_t i) __attribute__((always_inline)) {
-        V d = exp_nonpositive<Acc>((load(x + i) - max_v) - log_sum_v) * scale;
+        V d = exp_nonpositive<Acc>(load(x + i) - max_v) * scale;
         if constexpr (kSmooth) {
           V q = splat<V>(uniform);
           if (weight) {
@@ -207,6 +210,48 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
   }
 }
 
+// ---------------------------------------------------------------- column sums
+
+// Rows are added up in groups: the rounding of a sum grows with its number of terms.
+constexpr int64_t kGroup = 32;
+
+template <class T>
+void column_sums(const ColumnSumsArgs& a, int64_t begin, int64_t end) {
+  using Acc = AccOf<T>;
+  constexpr int L = kLanes<Acc>;
+  constexpr int64_t kColumns = 4 * L;
+  const T* x = static_cast<const T*>(a.x);
+  Acc* sum = static_cast<Acc*>(a.sum);
+  for (int64_t v = begin; v < end; v += kColumns) {
+    const int64_t columns = end - v < kColumns ? end - v : kColumns;
+    alignas(64) Acc total[kColumns] = {};
+    for (int64_t row = 0; row < a.N; row += kGroup) {
+      const int64_t last = row + kGroup < a.N ? row + kGroup : a.N;
+      if (columns == kColumns) {
+        Vec<Acc> s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        for (int64_t n = row; n < last; ++n) {
+          const T* x_n = x + n * a.width + v;
+          s0 += load(x_n);
+          s1 += load(x_n + L);
+          s2 += load(x_n + 2 * L);
+          s3 += load(x_n + 3 * L);
+        }
+        store(total, load(total) + s0);
+        store(total + L, load(total + L) + s1);
+        store(total + 2 * L, load(total + 2 * L) + s2);
+        store(total + 3 * L, load(total + 3 * L) + s3);
+      } else {
+        for (int64_t i = 0; i < columns; ++i) {
+          Acc s = 0;
+          for (int64_t n = row; n < last; ++n) s += load1(x + n * a.width + v + i);
+          total[i] += s;
+        }
+      }
+    }
+    for (int64_t i = 0; i < columns; ++i) sum[v + i] = a.first ? total[i] : sum[v + i] + total[i];
+  }
+}
+
 template <class F>
 void specialize(const LinearCrossEntropyRows& rows, F&& f) {
   using False = std::false_type;
@@ -240,6 +285,12 @@ void linear_cross_entropy_gradient(const LinearCrossEntropyGradientArgs& a, int6
     dispatch_dtype(a.grad_dtype, [&](auto tag) {
       gradient_rows<typename decltype(tag)::type, cap.value, smooth.value>(a, begin, end);
     });
+  });
+}
+
+void linear_cross_entropy_column_sums(const ColumnSumsArgs& a, int64_t begin, int64_t end) {
+  dispatch_dtype(a.dtype, [&](auto tag) {
+    column_sums<typename decltype(tag)::type>(a, begin, end);
   });
 }
 

@@ -62,8 +62,9 @@ struct LinearCrossEntropyFinishArgs {
   void* row_loss;     // Acc [N]; 0 for ignored rows
   void* lse;          // Acc [N]; may be null
   void* logprob;      // Acc [N], log p of the target, 0 for ignored rows; may be null
+  void* row_log_sum;  // Acc [N]
   void* row_max;      // Acc [N]; saved for backward
-  void* row_log_sum;  // Acc [N]; saved for backward
+  void* row_sum;      // Acc [N]; saved for backward
 };
 
 struct LinearCrossEntropyGradientArgs {
@@ -74,10 +75,20 @@ struct LinearCrossEntropyGradientArgs {
   const void* grad_lse;      // Acc [N]; null for no gradient
   const void* grad_logprob;  // Acc [N]; null for no gradient
   const void* row_max;       // Acc [N]
-  const void* row_log_sum;   // Acc [N]
+  const void* row_sum;       // Acc [N]
   const void* norm;          // Acc [2]: factor of ce_n and of z_loss * lse_n^2; null for (1, 1)
   DType grad_dtype;          // rows.acc, or a 16-bit type with float
   void* dlogits;             // grad_dtype [N, width]; may be tile.logits where the types are equal
+};
+
+// The bias's gradient: sums of dlogits over rows, in a fixed order. A CPU kernel's range is columns.
+struct ColumnSumsArgs {
+  DType dtype;    // of x; sum is its accumulator type
+  int64_t N;      // rows
+  int64_t width;  // columns
+  const void* x;  // [N, width]
+  bool first;     // sum is set, not continued
+  void* sum;      // Acc [width]
 };
 
 // sum[i] += x[i]; what a GEMM without an accumulating form leaves to do.

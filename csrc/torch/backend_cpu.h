@@ -51,6 +51,10 @@ struct Cpu {
     rows(cpu::linear_cross_entropy_gradient, a, a.rows.N, a.tile.width);
   }
 
+  static void run(const ColumnSumsArgs& a) {
+    rows(cpu::linear_cross_entropy_column_sums, a, a.width, a.N);
+  }
+
   // out = a b (+ out), of one dtype, float32 or float64.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
     host_multiply(out, a, b, accumulate);

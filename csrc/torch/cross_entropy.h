@@ -69,7 +69,8 @@ inline void check_classes(std::string_view op, const int64_t* target, int64_t N,
   }
 }
 
-// What backward needs of a row besides the logits, in one tensor Acc [2 N] or, for a reduced loss,
+// What backward needs of a row besides the logits (for linear_cross_entropy, the sum itself instead of
+// its logarithm), in one tensor Acc [2 N] or, for a reduced loss,
 // [2 N + 2].
 template <class P>
 struct SavedRows {

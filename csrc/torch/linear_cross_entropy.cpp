@@ -80,11 +80,10 @@ const void* at_row(const std::optional<Tensor>& t, int64_t n) {
 
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
-  const int64_t bias_sizes[] = {head.V()};
   return {
       grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
       grads.weight ? *grads.weight : rows_on(head, 0),
-      grads.bias ? shaped(*grads.bias, Sizes(bias_sizes, 1)) : rows_on(head, 0)};
+      grads.bias ? *grads.bias : rows_on(head, 0)};
 }
 
 }  // namespace
@@ -110,6 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const Tensor row_loss = rows_on(head, R);
   const Tensor row_max = rows_on(head, R);
   const Tensor row_log_sum = rows_on(head, R);
+  const Tensor row_sum = rows_on(head, R);
   const std::optional<Tensor> lse = return_lse ? std::optional(rows_on(head, R)) : std::nullopt;
   const std::optional<Tensor> logprobs =
       return_logprobs ? std::optional(rows_on(head, R)) : std::nullopt;
@@ -140,8 +140,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
           .row_loss = at(row_loss, begin),
           .lse = lse ? at(*lse, begin) : nullptr,
           .logprob = logprobs ? at(*logprobs, begin) : nullptr,
+          .row_log_sum = at(row_log_sum, begin),
           .row_max = at(row_max, begin),
-          .row_log_sum = at(row_log_sum, begin)});
+          .row_sum = at(row_sum, begin)});
       if (!grads.any()) return;
       chunks.add_to_gradients({.rows = {},
                                .tile = {},
@@ -150,7 +151,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
                                .grad_lse = nullptr,
                                .grad_logprob = nullptr,
                                .row_max = at(row_max, begin),
-                               .row_log_sum = at(row_log_sum, begin),
+                               .row_sum = at(row_sum, begin),
                                .norm = norm.const_data_ptr(),
                                .grad_dtype = head.acc_dtype,
                                .dlogits = nullptr},
@@ -165,9 +166,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const int64_t N = head.N;
   const auto part = [&](int64_t offset, int64_t count) { return narrowed(saved, offset, count); };
   Tensor part_max = part(0, N);
-  Tensor part_log_sum = part(N, N);
+  Tensor part_sum = part(N, N);
   torch::stable::copy_(part_max, from_kept(head, row_max));
-  torch::stable::copy_(part_log_sum, from_kept(head, row_log_sum));
+  torch::stable::copy_(part_sum, from_kept(head, row_sum));
   if (reduced) {
     Tensor part_norm = part(2 * N, 2);
     torch::stable::copy_(part_norm, norm);
@@ -205,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
         "linear_cross_entropy_backward: saved must be ", dtype_name(head.acc), " [", expected,
         "], got ", describe(saved));
   const Tensor row_max = to_kept(head, narrowed(saved, 0, N));
-  const Tensor row_log_sum = to_kept(head, narrowed(saved, N, N));
+  const Tensor row_sum = to_kept(head, narrowed(saved, N, N));
   Gradients grads = allocate_gradients(head, grad_hidden, grad_weight, grad_bias && bias);
 
   if (head.R() > 0 && grads.any()) {
@@ -218,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
                                .grad_lse = at_row(g_lse, begin),
                                .grad_logprob = at_row(g_logprobs, begin),
                                .row_max = at(row_max, begin),
-                               .row_log_sum = at(row_log_sum, begin),
+                               .row_sum = at(row_sum, begin),
                                .norm = reduced ? at(saved, 2 * N) : nullptr,
                                .grad_dtype = head.acc_dtype,
                                .dlogits = nullptr},

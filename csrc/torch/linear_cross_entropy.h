@@ -69,7 +69,7 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes);
 struct Gradients {
   std::optional<Tensor> hidden;  // [R, H]
   std::optional<Tensor> weight;  // [V, H]
-  std::optional<Tensor> bias;    // [1, V]
+  std::optional<Tensor> bias;    // [V]
   bool any() const { return hidden || weight || bias; }
 };
 Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bias);
@@ -108,7 +108,6 @@ class Chunks {
   std::optional<Tensor> dlogits_;          // T, one tile, where GEMMs take 16-bit operands
   std::optional<Tensor> weight_scratch_;   // Acc, one tile's weight, where they do not
   std::optional<Tensor> product_scratch_;  // Acc, for accumulating products of 16-bit operands
-  std::optional<Tensor> ones_;             // [1, rows]
   std::optional<Tensor> hidden_;           // [count, H] as a GEMM takes it
   int64_t begin_ = 0;
   int64_t count_ = 0;

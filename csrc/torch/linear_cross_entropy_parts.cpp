@@ -10,12 +10,13 @@ constexpr int64_t kMiB = 1 << 20;
 // CPU. A GEMM reads and writes all of dW for a chunk, so a chunk has hundreds of rows where memory
 // allows; a small vocabulary's chunk fills the cache instead. Measured in
 // docs/math/linear_cross_entropy.md.
-constexpr int64_t kRows = 256;
-constexpr int64_t kRowsWithoutLogits = 512;
+constexpr int64_t kFewestRows = 256;
+constexpr int64_t kMostRows = 512;
 constexpr int64_t kSmallChunk = 2 * kMiB;
-constexpr int64_t kLargestChunk = 64 * kMiB;
+constexpr int64_t kLargestChunk = 128 * kMiB;
 constexpr int64_t kTile = kMiB;
-constexpr int64_t kNarrowestTile = 1024;
+// Not a multiple of 1024: rows a power of two apart fall on the same few cache lines.
+constexpr int64_t kNarrowestTile = 1600;
 // CUDA: large GEMMs, one tile.
 constexpr int64_t kCudaChunk = 128 * kMiB;
 // Pieces of a product that is added to what was there.
@@ -181,7 +182,8 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   if constexpr (Backend::kTiles) {
     const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
     const int64_t wanted =
-        std::max(all_tiles ? kRows : kRowsWithoutLogits, kSmallChunk / row_bytes);
+        std::max(all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
+                 kSmallChunk / row_bytes);
     rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
     if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
   } else {
@@ -201,7 +203,10 @@ Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bi
   Gradients grads;
   if (hidden) grads.hidden = matrix_on(head.hidden, head.R(), head.H(), head.acc);
   if (weight) grads.weight = matrix_on(head.hidden, head.V(), head.H(), head.acc);
-  if (bias) grads.bias = matrix_on(head.hidden, 1, head.V(), head.acc);
+  if (bias) {
+    const int64_t sizes[] = {head.V()};
+    grads.bias = empty_on(head.hidden, Sizes(sizes, 1), head.acc);
+  }
   if (head.R() == 0) {
     if (weight) torch::stable::zero_(*grads.weight);
     if (bias) torch::stable::zero_(*grads.bias);
@@ -290,12 +295,13 @@ void Chunks::add_to_gradients(LinearCrossEntropyGradientArgs args, Gradients& gr
                  begin_ != 0);
     }
     if (grads.bias) {
-      if (!ones_) {
-        ones_ = matrix_on(head_.hidden, 1, plan_.rows, dlogits.scalar_type());
-        torch::stable::fill_(*ones_, 1.0);
-      }
-      accumulate(matrix_view(*grads.bias, first, 1, width), matrix_view(*ones_, 0, 1, count_),
-                 dlogits, begin_ != 0);
+      Tensor sums = narrowed(*grads.bias, first, width);
+      Backend::run(ColumnSumsArgs{.dtype = args.grad_dtype,
+                                  .N = count_,
+                                  .width = width,
+                                  .x = dlogits.const_data_ptr(),
+                                  .first = begin_ == 0,
+                                  .sum = sums.mutable_data_ptr()});
     }
   }
 }
