@@ -37,6 +37,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   out << "[";
   seqkern::cuda::visit_cross_entropy_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_cross_entropy_backward_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_linear_cross_entropy_kernels(seqkern::cuda::append, &out);
   out << "]";
   table = out.str();
   return table.c_str();
