@@ -274,7 +274,10 @@ template <class Acc>
 __global__ void __launch_bounds__(kThreads)
     accumulate_kernel(const __grid_constant__ AccumulateArgs a) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < a.numel) static_cast<Acc*>(a.sum)[i] += static_cast<const Acc*>(a.x)[i];
+  if (i >= a.numel) return;
+  const Acc x = a.x ? static_cast<const Acc*>(a.x)[i] : Acc(0);
+  Acc& sum = static_cast<Acc*>(a.sum)[i];
+  sum = static_cast<Acc>(a.factor) * sum + x;
 }
 
 // ---------------------------------------------------------------- launching

@@ -91,12 +91,13 @@ struct ColumnSumsArgs {
   void* sum;      // Acc [width]
 };
 
-// sum[i] += x[i]; what a GEMM without an accumulating form leaves to do.
+// sum[i] = factor * sum[i] + x[i]; what a GEMM without an accumulating form leaves to do.
 struct AccumulateArgs {
   DType acc;
   int64_t numel;
-  const void* x;
-  void* sum;
+  double factor;
+  const void* x;  // Acc [numel]; null for zero
+  void* sum;      // Acc [numel]
 };
 
 }  // namespace seqkern

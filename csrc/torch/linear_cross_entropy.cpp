@@ -117,13 +117,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const int64_t scalar[] = {1};
   const Tensor loss = empty_on(hidden, Sizes(scalar, reduced ? 0 : 1), head.acc);
   const Reducer reducer(head, reduction);
-  std::optional<Tensor> one;
+  const double unit = unit_gradient(head, static_cast<Reduction>(reduction));
+  std::optional<Tensor> grad_loss;
   if (grads.any()) {
     // The norm depends on the targets alone, and is needed before the losses are known.
     const Tensor zeros = zeros_on(head, R);
     reducer.run(zeros, zeros, zeros, loss, norm);
-    one = rows_on(head, 1);
-    torch::stable::fill_(*one, 1.0);
+    grad_loss = rows_on(head, 1);
+    torch::stable::fill_(*grad_loss, unit);
   }
 
   if (R > 0) {
@@ -146,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
       if (!grads.any()) return;
       chunks.add_to_gradients({.rows = {},
                                .tile = {},
-                               .grad_loss = data(one),
+                               .grad_loss = data(grad_loss),
                                .grad_loss_stride = 0,
                                .grad_lse = nullptr,
                                .grad_logprob = nullptr,
@@ -159,6 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
     });
   }
 
+  if (R > 0) divide_by_unit(head, grads, unit);
   if (reduced) reducer.run(row_loss, row_max, row_log_sum, loss, norm);
   const Sizes row_sizes(hidden.sizes().data(), hidden.dim() - 1);
   const auto per_row = [&](const Tensor& t) { return shaped(from_kept(head, t), row_sizes); };

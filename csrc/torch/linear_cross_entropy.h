@@ -74,6 +74,12 @@ struct Gradients {
 };
 Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bias);
 
+// The gradient of the loss that the forward pass makes gradients for. Rounded to float16, p / N of
+// a mean would be lost, and no loss scale has come yet: then a power of two near N, divided out of
+// the finished sums.
+double unit_gradient(const Head& head, Reduction reduction);
+void divide_by_unit(const Head& head, Gradients& grads, double unit);
+
 // One chunk of rows after the other, in buffers made once.
 class Chunks {
  public:

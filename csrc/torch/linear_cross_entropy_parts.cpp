@@ -93,9 +93,22 @@ void add_mixed_product(const Head& head, std::optional<Tensor>& scratch, const T
       B::multiply(product, rows_view(a, row, count), b, false);
       B::run(AccumulateArgs{.acc = head.acc_dtype,
                             .numel = count * columns,
+                            .factor = 1.0,
                             .x = product.const_data_ptr(),
                             .sum = sum.mutable_data_ptr()});
     }
+  }
+}
+
+template <class B>
+void scale_in_place(const Head& head, std::optional<Tensor>& t, double factor) {
+  if constexpr (B::kMixedGemm) {
+    if (!t) return;
+    B::run(AccumulateArgs{.acc = head.acc_dtype,
+                          .numel = t->numel(),
+                          .factor = factor,
+                          .x = nullptr,
+                          .sum = t->mutable_data_ptr()});
   }
 }
 
@@ -212,6 +225,20 @@ Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bi
     if (bias) torch::stable::zero_(*grads.bias);
   }
   return grads;
+}
+
+double unit_gradient(const Head& head, Reduction reduction) {
+  if (!head.mixed() || head.dtype != DType::kFloat16 || reduction != Reduction::kMean) return 1.0;
+  double unit = 1.0;
+  while (unit * 2 <= static_cast<double>(head.R())) unit *= 2;
+  return unit;
+}
+
+void divide_by_unit(const Head& head, Gradients& grads, double unit) {
+  if (unit == 1.0) return;
+  scale_in_place<Backend>(head, grads.hidden, 1.0 / unit);
+  scale_in_place<Backend>(head, grads.weight, 1.0 / unit);
+  scale_in_place<Backend>(head, grads.bias, 1.0 / unit);
 }
 
 // ---------------------------------------------------------------- chunks
