@@ -132,6 +132,9 @@ Head prepare(const Tensor& hidden, const Tensor& weight, const Tensor& target,
   check(options.chunk_bytes >= 0, kOp, ": chunk_bytes must be at least 0, got ",
         options.chunk_bytes);
   const int64_t V = options.num_classes ? options.num_classes : weight.size(0);
+  check(options.first_class >= 0 && options.first_class + weight.size(0) <= V, kOp,
+        ": weight must be rows of [0, ", V, "), got ", weight.size(0), " from ",
+        options.first_class, " on");
   const int64_t N = hidden.numel() / H;
   const int64_t sizes[] = {N, H};
   const int64_t row_sizes[] = {N};

@@ -2,5 +2,6 @@
 
 from seqkern.ops.cross_entropy import cross_entropy
 from seqkern.ops.linear_cross_entropy import linear_cross_entropy
+from seqkern.ops.vocab_parallel import vocab_parallel_linear_cross_entropy
 
-__all__ = ["cross_entropy", "linear_cross_entropy"]
+__all__ = ["cross_entropy", "linear_cross_entropy", "vocab_parallel_linear_cross_entropy"]
