@@ -22,7 +22,6 @@ from benchmarks.registry import (
 )
 
 CHUNK = 1 << 22  # float64 logits the reference holds at a time
-SLOW = 1 << 27  # operations beyond which torch's own chunks take many seconds a call on the CPU
 
 
 def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> Problem:

@@ -9,12 +9,12 @@
 #include "ops/linear_cross_entropy.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                      \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs) \
-  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs) \
+#define SEQKERN_CPU_KERNELS(X)                                     \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)                \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
   X(linear_cross_entropy_column_sums, ColumnSumsArgs)
 

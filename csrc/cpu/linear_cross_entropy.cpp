@@ -21,7 +21,8 @@ SEQKERN_INLINE const Acc* stage_logits(const LinearCrossEntropyRows& rows, const
   for (; i + L <= len; i += L) store(buffer + i, load(x + v + i) + load(bias + i));
   for (; i < len; ++i) buffer[i] = x[v + i] + bias[i];
   for (; i % L != 0; ++i) buffer[i] = kPad;
-  // In place where a cap or padding remains to be applied: each vector is read before it is written.
+  // In place where a cap or padding remains to be applied: each vector is read before it is
+  // written.
   return stage<Acc, Acc, kCap>(buffer, len, softcap, kPad, buffer, derivative);
 }
 
@@ -157,7 +158,8 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
     const Acc weight_y = skip ? Acc(0) : weight_of<Acc>(rows, rows.target[n]);
     const Acc on_target = g_ce * (Acc(1) - smoothing) * weight_y - g_logprob;
     const Acc mass = uniform * weight_sum;
-    const Acc z = rows.z_loss == 0 ? Acc(0) : g_z * 2 * static_cast<Acc>(rows.z_loss) * (m + log_sum);
+    const Acc z =
+        rows.z_loss == 0 ? Acc(0) : g_z * 2 * static_cast<Acc>(rows.z_loss) * (m + log_sum);
     const Acc rest = g_ce * mass + z + g_lse;
     const Acc scale = (on_target + rest) / sum;
     const bool has_class = !skip && y >= 0 && y < tile.width;
@@ -289,9 +291,8 @@ void linear_cross_entropy_gradient(const LinearCrossEntropyGradientArgs& a, int6
 }
 
 void linear_cross_entropy_column_sums(const ColumnSumsArgs& a, int64_t begin, int64_t end) {
-  dispatch_dtype(a.dtype, [&](auto tag) {
-    column_sums<typename decltype(tag)::type>(a, begin, end);
-  });
+  dispatch_dtype(a.dtype,
+                 [&](auto tag) { column_sums<typename decltype(tag)::type>(a, begin, end); });
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

@@ -14,14 +14,14 @@ namespace seqkern::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 // X(function, Args)
-#define SEQKERN_CUDA_KERNELS(X)                     \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs) \
-  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs) \
+#define SEQKERN_CUDA_KERNELS(X)                                    \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)                \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
-  X(linear_cross_entropy_column_sums, ColumnSumsArgs) \
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
   X(accumulate, AccumulateArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);

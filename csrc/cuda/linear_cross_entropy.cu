@@ -204,8 +204,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   Acc on_target = g_ce * (Acc(1) - smoothing) * weight_y - g_logprob;
   if (y.invalid) on_target = quiet_nan<Acc>();
   const Acc mass = uniform * (weight_sum ? *weight_sum : static_cast<Acc>(rows.V));
-  const Acc z =
-      rows.z_loss == 0 ? Acc(0) : g_z * 2 * static_cast<Acc>(rows.z_loss) * (m + log_sum);
+  const Acc z = rows.z_loss == 0 ? Acc(0) : g_z * 2 * static_cast<Acc>(rows.z_loss) * (m + log_sum);
   const Acc rest = g_ce * mass + z + g_lse;
   const Acc scale = (on_target + rest) / sum;
   const int own = y.v < 0 ? INT_MIN : static_cast<int>(y.v - a.tile.first_class);
@@ -220,8 +219,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
 #pragma unroll
           for (int i = 0; i < P; ++i) {
             x[u][i] = o.biased(x[u][i], v + i);
-            cap_derivative[i] =
-                o.softcap > 0 ? tanh_derivative(x[u][i] * o.inverse_cap) : Acc(1);
+            cap_derivative[i] = o.softcap > 0 ? tanh_derivative(x[u][i] * o.inverse_cap) : Acc(1);
             x[u][i] = o.cap(x[u][i]);
             d[i] = softmax_exp(x[u][i] - m) * scale;
           }
@@ -320,14 +318,13 @@ void specialize(const LinearCrossEntropyRows& rows, const LogitsTile& tile, Stre
 }  // namespace
 
 void linear_cross_entropy_state(const LinearCrossEntropyStateArgs& a, Stream stream) {
-  specialize(a.rows, a.tile, stream,
-             [&]<class Group, class Smooth>(TypeTag<Group>, Smooth, const LaunchConfig& config) {
-               a.rows.acc == DType::kFloat64
-                   ? launch(linear_cross_entropy_state_kernel<double, Smooth::value, Group>, config,
-                            a)
-                   : launch(linear_cross_entropy_state_kernel<float, Smooth::value, Group>, config,
-                            a);
-             });
+  specialize(
+      a.rows, a.tile, stream,
+      [&]<class Group, class Smooth>(TypeTag<Group>, Smooth, const LaunchConfig& config) {
+        a.rows.acc == DType::kFloat64
+            ? launch(linear_cross_entropy_state_kernel<double, Smooth::value, Group>, config, a)
+            : launch(linear_cross_entropy_state_kernel<float, Smooth::value, Group>, config, a);
+      });
 }
 
 void linear_cross_entropy_finish(const LinearCrossEntropyFinishArgs& a, Stream stream) {
@@ -359,8 +356,7 @@ void accumulate(const AccumulateArgs& a, Stream stream) {
 
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context) {
   const auto add = [&](const std::string& name, auto kernel) {
-    visit(context, ("linear_cross_entropy_" + name).c_str(),
-          reinterpret_cast<const void*>(kernel));
+    visit(context, ("linear_cross_entropy_" + name).c_str(), reinterpret_cast<const void*>(kernel));
   };
   const auto with_group = [&]<class Group>(TypeTag<Group>, const std::string& group) {
     const auto with_smoothing = [&]<class Smooth>(Smooth, const std::string& options) {

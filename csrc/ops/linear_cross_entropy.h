@@ -81,7 +81,8 @@ struct LinearCrossEntropyGradientArgs {
   void* dlogits;             // grad_dtype [N, width]; may be tile.logits where the types are equal
 };
 
-// The bias's gradient: sums of dlogits over rows, in a fixed order. A CPU kernel's range is columns.
+// The bias's gradient: sums of dlogits over rows, in a fixed order. A CPU kernel's range is
+// columns.
 struct ColumnSumsArgs {
   DType dtype;    // of x; sum is its accumulator type
   int64_t N;      // rows

@@ -53,9 +53,9 @@ struct Cuda {
       return;
     }
     if (accumulate) throw std::logic_error("multiply: operands of another dtype cannot be added");
-    StableIValue stack[] = {
-        torch::stable::detail::from(a), torch::stable::detail::from(b),
-        torch::stable::detail::from(out.scalar_type()), torch::stable::detail::from(out)};
+    StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
+                            torch::stable::detail::from(out.scalar_type()),
+                            torch::stable::detail::from(out)};
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::mm", "dtype_out", stack, TORCH_ABI_VERSION));
     static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));

@@ -52,8 +52,8 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
     in.target_probs = inputs.target.const_data_ptr();
     in.target_probs_rows = rows_of(inputs.target, kOp, "target");
   } else {
-    check(is_class_index(target) && leading_sizes_match(target, logits), kOp, ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ",
-          describe(target));
+    check(is_class_index(target) && leading_sizes_match(target, logits), kOp,
+          ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ", describe(target));
     inputs.target = as_classes(target);
     in.target = static_cast<const int64_t*>(inputs.target.const_data_ptr());
     check_classes(kOp, in.target, in.N, in.V, ignore_index);
@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
   Tensor lse = empty_on(logits, return_lse ? row_sizes : Sizes(no_rows, 1), acc);
   Tensor saved = empty_on(logits, Sizes(saved_sizes, 1), acc);
   const SavedRows parts(static_cast<char*>(saved.mutable_data_ptr()), in.N, reduced,
-                    saved.element_size());
+                        saved.element_size());
   if (in.N > 0) {
     Backend::run(CrossEntropyForwardArgs{.in = in,
                                          .add_z_loss = z_loss != 0 && !reduced,
@@ -140,7 +140,7 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
   const auto g_lse = contiguous(grad_lse, "grad_lse", in.N);
   const auto kept = contiguous(saved, "saved", SavedRows<char>::size(in.N, reduced));
   const SavedRows parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
-                    kept->element_size());
+                        kept->element_size());
 
   Tensor dlogits = empty_on(logits, logits.sizes(), logits.scalar_type());
   Backend::before_first_write(dlogits);

@@ -46,8 +46,9 @@ inline std::string row_shape(const Tensor& t) {
 
 // target as contiguous int64.
 inline Tensor as_classes(const Tensor& target) {
-  const Tensor classes =
-      target.scalar_type() == ScalarType::Long ? target : torch::stable::to(target, ScalarType::Long);
+  const Tensor classes = target.scalar_type() == ScalarType::Long
+                             ? target
+                             : torch::stable::to(target, ScalarType::Long);
   return classes.is_contiguous() ? classes : torch::stable::contiguous(classes);
 }
 
@@ -69,9 +70,8 @@ inline void check_classes(std::string_view op, const int64_t* target, int64_t N,
   }
 }
 
-// What backward needs of a row besides the logits (for linear_cross_entropy, the sum itself instead of
-// its logarithm), in one tensor Acc [2 N] or, for a reduced loss,
-// [2 N + 2].
+// What backward needs of a row besides the logits (for linear_cross_entropy, the sum itself instead
+// of its logarithm), in one tensor Acc [2 N] or, for a reduced loss, [2 N + 2].
 template <class P>
 struct SavedRows {
   SavedRows(P* base, int64_t N, bool reduced, int64_t item)

@@ -66,24 +66,22 @@ std::optional<Tensor> row_gradient(const Head& head, const std::optional<Tensor>
                                    std::string_view name, bool scalar) {
   if (!t) return t;
   const int64_t numel = scalar ? 1 : head.N;
-  check(t->numel() == numel && t->scalar_type() == head.acc, "linear_cross_entropy_backward: ",
-        name, " must be ", dtype_name(head.acc), " with ", numel, " elements, got ", describe(*t));
+  check(t->numel() == numel && t->scalar_type() == head.acc,
+        "linear_cross_entropy_backward: ", name, " must be ", dtype_name(head.acc), " with ", numel,
+        " elements, got ", describe(*t));
   check_same_device(head.hidden, *t, "linear_cross_entropy_backward", "hidden", name);
   const int64_t sizes[] = {numel};
   const Tensor flat = torch::stable::contiguous(shaped(*t, Sizes(sizes, 1)));
   return scalar ? flat : to_kept(head, flat);
 }
 
-const void* at_row(const std::optional<Tensor>& t, int64_t n) {
-  return t ? at(*t, n) : nullptr;
-}
+const void* at_row(const std::optional<Tensor>& t, int64_t n) { return t ? at(*t, n) : nullptr; }
 
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
-  return {
-      grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
-      grads.weight ? *grads.weight : rows_on(head, 0),
-      grads.bias ? *grads.bias : rows_on(head, 0)};
+  return {grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
+          grads.weight ? *grads.weight : rows_on(head, 0),
+          grads.bias ? *grads.bias : rows_on(head, 0)};
 }
 
 }  // namespace
@@ -133,17 +131,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
     const Tensor state = rows_on(head, kStateParts * plan.rows);
     chunks.for_each([&](int64_t begin, int64_t count) {
       chunks.add_to_state(state.mutable_data_ptr(), plan.rows);
-      Backend::run(LinearCrossEntropyFinishArgs{
-          .rows = head.rows_from(begin, count),
-          .state = state.const_data_ptr(),
-          .stride = plan.rows,
-          .add_z_loss = z_loss != 0 && !reduced,
-          .row_loss = at(row_loss, begin),
-          .lse = lse ? at(*lse, begin) : nullptr,
-          .logprob = logprobs ? at(*logprobs, begin) : nullptr,
-          .row_log_sum = at(row_log_sum, begin),
-          .row_max = at(row_max, begin),
-          .row_sum = at(row_sum, begin)});
+      Backend::run(
+          LinearCrossEntropyFinishArgs{.rows = head.rows_from(begin, count),
+                                       .state = state.const_data_ptr(),
+                                       .stride = plan.rows,
+                                       .add_z_loss = z_loss != 0 && !reduced,
+                                       .row_loss = at(row_loss, begin),
+                                       .lse = lse ? at(*lse, begin) : nullptr,
+                                       .logprob = logprobs ? at(*logprobs, begin) : nullptr,
+                                       .row_log_sum = at(row_log_sum, begin),
+                                       .row_max = at(row_max, begin),
+                                       .row_sum = at(row_sum, begin)});
       if (!grads.any()) return;
       chunks.add_to_gradients({.rows = {},
                                .tile = {},

@@ -1,4 +1,5 @@
-// The pieces of ops::linear_cross_entropy: arguments, how the logits are cut, and one chunk of rows.
+// The pieces of ops::linear_cross_entropy: arguments, how the logits are cut, and one chunk of
+// rows.
 #pragma once
 
 #include "ops/linear_cross_entropy.h"
@@ -24,12 +25,12 @@ struct Head {
   ScalarType acc;
   DType acc_dtype;
   DType dtype;
-  int64_t N;                   // rows of hidden
-  Tensor hidden;               // T [N, H]
-  Tensor weight;               // T [V, H], any strides
-  Tensor target;               // int64 [R]
-  std::optional<Tensor> kept;  // int64 [R]: the rows that count, where some do not
-  std::optional<Tensor> bias;  // Acc [V]
+  int64_t N;                           // rows of hidden
+  Tensor hidden;                       // T [N, H]
+  Tensor weight;                       // T [V, H], any strides
+  Tensor target;                       // int64 [R]
+  std::optional<Tensor> kept;          // int64 [R]: the rows that count, where some do not
+  std::optional<Tensor> bias;          // Acc [V]
   std::optional<Tensor> class_weight;  // Acc [num_classes]
   std::optional<Tensor> weight_sum;    // Acc []
   LinearCrossEntropyRows rows;         // of all R

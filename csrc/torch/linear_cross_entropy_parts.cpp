@@ -197,9 +197,8 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   int64_t rows;
   if constexpr (Backend::kTiles) {
     const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
-    const int64_t wanted =
-        std::max(all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
-                 kSmallChunk / row_bytes);
+    const int64_t wanted = std::max(
+        all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows, kSmallChunk / row_bytes);
     rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
     if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
   } else {

@@ -12,8 +12,8 @@ inline Tensor rows_view(const Tensor& t, int64_t row, int64_t rows) {
   const int64_t sizes[] = {rows, t.size(1)};
   const int64_t strides[] = {t.stride(0), t.stride(1)};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), 2, sizes, strides, row * t.stride(0), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, row * t.stride(0), &handle));
   return Tensor(handle);
 }
 
@@ -22,8 +22,8 @@ inline Tensor matrix_view(const Tensor& t, int64_t offset, int64_t rows, int64_t
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {columns, 1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), 2, sizes, strides, offset, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &handle));
   return Tensor(handle);
 }
 

@@ -190,6 +190,7 @@ def test_backend_picks_whose_loss_runs():
     assert type(make("lstm", "seqkern").head_loss) is seqkern.nn.LinearCrossEntropyLoss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt", "lstm"])
 def test_the_loss_curve_is_that_of_the_logits(name):
     """200 steps of training with and without logits, from the same parameters and batches."""

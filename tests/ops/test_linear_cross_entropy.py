@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import opcheck
 
 import seqkern
 from accuracy import assert_accurate
@@ -184,7 +183,9 @@ def test_leading_dimensions(backend: Any, rows: tuple[int, ...], reduction: str)
     target = torch.randint(0, 9, rows, device=backend.device)
     options: dict[str, Any] = {"reduction": reduction}
     loss, grads = run(
-        ops.linear_cross_entropy, {"hidden": hidden, "weight": weight, "target": target}, False,
+        ops.linear_cross_entropy,
+        {"hidden": hidden, "weight": weight, "target": target},
+        False,
         **options,
     )
     torch_loss, torch_grads = run(

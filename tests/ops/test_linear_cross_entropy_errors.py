@@ -96,9 +96,7 @@ def test_target_out_of_range_on_the_cpu(value: int) -> None:
         rf"got {value} at row 1"
     )
     with pytest.raises(IndexError, match=message):
-        ops.linear_cross_entropy(
-            torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, value, 2])
-        )
+        ops.linear_cross_entropy(torch.randn(3, 4), torch.randn(5, 4), torch.tensor([0, value, 2]))
 
 
 @pytest.mark.parametrize("backend", ["emu", "cuda"], indirect=True)

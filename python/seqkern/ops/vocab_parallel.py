@@ -164,7 +164,9 @@ class _VocabParallel(torch.autograd.Function):
         z = torch.where(valid, z_loss * lse**2, 0) if z_loss else torch.zeros_like(lse)
         norm = total.new_ones(2)
         if reduction == _REDUCTIONS["mean"]:
-            norm = torch.stack([(row_weight * valid).sum(), valid.sum().to(norm.dtype)]).reciprocal()
+            norm = torch.stack(
+                [(row_weight * valid).sum(), valid.sum().to(norm.dtype)]
+            ).reciprocal()
         loss = ce + z
         if reduction != _REDUCTIONS["none"]:
             loss = ce.sum() * norm[0]
