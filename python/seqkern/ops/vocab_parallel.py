@@ -35,8 +35,8 @@ def vocab_parallel_linear_cross_entropy(
     r"""`linear_cross_entropy` where each rank holds some rows of the head's weight.
 
     Every rank calls it with the same `hidden` and `target` and its own rows of `weight`; ranks hold
-    consecutive parts of the vocabulary in their order, of any sizes. Each folds its logits into five
-    numbers per row; maximum, sum of exponentials and target logit are then combined by two
+    consecutive parts of the vocabulary in their order, of any sizes. Each folds its logits into
+    five numbers per row; maximum, sum of exponentials and target logit are then combined by two
     all-reduces of O(N) numbers. The loss is the same on every rank, and so is hidden's gradient,
     which is summed over the ranks; weight and bias get the gradient of the rank's own rows. The
     backward pass makes the logits again: 4 GEMMs instead of 3. Derivation:
@@ -183,7 +183,7 @@ class _VocabParallel(torch.autograd.Function):
         return per_row, lse.reshape(rows), logprobs.reshape(rows)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, target, class_weight, saved = ctx.saved_tensors
         dhidden, dweight, dbias = ctx.ops.linear_cross_entropy_backward(
