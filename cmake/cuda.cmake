@@ -41,10 +41,12 @@ if(SEQKERN_KERNEL_TABLE)
        ${CMAKE_SOURCE_DIR}/tools/kernel_table.py compile)
 endif()
 
-# torch's stream comes from a function in libtorch_cuda.so, which a CPU build of torch lacks. So link an
+# torch's stream and GEMMs come from functions in libtorch_cuda.so, which a CPU build of torch lacks. So link an
 # empty library of the same name, made here: at run time the CUDA torch that is already loaded provides it.
 file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/torch_cuda_stub.cpp
-     CONTENT "extern \"C\" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n")
+     CONTENT "extern \"C\" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
+extern \"C\" int aoti_torch_cuda_mm_out(void*, void*, void*) { return 1; }
+extern \"C\" int aoti_torch_cuda_addmm_out(void*, void*, void*, void*, double, double) { return 1; }\n")
 add_library(torch_cuda_stub SHARED ${CMAKE_BINARY_DIR}/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES
   OUTPUT_NAME torch_cuda  # SONAME libtorch_cuda.so

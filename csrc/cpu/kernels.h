@@ -6,14 +6,19 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                        \
-  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(sample, SampleArgs)
+#define SEQKERN_CPU_KERNELS(X)                                     \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)                \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
+  X(sample, SampleArgs)                                            \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
+  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ops/cross_entropy.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
 
 struct CUstream_st;
@@ -14,11 +15,16 @@ namespace seqkern::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 // X(function, Args)
-#define SEQKERN_CUDA_KERNELS(X)                       \
-  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(sample, SampleArgs)
+#define SEQKERN_CUDA_KERNELS(X)                                    \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)                \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
+  X(sample, SampleArgs)                                            \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
+  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
+  X(accumulate, AccumulateArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
@@ -29,5 +35,6 @@ using VisitKernel = void (*)(void* context, const char* name, const void* kernel
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
+void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

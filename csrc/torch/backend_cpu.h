@@ -5,10 +5,16 @@
 
 #include "cpu/kernels.h"
 #include "torch/check.h"
+#include "torch/host_gemm.h"
 
 namespace seqkern {
 
 struct Cpu {
+  // GEMMs take 16-bit operands converted to float: few CPUs multiply them fast, and PyTorch without
+  // such units takes a hundred times as long as in float32.
+  static constexpr bool kMixedGemm = false;
+  // Logits are made in tiles that the softmax finds in cache.
+  static constexpr bool kTiles = true;
   // Targets can be looked at before the launch, and a bad one named.
   static constexpr bool kHostReadable = true;
 
@@ -37,6 +43,25 @@ struct Cpu {
   }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
+  }
+
+  static void run(const LinearCrossEntropyStateArgs& a) {
+    rows(cpu::linear_cross_entropy_state, a, a.rows.N, a.tile.width);
+  }
+  static void run(const LinearCrossEntropyFinishArgs& a) {
+    rows(cpu::linear_cross_entropy_finish, a, a.rows.N, 16);
+  }
+  static void run(const LinearCrossEntropyGradientArgs& a) {
+    rows(cpu::linear_cross_entropy_gradient, a, a.rows.N, a.tile.width);
+  }
+
+  static void run(const ColumnSumsArgs& a) {
+    rows(cpu::linear_cross_entropy_column_sums, a, a.width, a.N);
+  }
+
+  // out = a b (+ out), of one dtype, float32 or float64.
+  static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+    host_multiply(out, a, b, accumulate);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -3,10 +3,14 @@
 
 #include "cuda/kernels.h"
 #include "torch/check.h"
+#include "torch/host_gemm.h"
 
 namespace seqkern {
 
 struct Emulator {
+  // As on CUDA.
+  static constexpr bool kMixedGemm = true;
+  static constexpr bool kTiles = false;
   // As on CUDA, where targets cannot be looked at before the launch.
   static constexpr bool kHostReadable = false;
 
@@ -18,6 +22,12 @@ struct Emulator {
   static void run(const Args& args) { cuda::name(args, nullptr); }
   SEQKERN_CUDA_KERNELS(SEQKERN_RUN)
 #undef SEQKERN_RUN
+
+  // out = a b (+ out); 16-bit operands with a float result as cuBLAS has it.
+  static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+    const auto cast = [&](const Tensor& t) { return torch::stable::to(t, out.scalar_type()); };
+    host_multiply(out, cast(a), cast(b), accumulate);
+  }
 
   static void before_first_write(const Tensor&) {}
 };

@@ -36,6 +36,28 @@ void define(torch::stable::detail::StableLibrary& m) {
       "Tensor? min_p_rows, Tensor? repetition_penalty_rows, Tensor? presence_penalty_rows, "
       "Tensor? frequency_penalty_rows, Tensor? seed_rows, Tensor? step_rows, bool model_logprob) "
       "-> (Tensor tokens, Tensor logprobs)");
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, "
+      "Tensor? class_weight, int ignore_index, int reduction, float label_smoothing, "
+      "float z_loss, float softcap, bool return_lse, bool return_logprobs, bool grad_hidden, "
+      "bool grad_weight, bool grad_bias, int chunk_bytes) -> (Tensor loss, Tensor lse, "
+      "Tensor logprobs, Tensor saved, Tensor dhidden, Tensor dweight, Tensor dbias)");
+  m.def(
+      "linear_cross_entropy_forward(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, "
+      "Tensor? class_weight, int ignore_index, int reduction, float label_smoothing, "
+      "float z_loss, float softcap, bool return_lse, bool return_logprobs, bool grad_hidden, "
+      "bool grad_weight, bool grad_bias, int chunk_bytes) -> (Tensor loss, Tensor lse, "
+      "Tensor logprobs, Tensor saved, Tensor dhidden, Tensor dweight, Tensor dbias)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor? grad_logprobs, "
+      "Tensor hidden, Tensor weight, Tensor target, Tensor? bias, Tensor? class_weight, "
+      "Tensor saved, int ignore_index, int reduction, float label_smoothing, float z_loss, "
+      "float softcap, int first_class, int num_classes, bool grad_hidden, bool grad_weight, "
+      "bool grad_bias, int chunk_bytes) -> (Tensor dhidden, Tensor dweight, Tensor dbias)");
+  m.def(
+      "linear_cross_entropy_state(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, "
+      "Tensor? class_weight, int ignore_index, float label_smoothing, float softcap, "
+      "int first_class, int num_classes, int chunk_bytes) -> Tensor");
 }
 #endif
 
@@ -44,6 +66,10 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("sample", TORCH_BOX(&sample));
+  m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy));
+  m.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy));
+  m.impl("linear_cross_entropy_backward", TORCH_BOX(&linear_cross_entropy_backward));
+  m.impl("linear_cross_entropy_state", TORCH_BOX(&linear_cross_entropy_state));
 }
 
 }  // namespace

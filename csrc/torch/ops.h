@@ -33,5 +33,27 @@ std::tuple<Tensor, Tensor> sample(
     const std::optional<Tensor>& presence_penalty_rows,
     const std::optional<Tensor>& frequency_penalty_rows, const std::optional<Tensor>& seed_rows,
     const std::optional<Tensor>& step_rows, bool model_logprob);
+// Returns loss, lse, logprobs, saved, and the gradients of hidden, weight and bias for a loss
+// gradient of 1; what was not asked for, or cannot be known yet, is empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& class_weight,
+    int64_t ignore_index, int64_t reduction, double label_smoothing, double z_loss, double softcap,
+    bool return_lse, bool return_logprobs, bool grad_hidden, bool grad_weight, bool grad_bias,
+    int64_t chunk_bytes);
+
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
+    const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& grad_lse,
+    const std::optional<Tensor>& grad_logprobs, const Tensor& hidden, const Tensor& weight,
+    const Tensor& target, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& class_weight, const Tensor& saved, int64_t ignore_index,
+    int64_t reduction, double label_smoothing, double z_loss, double softcap, int64_t first_class,
+    int64_t num_classes, bool grad_hidden, bool grad_weight, bool grad_bias, int64_t chunk_bytes);
+
+Tensor linear_cross_entropy_state(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                  const std::optional<Tensor>& bias,
+                                  const std::optional<Tensor>& class_weight, int64_t ignore_index,
+                                  double label_smoothing, double softcap, int64_t first_class,
+                                  int64_t num_classes, int64_t chunk_bytes);
 
 }  // namespace seqkern

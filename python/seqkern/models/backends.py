@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from seqkern import nn
 from seqkern.errors import require
@@ -16,7 +18,19 @@ class Layers:
     LSTM: Callable[..., torch.nn.Module]
     RNN: Callable[..., torch.nn.Module]
     CrossEntropyLoss: Callable[..., torch.nn.Module]
+    LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
     attention: Callable[..., torch.Tensor]  # q, k, v [B, NH, T, D], is_causal, dropout_p
+
+
+class LogitsLoss(torch.nn.CrossEntropyLoss):
+    """`nn.LinearCrossEntropyLoss` as PyTorch has it: by the logits."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Loss of hidden [..., H] under a head of weight [V, H] and bias [V] for target [...]."""
+        logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [N, V]
+        return super().forward(logits, target.flatten())
 
 
 BACKENDS = {
@@ -25,12 +39,14 @@ BACKENDS = {
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
+        LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
         attention=torch.nn.functional.scaled_dot_product_attention,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
+        LinearCrossEntropyLoss=LogitsLoss,
         attention=torch.nn.functional.scaled_dot_product_attention,
     ),
 }

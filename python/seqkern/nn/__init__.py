@@ -1,5 +1,9 @@
 """Modules: torch.nn's constructors and state_dicts over seqkern's ops."""
 
 from seqkern.nn.cross_entropy import CrossEntropyLoss
+from seqkern.nn.linear_cross_entropy import LinearCrossEntropyLoss
 
-__all__ = ["CrossEntropyLoss"]
+__all__ = [
+    "CrossEntropyLoss",
+    "LinearCrossEntropyLoss",
+]

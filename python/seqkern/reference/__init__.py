@@ -5,6 +5,11 @@ they are differentiable any number of times, which is how the ops' second deriva
 """
 
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.sample import token_distribution
 
-__all__ = ["cross_entropy", "token_distribution"]
+__all__ = [
+    "cross_entropy",
+    "linear_cross_entropy",
+    "token_distribution",
+]
