@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 
 struct CUstream_st;
@@ -13,18 +14,28 @@ namespace seqkern::cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 // X(function, Args)
-#define SEQKERN_CUDA_KERNELS(X)                     \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+#define SEQKERN_CUDA_KERNELS(X)                       \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(attention_forward, AttentionForwardArgs)          \
+  X(attention_backward, AttentionBackwardArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 #undef SEQKERN_DECLARE_CUDA_KERNEL
 
+// Bytes of scratch the args' workspace must have.
+int64_t attention_forward_workspace(const AttentionForwardArgs& args);
+int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
+
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
+void visit_attention_kernels(VisitKernel visit, void* context);
+void visit_attention_simt_kernels(VisitKernel visit, void* context);
+void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
+void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda
