@@ -5,13 +5,16 @@
 
 #include <cstdint>
 
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                      \
-  X(cross_entropy_forward, CrossEntropyForwardArgs) \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)   \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs)
+#define SEQKERN_CPU_KERNELS(X)                        \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
+  X(attention_forward, AttentionForwardArgs)          \
+  X(attention_backward, AttentionBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

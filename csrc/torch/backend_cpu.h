@@ -3,6 +3,9 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
+
+#include "cpu/attention_plan.h"
 #include "cpu/kernels.h"
 #include "torch/check.h"
 
@@ -33,6 +36,30 @@ struct Cpu {
   static void run(const CrossEntropyReduceArgs& a) { cpu::cross_entropy_reduce(a, 0, a.in.N); }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
+  }
+
+  // Each thread takes the next of `count` tasks until none is left: for tasks of uneven length,
+  // the longest first.
+  template <class Kernel, class Args>
+  static void tasks(Kernel kernel, const Args& args, int64_t count) {
+    const int64_t threads = torch::stable::get_num_threads();
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t, int64_t) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        kernel(args, task, task + 1);
+      }
+    });
+  }
+
+  static int64_t workspace_bytes(const AttentionForwardArgs&) { return 0; }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& a) {
+    return cpu::attention_backward_workspace(a);
+  }
+  static void run(const AttentionForwardArgs& a) {
+    tasks(cpu::attention_forward, a, cpu::attention_forward_tasks(a));
+  }
+  static void run(const AttentionBackwardArgs& a) {
+    tasks(cpu::attention_backward, a, cpu::attention_backward_tasks(a));
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the
