@@ -66,37 +66,44 @@ __device__ __forceinline__ Segment batch_segment(const AttentionInputs& in, int 
   return s;
 }
 
-// Sequence n of those packed; n = S is what follows the last one: padding. The clamps keep what
-// cannot be checked without waiting for the device from becoming an access outside the tensors.
-__device__ __forceinline__ Segment packed_segment(const AttentionInputs& in, int n) {
+// Where part n of the packed tokens begins: part 0 is what precedes the first sequence, part S + 1
+// what follows the last one; both are padding. The clamp keeps what cannot be checked without
+// waiting for the device from becoming an access outside the tensors.
+__device__ __forceinline__ int part_begin(const AttentionInputs& in, int n) {
+  if (n == 0) return 0;
   const int T = static_cast<int>(in.Tq);
-  const int S = static_cast<int>(in.S);
-  const int begin = clamped(in.cu_seqlens[n], 0, T);
-  const int end = n < S ? clamped(in.cu_seqlens[n + 1], begin, T) : T;
+  return n > in.S + 1 ? T : clamped(in.cu_seqlens[n - 1], 0, T);
+}
+
+__device__ __forceinline__ Segment packed_segment(const AttentionInputs& in, int n) {
+  const int begin = part_begin(in, n);
+  const int end = max(begin, part_begin(in, n + 1));
+  const bool padding = n == 0 || n > in.S;
   const int shift = begin % 4;
   Segment s = {};
   s.q_row = begin;
   s.k_row = begin - shift;
   s.queries = end - begin;
-  s.alive = n < S ? s.queries : 0;
+  s.alive = padding ? 0 : s.queries;
   s.key_lo = shift;
   s.keys = shift + s.queries;
-  s.length = n < S ? s.keys : shift;
+  s.length = padding ? shift : s.keys;
   s.offset = shift;
   return s;
 }
 
-// Tiles a head needs at most. Packed: sequence n owns the numbers from cu_seqlens[n] / tile + n up
-// to the next sequence's. That is enough for it, wherever it begins, at most one more than it
-// needs, and found without a sum over the sequences before it.
+// Tiles a head needs at most. Packed: part n owns the numbers from part_begin(n) / tile + n up to
+// the next part's. That is enough for it, wherever it begins, at most one more than it needs, and
+// found without a sum over the parts before it.
 inline int64_t tiles_per_head(const AttentionInputs& in, int64_t rows, int tile) {
-  return in.cu_seqlens ? rows / tile + in.S + 1 : ceil_div<int64_t>(rows, tile);
+  return in.cu_seqlens ? rows / tile + in.S + 2 : ceil_div<int64_t>(rows, tile);
 }
 
 // kKeys: tiles of keys, else of queries, which come last tile first: it has the most keys, and what
 // starts first should take longest.
 template <bool kKeys, int kTile>
 __device__ __forceinline__ Work look_for_work(const AttentionInputs& in) {
+  static_assert(kTile % 4 == 0);
   const int heads = static_cast<int>(kKeys ? in.NKV : in.NH);
   const int tiles = static_cast<int>(gridDim.x) / (heads * static_cast<int>(in.B));
   const int block = static_cast<int>(blockIdx.x);
@@ -104,11 +111,9 @@ __device__ __forceinline__ Work look_for_work(const AttentionInputs& in) {
   Work w = {};
   w.head = block / tiles % heads;
   if (in.cu_seqlens) {
-    // The last sequence that begins at or before this tile.
-    int low = 0, high = static_cast<int>(in.S);
-    const auto first_tile = [&](int n) {
-      return clamped(in.cu_seqlens[n], 0, static_cast<int>(in.Tq)) / kTile + n;
-    };
+    // The last part that begins at or before this tile.
+    int low = 0, high = static_cast<int>(in.S) + 1;
+    const auto first_tile = [&](int n) { return part_begin(in, n) / kTile + n; };
     while (low < high) {
       const int middle = (low + high + 1) / 2;
       if (first_tile(middle) <= tile) {
@@ -286,11 +291,20 @@ __device__ __forceinline__ int64_t row_number(const AttentionInputs& in, int b, 
 
 // What the backward needs of a query row: p_ij = exp(s_ij - lse), ds_ij = p_ij (dp_ij - delta). lse
 // is +inf where the row has no key, which makes p 0 without asking.
+//
+// delta = sum_d dout out is summed in the very order in which dp = sum_d dout v is: where a row sees
+// one key, out is v and the difference has to be 0, not a rounding error.
 template <class Acc>
 struct alignas(2 * sizeof(Acc)) RowStats {
   Acc lse;    // in the unit of the scores
-  Acc delta;  // sum_d dout out - dlse
+  Acc delta;  // tensor cores: less dlse
 };
+
+// Natural logarithm of the sum of exp over a row, as the reference has it where a score was +inf.
+template <class Acc>
+__device__ __forceinline__ Acc log_sum(Acc max, Acc unit, Acc sum) {
+  return max == infinity<Acc>() ? max : max * unit + log_of(sum);
+}
 
 // ---------------------------------------------------------------- the kernels' families
 

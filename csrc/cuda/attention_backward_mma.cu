@@ -288,6 +288,71 @@ __global__ void __launch_bounds__(Shape<kWidth, kKeys>::kThreads)
   Backward<T, kWidth, kKeys, kOptions>(a, work).run();
 }
 
+// ---------------------------------------------------------------- row statistics
+
+constexpr int kStatsRows = 64;
+constexpr int kStatsThreads = 128;
+
+// delta is the diagonal of dout out^T, by the products that make dP of dout v^T.
+template <class T, int kWidth>
+__global__ void __launch_bounds__(kStatsThreads)
+    attention_row_stats_mma_kernel(const __grid_constant__ AttentionBackwardArgs a) {
+  const AttentionInputs& in = a.in;
+  const int tiles = ceil_div(static_cast<int>(in.Tq), kStatsRows);
+  const int block = static_cast<int>(blockIdx.x);
+  const int t0 = block % tiles * kStatsRows;
+  const int h = block / tiles % static_cast<int>(in.NH);
+  const int b = block / tiles / static_cast<int>(in.NH);
+  const int rows = min(kStatsRows, static_cast<int>(in.Tq) - t0);
+  T* dout_tile = dynamic_shared<T>();
+  T* out_tile = dout_tile + kStatsRows * kWidth;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
+  float x[1][2][4];
+  clear(x);
+  if (a.dout) {
+    load_tile<kWidth, kStatsRows, kStatsThreads>(
+        dout_tile, rows_of<const T>(a.dout, a.dout_strides, in.D, b, h, t0), 0, rows);
+    load_tile<kWidth, kStatsRows, kStatsThreads>(
+        out_tile, rows_of<const T>(a.out, a.out_strides, in.D, b, h, t0), 0, rows);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // orders the copies before the other threads' reads
+    multiply_rows<kWidth>(x, dout_tile, warp_row, out_tile, warp_row);
+  }
+  // Lane 4 g + g / 2 holds row g's and row g + 8's elements of the diagonal.
+  const int g = lane / 4;
+  if (lane % 4 != g / 2) return;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = warp_row + 8 * half + g;
+    if (row >= rows) continue;
+    const int64_t n = row_number(in, b, h, t0 + row);
+    const float lse = static_cast<const float*>(a.lse)[n];
+    const bool empty = lse == -infinity<float>();
+    const float diagonal = g % 2 ? x[0][half][2 * half + 1] : x[0][half][2 * half];
+    const float dlse = a.dlse ? static_cast<const float*>(a.dlse)[n] : 0.0f;
+    static_cast<RowStats<float>*>(a.workspace)[n] = {
+        empty ? infinity<float>() : lse * kLog2E, empty ? 0.0f : diagonal - dlse};
+  }
+}
+
+// ---------------------------------------------------------------- launching
+
+template <class T, int kWidth>
+void launch_row_stats(const AttentionBackwardArgs& a, Stream stream) {
+  const int64_t blocks = a.in.B * a.in.NH * ceil_div<int64_t>(a.in.Tq, kStatsRows);
+  if (blocks == 0) return;
+  // No more blocks than the pass over the queries, whose number is checked.
+  launch(attention_row_stats_mma_kernel<T, kWidth>,
+         {.name = "attention_backward",
+          .grid = static_cast<unsigned>(blocks),
+          .block = kStatsThreads,
+          .smem = 2 * kStatsRows * kWidth * sizeof(T),
+          .stream = stream},
+         a);
+}
+
 template <class T, int kWidth, bool kKeys, bool kOptions>
 void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
   using S = Shape<kWidth, kKeys>;
@@ -311,6 +376,7 @@ void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
 void attention_backward_mma(const AttentionBackwardArgs& a, Stream stream) {
   specialize_mma(a.in, [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>,
                                                                Options) {
+    launch_row_stats<T, kWidth>(a, stream);
     launch_pass<T, kWidth, true, Options::value>(a, stream);
     launch_pass<T, kWidth, false, Options::value>(a, stream);
   });
@@ -319,6 +385,10 @@ void attention_backward_mma(const AttentionBackwardArgs& a, Stream stream) {
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context) {
   for_each_mma([&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>, Options,
                                                        const std::string& options) {
+    if (!Options::value) {
+      visit(context, ("attention_row_stats_mma" + options).c_str(),
+            reinterpret_cast<const void*>(attention_row_stats_mma_kernel<T, kWidth>));
+    }
     visit(context, ("attention_backward_mma_dkdv" + options).c_str(),
           reinterpret_cast<const void*>(
               attention_backward_mma_kernel<T, kWidth, true, Options::value>));

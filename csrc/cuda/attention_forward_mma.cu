@@ -209,8 +209,7 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
           out[m][n][e] = empty ? 0.0f : out[m][n][e] * inverse;
       }
       if (lane % 4 == 0 && row < work.rows) {
-        lse[row] = empty ? -infinity<float>()
-                         : fmaf(softmax.max[m][half], kLn2, log_of(sum));
+        lse[row] = empty ? -infinity<float>() : log_sum(softmax.max[m][half], kLn2, sum);
       }
     }
   }

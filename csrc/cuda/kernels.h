@@ -33,7 +33,6 @@ int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
-void visit_attention_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);

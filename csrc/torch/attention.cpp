@@ -4,8 +4,6 @@
 #include "torch/backend.h"
 #include "torch/ops.h"
 
-#if defined(SEQKERN_HAS_ATTENTION)
-
 namespace seqkern {
 namespace {
 
@@ -283,5 +281,3 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(
 }
 
 }  // namespace seqkern
-
-#endif

@@ -20,11 +20,6 @@
 #error "the torch layer is compiled with SEQKERN_BACKEND_{CPU,CUDA,EMULATOR} (CMakeLists.txt)"
 #endif
 
-// The backends whose attention kernels exist.
-#if defined(SEQKERN_BACKEND_CPU)
-#define SEQKERN_HAS_ATTENTION
-#endif
-
 namespace seqkern {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;

@@ -35,6 +35,13 @@ struct Cuda {
   SEQKERN_CUDA_KERNELS(SEQKERN_RUN)
 #undef SEQKERN_RUN
 
+  static int64_t workspace_bytes(const AttentionForwardArgs& args) {
+    return cuda::attention_forward_workspace(args);
+  }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& args) {
+    return cuda::attention_backward_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

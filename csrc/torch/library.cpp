@@ -29,7 +29,6 @@ void define(torch::stable::detail::StableLibrary& m) {
       "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
       "float label_smoothing, float z_loss, float softcap) -> Tensor");
 
-#if defined(SEQKERN_HAS_ATTENTION)
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor? lengths, Tensor? cu_seqlens, "
       "Tensor? alibi_slopes, Tensor? seed, float scale, int window, float softcap, "
@@ -43,7 +42,6 @@ void define(torch::stable::detail::StableLibrary& m) {
       "Tensor lse, Tensor? lengths, Tensor? cu_seqlens, Tensor? alibi_slopes, Tensor? seed, "
       "float scale, int window, float softcap, float dropout_p) "
       "-> (Tensor dq, Tensor dk, Tensor dv)");
-#endif
 }
 #endif
 
@@ -51,11 +49,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
-#if defined(SEQKERN_HAS_ATTENTION)
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("attention_forward", TORCH_BOX(&attention));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
-#endif
 }
 
 }  // namespace

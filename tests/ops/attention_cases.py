@@ -12,7 +12,7 @@ from torch import Tensor
 from seqkern import ops, reference
 
 #: Where attention has kernels: the one place to add a backend.
-BACKENDS = ["cpu"]
+BACKENDS = ["cpu", "emu", "cuda"]
 #: Those that run at full speed.
 NATIVE = [name for name in BACKENDS if name != "emu"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
