@@ -8,21 +8,22 @@
 #include "ops/attention.h"
 
 namespace seqkern::cpu {
+namespace {  // also compiled into the files of each instruction set
 
 // ---------------------------------------------------------------- tasks
 
 // Queries of a block.
-static inline int64_t attention_query_block(const AttentionInputs&) { return 96; }
+inline int64_t attention_query_block(const AttentionInputs&) { return 96; }
 
-static inline int64_t attention_forward_tasks(const AttentionForwardArgs& a) {
+inline int64_t attention_forward_tasks(const AttentionForwardArgs& a) {
   return a.in.B * a.in.NH * ceil_div(a.in.Tq, attention_query_block(a.in));
 }
 
-static inline int64_t attention_backward_tasks(const AttentionBackwardArgs& a) {
+inline int64_t attention_backward_tasks(const AttentionBackwardArgs& a) {
   return a.in.B * a.in.NKV;
 }
 
-static inline int64_t attention_backward_workspace(const AttentionBackwardArgs&) { return 0; }
+inline int64_t attention_backward_workspace(const AttentionBackwardArgs&) { return 0; }
 
 // ---------------------------------------------------------------- which keys a query sees
 
@@ -71,4 +72,5 @@ struct AttentionRow {
   }
 };
 
+}  // namespace
 }  // namespace seqkern::cpu
