@@ -149,7 +149,8 @@ inline unsigned grid_of(const char* name, const AttentionInputs& in, int64_t hea
   constexpr int64_t kMostRows = int64_t{1} << 30;
   const int64_t blocks = in.B * heads * tiles_per_head(in, rows, tile);
   if (in.Tq > kMostRows || in.Tk > kMostRows || blocks > INT_MAX) {
-    throw_value_error(std::string(name) + ": q and k must have at most 2^30 rows and need at most " +
+    throw_value_error(std::string(name) +
+                      ": q and k must have at most 2^30 rows and need at most " +
                       "2^31 - 1 blocks on CUDA, got " + std::to_string(in.Tq) + " and " +
                       std::to_string(in.Tk) + " rows and " + std::to_string(blocks) + " blocks");
   }
@@ -292,8 +293,8 @@ __device__ __forceinline__ int64_t row_number(const AttentionInputs& in, int b, 
 // What the backward needs of a query row: p_ij = exp(s_ij - lse), ds_ij = p_ij (dp_ij - delta). lse
 // is +inf where the row has no key, which makes p 0 without asking.
 //
-// delta = sum_d dout out is summed in the very order in which dp = sum_d dout v is: where a row sees
-// one key, out is v and the difference has to be 0, not a rounding error.
+// delta = sum_d dout out is summed in the very order in which dp = sum_d dout v is: where a row
+// sees one key, out is v and the difference has to be 0, not a rounding error.
 template <class Acc>
 struct alignas(2 * sizeof(Acc)) RowStats {
   Acc lse;    // in the unit of the scores

@@ -115,8 +115,7 @@ class Backward {
         0, given ? s_.alive - row : 0);
   }
   __device__ __forceinline__ const Stats* stats_of(int head, int row) const {
-    return static_cast<const Stats*>(a_.workspace) +
-           row_number(in_, s_.b, head, s_.q_row + row);
+    return static_cast<const Stats*>(a_.workspace) + row_number(in_, s_.b, head, s_.q_row + row);
   }
 
   __device__ __forceinline__ void load_rows() {
@@ -196,8 +195,7 @@ class Backward {
       uint32_t keep = 0xffffffffu;  // four bits per n
       if constexpr (kOptions) {
         if (dropout.on) {
-          using Keep =
-              std::conditional_t<kKeys, KeepOfKeyRows<S::N>, KeepOfQueryRows<S::N>>;
+          using Keep = std::conditional_t<kKeys, KeepOfKeyRows<S::N>, KeepOfQueryRows<S::N>>;
           const Keep drawn(dropout, row0 + 16 * m, column0);
           keep = 0;
 #pragma unroll
@@ -332,8 +330,8 @@ __global__ void __launch_bounds__(kStatsThreads)
     const bool empty = lse == -infinity<float>();
     const float diagonal = g % 2 ? x[0][half][2 * half + 1] : x[0][half][2 * half];
     const float dlse = a.dlse ? static_cast<const float*>(a.dlse)[n] : 0.0f;
-    static_cast<RowStats<float>*>(a.workspace)[n] = {
-        empty ? infinity<float>() : lse * kLog2E, empty ? 0.0f : diagonal - dlse};
+    static_cast<RowStats<float>*>(a.workspace)[n] = {empty ? infinity<float>() : lse * kLog2E,
+                                                     empty ? 0.0f : diagonal - dlse};
   }
 }
 
@@ -357,8 +355,8 @@ template <class T, int kWidth, bool kKeys, bool kOptions>
 void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
   using S = Shape<kWidth, kKeys>;
   const AttentionInputs& in = a.in;
-  const unsigned grid = grid_of("attention_backward", in, kKeys ? in.NKV : in.NH,
-                                kKeys ? in.Tk : in.Tq, S::kRows);
+  const unsigned grid =
+      grid_of("attention_backward", in, kKeys ? in.NKV : in.NH, kKeys ? in.Tk : in.Tq, S::kRows);
   if (grid == 0) return;
   launch(attention_backward_mma_kernel<T, kWidth, kKeys, kOptions>,
          {.name = "attention_backward",
@@ -374,12 +372,12 @@ void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
 // ---------------------------------------------------------------- launcher
 
 void attention_backward_mma(const AttentionBackwardArgs& a, Stream stream) {
-  specialize_mma(a.in, [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>,
-                                                               Options) {
-    launch_row_stats<T, kWidth>(a, stream);
-    launch_pass<T, kWidth, true, Options::value>(a, stream);
-    launch_pass<T, kWidth, false, Options::value>(a, stream);
-  });
+  specialize_mma(a.in,
+                 [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>, Options) {
+                   launch_row_stats<T, kWidth>(a, stream);
+                   launch_pass<T, kWidth, true, Options::value>(a, stream);
+                   launch_pass<T, kWidth, false, Options::value>(a, stream);
+                 });
 }
 
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context) {

@@ -38,9 +38,8 @@ __device__ __forceinline__ float sum_of_row(float x) {
 // every p and in the sum alike.
 template <bool kOptions, bool kMask, int M, int N, int O>
 __device__ __forceinline__ void take_tile(float (&x)[M][N][4], Softmax<M>& softmax,
-                                          float (&out)[M][O][4],
-                                          const Scores<float, true>& scores, const Band& band,
-                                          int offset, int row0, int column0) {
+                                          float (&out)[M][O][4], const Scores<float, true>& scores,
+                                          const Band& band, int offset, int row0, int column0) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
@@ -217,7 +216,8 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
   __syncwarp();  // orders the lanes' reads of Q before the writes
   to_tile<kWidth>(q_tile, out, 1.0f, warp_row, 0);
   __syncwarp();  // orders the writes before the lanes read chunks of others
-  store_tile<kWidth>(q_tile, rows_of<T>(a.out, a.out_strides, in.D, s.b, work.head, s.q_row + work.first),
+  store_tile<kWidth>(q_tile,
+                     rows_of<T>(a.out, a.out_strides, in.D, s.b, work.head, s.q_row + work.first),
                      warp_row, min(work.rows, warp_row + 16 * S::M), lane, kWarp);
 }
 
@@ -226,19 +226,19 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
 // ---------------------------------------------------------------- launcher
 
 void attention_forward_mma(const AttentionForwardArgs& a, Stream stream) {
-  specialize_mma(a.in, [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>,
-                                                               Options) {
-    using S = Shape<kWidth, Options::value>;
-    const unsigned grid = grid_of("attention", a.in, a.in.NH, a.in.Tq, S::kQueries);
-    if (grid == 0) return;
-    launch(attention_forward_mma_kernel<T, kWidth, Options::value>,
-           {.name = "attention",
-            .grid = grid,
-            .block = S::kThreads,
-            .smem = S::kSharedBytes,
-            .stream = stream},
-           a);
-  });
+  specialize_mma(a.in,
+                 [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>, Options) {
+                   using S = Shape<kWidth, Options::value>;
+                   const unsigned grid = grid_of("attention", a.in, a.in.NH, a.in.Tq, S::kQueries);
+                   if (grid == 0) return;
+                   launch(attention_forward_mma_kernel<T, kWidth, Options::value>,
+                          {.name = "attention",
+                           .grid = grid,
+                           .block = S::kThreads,
+                           .smem = S::kSharedBytes,
+                           .stream = stream},
+                          a);
+                 });
 }
 
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context) {

@@ -125,26 +125,26 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const T* a,
   // Unrolled further, the compiler looks so far ahead that it runs out of registers.
   constexpr int kUnrolled = kWidth / 16 < 4 ? kWidth / 16 : 4;
 #pragma unroll 1
-  for (int done = 0; done < kWidth / 16; done += kUnrolled, a += 16 * kUnrolled,
-           b += 16 * kUnrolled) {
+  for (int done = 0; done < kWidth / 16;
+       done += kUnrolled, a += 16 * kUnrolled, b += 16 * kUnrolled) {
 #pragma unroll
     for (int k = 0; k < kUnrolled; ++k) {
-    uint32_t a_fragment[M][4];
+      uint32_t a_fragment[M][4];
 #pragma unroll
-    for (int m = 0; m < M; ++m)
-      ldmatrix<false>(a_fragment[m], a + Positions::moved(of_a, 16 * m, 2 * k));
+      for (int m = 0; m < M; ++m)
+        ldmatrix<false>(a_fragment[m], a + Positions::moved(of_a, 16 * m, 2 * k));
 #pragma unroll
-    for (int n = 0; n < N; n += 2) {
-      uint32_t two[4];
-      ldmatrix<false>(two, b + Positions::moved(of_b, 8 * n, 2 * k));
-      const uint32_t first[2] = {two[0], two[1]}, second[2] = {two[2], two[3]};
+      for (int n = 0; n < N; n += 2) {
+        uint32_t two[4];
+        ldmatrix<false>(two, b + Positions::moved(of_b, 8 * n, 2 * k));
+        const uint32_t first[2] = {two[0], two[1]}, second[2] = {two[2], two[3]};
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-        mma_m16n8k16<T>(acc[m][n], a_fragment[m], first, acc[m][n]);
-        mma_m16n8k16<T>(acc[m][n + 1], a_fragment[m], second, acc[m][n + 1]);
+        for (int m = 0; m < M; ++m) {
+          mma_m16n8k16<T>(acc[m][n], a_fragment[m], first, acc[m][n]);
+          mma_m16n8k16<T>(acc[m][n + 1], a_fragment[m], second, acc[m][n + 1]);
+        }
       }
     }
-  }
   }
 }
 
@@ -211,8 +211,8 @@ __device__ __forceinline__ void to_tile(T* tile, const float (&acc)[M][N][4], fl
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        T* pair = tile + Tile<kWidth>::at(row + 16 * m + 8 * half + lane / 4, chunk + n) +
-                  lane % 4 * 2;
+        T* pair =
+            tile + Tile<kWidth>::at(row + 16 * m + 8 * half + lane / 4, chunk + n) + lane % 4 * 2;
         *reinterpret_cast<uint32_t*>(pair) =
             pack2(TypeTag<T>{}, acc[m][n][2 * half] * factor, acc[m][n][2 * half + 1] * factor);
       }
@@ -284,8 +284,7 @@ using Constant = std::integral_constant<int, kValue>;
 // positive multiple of the product, or is dropped.
 template <class F>
 void specialize_mma(const AttentionInputs& in, F&& f) {
-  const bool options =
-      in.softcap > 0 || in.alibi_slopes || in.dropout_p > 0 || !(in.scale > 0);
+  const bool options = in.softcap > 0 || in.alibi_slopes || in.dropout_p > 0 || !(in.scale > 0);
   const auto of_type = [&](auto tag) {
     const auto of_width = [&](auto width) {
       options ? f(tag, width, std::true_type{}) : f(tag, width, std::false_type{});

@@ -58,7 +58,7 @@ __device__ __forceinline__ void multiply(AccOf<T> (&dot)[R], const Rows<T>& a, c
     Acc part[R] = {};
     for (int d = 0; d < width; ++d) {
 #pragma unroll
-      for (int r = 0; r < R; ++r) part[r] += s.a[warp * R + r][d] * s.b[lane][d];
+      for (int r = 0; r < R; ++r) part[r] = fma(s.a[warp * R + r][d], s.b[lane][d], part[r]);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) dot[r] += part[r];
@@ -85,7 +85,7 @@ __device__ __forceinline__ void accumulate(AccOf<T> (&sum)[R][kSlices], const Ac
     for (int c = max(0, b.from); c < min(kWarp, b.to); ++c) {
       const Acc x = load1(b.first + c * b.stride + d);
 #pragma unroll
-      for (int r = 0; r < R; ++r) part[r] += s.weight[warp * R + r][c] * x;
+      for (int r = 0; r < R; ++r) part[r] = fma(s.weight[warp * R + r][c], x, part[r]);
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) sum[r][u] = sum[r][u] * decay[r] + part[r];
@@ -137,8 +137,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Band band = band_of<false>(s, window_of(in));
   const TileOrder order(band, work.first, work.first + work.alive - 1, kWarp);
   const int end = work.alive > 0 ? order.end : order.begin;
-  const Rows<T> q =
-      rows_of<T>(in.q, in.q_strides, s.b, h, s.q_row + work.first, 0, work.alive);
+  const Rows<T> q = rows_of<T>(in.q, in.q_strides, s.b, h, s.q_row + work.first, 0, work.alive);
 
   Acc row_max[R], row_sum[R] = {}, out[R][kSlices] = {};
 #pragma unroll
@@ -182,8 +181,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     store<T>(a.out, a.out_strides, s.b, h, s.q_row + work.first + warp_row + r, out[r],
              empty ? Acc(0) : kept / sum, D);
-    if (lane == 0)
-      lse[warp_row + r] = empty ? -infinity<Acc>() : log_sum(row_max[r], Acc(1), sum);
+    if (lane == 0) lse[warp_row + r] = empty ? -infinity<Acc>() : log_sum(row_max[r], Acc(1), sum);
   }
 }
 
@@ -209,7 +207,8 @@ __global__ void __launch_bounds__(kThreads)
     const T* dout = static_cast<const T*>(a.dout) + offset_of(a.dout_strides, b, h, t);
     for (int d0 = 0; d0 < D; d0 += kWarp) {
       Acc part = 0;
-      for (int d = d0; d < min(D, d0 + kWarp); ++d) part += load1(out + d) * load1(dout + d);
+      for (int d = d0; d < min(D, d0 + kWarp); ++d)
+        part = fma(load1(out + d), load1(dout + d), part);
       delta += part;
     }
   }
@@ -248,6 +247,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
 
   Acc sum1[R][kSlices] = {}, sum2[kKeys ? R : 1][kSlices] = {};
+  Acc row_sum[R] = {};  // of p, which is 1 but for the rounding of lse: as large as lse is
   const int first_head = kKeys ? work.head * group : work.head;
   for (int h = first_head; h < first_head + (kKeys ? group : 1); ++h) {
     const int h_kv = kKeys ? work.head : h / group;
@@ -281,6 +281,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const RowStats<Acc> of_row = stats[i];
         const Acc score = scores.of(p[r], i + s.offset - j, derivative);
         p[r] = softmax_exp(score - of_row.lse);
+        row_sum[r] += p[r];
         const bool keep = !dropout.on || (dropout.keep(i, j / 4) >> j % 4 & 1);
         ds[r] = (keep ? ds[r] * kept : Acc(0)) - of_row.delta;
         if (dlse) ds[r] += dlse[i];
@@ -296,12 +297,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     const int row = row0 + r;
+    const Acc whole = kKeys ? Acc(1) : warp_reduce(row_sum[r], Add{});
     if (row < first_alive || row >= work.first + work.rows) continue;
     if constexpr (kKeys) {
       store<T>(a.dk, a.dk_strides, s.b, work.head, s.k_row + row, sum1[r], scale, D);
       store<T>(a.dv, a.dv_strides, s.b, work.head, s.k_row + row, sum2[r], kept, D);
     } else {
-      store<T>(a.dq, a.dq_strides, s.b, work.head, s.q_row + row, sum1[r], scale, D);
+      store<T>(a.dq, a.dq_strides, s.b, work.head, s.q_row + row, sum1[r],
+               whole == 0 ? scale : scale / whole, D);
     }
   }
 }
@@ -323,8 +326,7 @@ void attention_backward_simt(const AttentionBackwardArgs& a, Stream stream) {
   const AttentionInputs& in = a.in;
   dispatch_dtype(in.dtype, [&]<class T>(TypeTag<T>) {
     const auto pass = [&](auto kernel, int64_t heads, int64_t rows) {
-      const unsigned grid =
-          grid_of("attention_backward", in, heads, rows, kWarps * kBackwardRows);
+      const unsigned grid = grid_of("attention_backward", in, heads, rows, kWarps * kBackwardRows);
       if (grid == 0) return;
       launch(kernel,
              {.name = "attention_backward", .grid = grid, .block = kThreads, .stream = stream}, a);
