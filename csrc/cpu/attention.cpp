@@ -126,18 +126,20 @@ struct ForwardTask {
     }
   }
 
-  // Scores are products times `factor`: the scale, unless the transform has applied it.
+  // Scores are S times `factor`: the scale, unless the transform has applied it. Maxima are of S,
+  // and the difference is scaled: the exponential of a maximum is exactly 1, so that a query that
+  // sees one key gets exactly its value.
   Acc factor() const { return transform.plain ? transform.scale : Acc(1); }
 
   void raise_maximum(bool first) {
     const Acc f = factor();
     for (int64_t c = 0; c < bands.columns; c += L) {
       const Vec<Acc> before = load(max + c);
-      const Vec<Acc> now = vmax(before, load(part + c) * f);
+      const Vec<Acc> now = vmax(before, load(part + c));
       const Vec<Acc> finite = vmax(now, splat<Vec<Acc>>(lowest<Acc>()));
       store(max + c, now);
       store(safe + c, finite);
-      store(shrink + c, first ? Vec<Acc>{} : exp_nonpositive<Acc>(before - finite));
+      store(shrink + c, first ? Vec<Acc>{} : exp_nonpositive<Acc>((before - finite) * f));
       store(part + c, Vec<Acc>{});
     }
   }
@@ -160,13 +162,13 @@ struct ForwardTask {
           Vec<Acc> p[4];
 #pragma GCC unroll 4
           for (int u = 0; u < 4; ++u) {
-            p[u] = exp_nonpositive<Acc>(load(x + (r + u) * columns) * f - shift);
+            p[u] = exp_nonpositive<Acc>((load(x + (r + u) * columns) - shift) * f);
             store(x + (r + u) * columns, p[u]);
           }
           p_sum += (p[0] + p[1]) + (p[2] + p[3]);
         }
         for (; r < height; ++r) {
-          const Vec<Acc> p = exp_nonpositive<Acc>(load(x + r * columns) * f - shift);
+          const Vec<Acc> p = exp_nonpositive<Acc>((load(x + r * columns) - shift) * f);
           store(x + r * columns, p);
           p_sum += p;
         }
@@ -201,7 +203,7 @@ struct ForwardTask {
       int64_t d = 0;
       for (; d + L <= in.D; d += L) store(out + d, load(from + d) * inverse);
       for (; d < in.D; ++d) store1(out + d, from[d] * inverse);
-      lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] + log1(sum[r]);
+      lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] * factor() + log1(sum[r]);
     }
   }
 };

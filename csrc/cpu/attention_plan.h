@@ -12,18 +12,58 @@ namespace {  // also compiled into the files of each instruction set
 
 // ---------------------------------------------------------------- tasks
 
-// Queries of a block.
-inline int64_t attention_query_block(const AttentionInputs&) { return 96; }
+// Queries of a block of forward: as many as leave half of a task's scratch to the keys.
+inline int64_t attention_query_block(const AttentionInputs& in) {
+  constexpr int64_t kBytes = 128 * 1024;
+  const int64_t bytes_per_query = 2 * in.D * (in.dtype == DType::kFloat64 ? 8 : 4);
+  int64_t block = 96;
+  while (block * bytes_per_query > kBytes) block /= 2;
+  return block;
+}
 
 inline int64_t attention_forward_tasks(const AttentionForwardArgs& a) {
   return a.in.B * a.in.NH * ceil_div(a.in.Tq, attention_query_block(a.in));
 }
 
-inline int64_t attention_backward_tasks(const AttentionBackwardArgs& a) {
-  return a.in.B * a.in.NKV;
-}
+// Backward: a task is a chunk of the keys of one key head, against all queries of its group. More
+// than one chunk where there are few heads; each then writes dq sums of its own, which are added in
+// a second step.
+struct AttentionBackwardPlan {
+  int64_t chunks, chunk;  // keys of a chunk
+  int64_t tasks, sum_tasks;
+  int64_t width;                       // D in whole cache lines: of a row in the workspace
+  int64_t item;                        // bytes of Acc
+  int64_t dq_at, dk_at, dv_at, bytes;  // offsets into the workspace
+  bool dq_sums, dkv_sums;              // whether these are in it
 
-inline int64_t attention_backward_workspace(const AttentionBackwardArgs&) { return 0; }
+  static constexpr int64_t kSumRows = 64;
+
+  explicit AttentionBackwardPlan(const AttentionInputs& in) {
+    constexpr int64_t kTasks = 64, kMostChunks = 8, kLeastKeys = 256, kBlock = 96;
+    const int64_t heads = in.B * in.NKV;
+    chunks = ceil_div(kTasks, heads > 0 ? heads : 1);
+    if (chunks > kMostChunks) chunks = kMostChunks;
+    if (chunks > ceil_div(in.Tk, kLeastKeys)) chunks = ceil_div(in.Tk, kLeastKeys);
+    chunk = ceil_div(ceil_div(in.Tk, chunks), kBlock) * kBlock;
+    chunks = ceil_div(in.Tk, chunk);
+    tasks = heads * chunks;
+    item = in.dtype == DType::kFloat64 ? 8 : 4;
+    width = ceil_div(in.D, int64_t{16}) * 16;
+    dq_sums = chunks > 1;
+    sum_tasks = dq_sums ? in.B * in.NH * ceil_div(in.Tq, kSumRows) : 0;
+    // dk and dv are summed where they go if they can hold a sum and whole vectors.
+    const bool sixteen_bit = in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16;
+    dkv_sums = sixteen_bit || in.D % 16 != 0;
+    dq_at = 0;
+    dk_at = dq_at + (dq_sums ? chunks * in.B * in.NH * in.Tq * width * item : 0);
+    dv_at = dk_at + (dkv_sums ? heads * in.Tk * width * item : 0);
+    bytes = dv_at + (dv_at - dk_at);
+  }
+};
+
+inline int64_t attention_backward_workspace(const AttentionBackwardArgs& a) {
+  return AttentionBackwardPlan(a.in).bytes;
+}
 
 // ---------------------------------------------------------------- which keys a query sees
 

@@ -14,7 +14,8 @@
   X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
   X(attention_forward, AttentionForwardArgs)          \
-  X(attention_backward, AttentionBackwardArgs)
+  X(attention_backward, AttentionBackwardArgs)        \
+  X(attention_sum_dq, AttentionBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -59,7 +59,9 @@ struct Cpu {
     tasks(cpu::attention_forward, a, cpu::attention_forward_tasks(a));
   }
   static void run(const AttentionBackwardArgs& a) {
-    tasks(cpu::attention_backward, a, cpu::attention_backward_tasks(a));
+    const cpu::AttentionBackwardPlan plan(a.in);
+    tasks(cpu::attention_backward, a, plan.tasks);
+    tasks(cpu::attention_sum_dq, a, plan.sum_tasks);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -39,18 +39,21 @@ def make(sizes: Sizes, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor,
     return q, k, v
 
 
-def run(function: Any, qkv: Any, **options: Any) -> list[Tensor]:
-    """Output, log-sum-exp where the function gives it, and dq, dk, dv under uneven gradients."""
+def run(function: Any, qkv: Any, flip: bool = False, **options: Any) -> list[Tensor]:
+    """Output, log-sum-exp where the function gives it, and dq, dk, dv under uneven gradients
+    (those of the output reversed along D with `flip`).
+    """
     leaves = [t.detach().clone().requires_grad_() for t in qkv]
     result = function(*leaves, **options)
     outputs = result if isinstance(result, tuple) else (result,)
-    grads = torch.autograd.grad(outputs, leaves, [_upstream(o) for o in outputs])
+    grads = torch.autograd.grad(outputs, leaves, [_upstream(o, flip) for o in outputs])
     return [*(o.detach() for o in outputs), *grads]
 
 
-def _upstream(output: Tensor) -> Tensor:
+def _upstream(output: Tensor, flip: bool = False) -> Tensor:
     wave = torch.linspace(0.0, 17.0, max(output.numel(), 1), device=output.device).sin() + 0.1
-    return wave.reshape(output.shape).to(output.dtype)
+    wave = wave.reshape(output.shape).to(output.dtype)
+    return wave.flip(-1) if flip and output.dim() == 4 else wave
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
@@ -61,6 +64,10 @@ def torchs(qkv: Any, **options: Any) -> list[Tensor]:
     """What PyTorch's own operations make of it in the same dtype; the log-sum-exp in float32."""
     dtype = qkv[0].dtype
     acc = torch.promote_types(dtype, torch.float32)
+    if dtype == torch.float64:
+        # The truth itself would have no error: the same, summed over D in the other order.
+        flipped = run(reference.causal_attention, [t.flip(-1) for t in qkv], flip=True, **options)
+        return [t.flip(-1) if t.dim() == 4 else t for t in flipped]
     results = run(reference.causal_attention, qkv, **options)
     results[1] = reference.causal_attention(*(t.to(acc) for t in qkv), **options)[1]
     return results
