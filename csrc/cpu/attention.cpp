@@ -8,12 +8,10 @@ namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
 // Keys of a block: as many as leave room for the rest of a task's scratch.
-template <class T>
+template <class Acc>
 int64_t key_block(int64_t D, int64_t columns) {
-  using Acc = AccOf<T>;
   const int64_t fixed = D * columns + columns * row_stride<Acc>(D) + 256;
-  const int64_t per_key =
-      columns + row_stride<Acc>(D) * (std::is_same_v<T, Acc> ? 1 : 2);  // S^T, v, k where converted
+  const int64_t per_key = columns + 2 * row_stride<Acc>(D);  // S^T, k, v
   const int64_t fits = (kScratchBytes / static_cast<int64_t>(sizeof(Acc)) - fixed) / per_key;
   return most<int64_t>(least<int64_t>(fits, 96) / 8 * 8, 8);
 }
@@ -43,13 +41,13 @@ struct ForwardTask {
     const int64_t D = in.D, kv = h / (in.NH / in.NKV);
     bands.set_queries(row, i, n);
     const int64_t columns = bands.columns, stride = row_stride<Acc>(D);
-    const int64_t keys = key_block<T>(D, columns);
+    const int64_t keys = key_block<Acc>(D, columns);
     Carve<Acc> carve{scratch};
     Acc* q = carve.take(D * columns);       // q^T [D, columns]
     Acc* o = carve.take(columns * stride);  // [queries, D], not yet divided by sum
     Acc* s = carve.take(keys * columns);    // S^T, then P^T [keys, columns]
     Acc* v = carve.take(keys * stride);     // [keys, D]
-    Acc* k_buffer = std::is_same_v<T, Acc> ? nullptr : carve.take(keys * stride);
+    Acc* k = carve.take(keys * stride);     // [keys, D]
     transpose_rows<Acc>(q, columns, at(static_cast<const T*>(in.q), in.q_strides, b, h, i),
                         in.q_strides.t, n, columns, D);
     for (int64_t c = 0; c < columns; ++c) max[c] = -kInfinity<Acc>, sum[c] = 0;
@@ -58,18 +56,11 @@ struct ForwardTask {
     for (int64_t j = first; j < end; j += keys) {
       const int64_t count = least(keys, end - j);
       bands.set_keys(row, i, j, count);
-      const T* k_from = at(static_cast<const T*>(in.k), in.k_strides, b, kv, j);
-      const Acc* k;
-      int64_t k_stride;
-      if constexpr (std::is_same_v<T, Acc>) {
-        k = k_from, k_stride = in.k_strides.t;
-      } else {
-        copy_rows<Acc>(k_buffer, stride, k_from, in.k_strides.t, count, D, Acc(1));
-        k = k_buffer, k_stride = stride;
-      }
+      copy_rows<Acc>(k, stride, at(static_cast<const T*>(in.k), in.k_strides, b, kv, j),
+                     in.k_strides.t, count, D, Acc(1));
       copy_rows<Acc>(v, stride, at(static_cast<const T*>(in.v), in.v_strides, b, kv, j),
                      in.v_strides.t, count, D, Acc(1));
-      scores(k, k_stride, q, s, j, count);
+      scores(k, stride, q, s, j, count);
       raise_maximum(j == first);
       exponentials(s, count);
       if (in.seed) drop(s, j, count);
@@ -83,33 +74,34 @@ struct ForwardTask {
   void scores(const Acc* k, int64_t k_stride, const Acc* q, Acc* s, int64_t j, int64_t count) {
     const int64_t columns = bands.columns;
     for (int64_t c = 0; c < columns; ++c) part[c] = -kInfinity<Acc>;
-    band_tiles<Acc>(
-        k, k_stride, q, columns, in.D, count, columns, bands.query_begin, bands.query_end,
-        [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
-            __attribute__((always_inline)) {
-              Vec<Acc> m[NV];
-              Tile<Acc, R, NV> x = tile;
-              if (!transform.plain || !bands.full(j + key, R, c, NV * L)) {
-                mask(x, j + key, c);
-              }
+    band_tiles<Acc>(k, k_stride, q, columns, in.D, count, columns, bands.query_begin,
+                    bands.query_end,
+                    [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
+                        __attribute__((always_inline)) {
+                          Vec<Acc> m[NV];
+                          Tile<Acc, R, NV> x = tile;
+                          if (!transform.plain || !bands.full(j + key, R, c, NV * L)) {
+                            mask(x, j + key, c);
+                          }
 #pragma GCC unroll 4
-              for (int v = 0; v < NV; ++v) m[v] = load(part + c + v * L);
+                          for (int v = 0; v < NV; ++v) m[v] = load(part + c + v * L);
 #pragma GCC unroll 8
-              for (int r = 0; r < R; ++r) {
+                          for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) {
-                  m[v] = vmax(m[v], x.c[r][v]);
-                  store(s + (key + r) * columns + c + v * L, x.c[r][v]);
-                }
-              }
+                            for (int v = 0; v < NV; ++v) {
+                              m[v] = vmax(m[v], x.c[r][v]);
+                              store(s + (key + r) * columns + c + v * L, x.c[r][v]);
+                            }
+                          }
 #pragma GCC unroll 4
-              for (int v = 0; v < NV; ++v) store(part + c + v * L, m[v]);
-            },
-        [&](int64_t key, int64_t rows, int64_t from, int64_t to) {
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t c = from; c < to; ++c) s[(key + r) * columns + c] = -kInfinity<Acc>;
-          }
-        });
+                          for (int v = 0; v < NV; ++v) store(part + c + v * L, m[v]);
+                        });
+    beside_band<Acc>(count, columns, bands.query_begin, bands.query_end,
+                     [&](int64_t key, int64_t from, int64_t to) {
+                       for (int64_t c = from; c < to; c += L) {
+                         store(s + key * columns + c, splat<Vec<Acc>>(-kInfinity<Acc>));
+                       }
+                     });
   }
 
   template <int R, int NV>
@@ -147,13 +139,11 @@ struct ForwardTask {
   void exponentials(Acc* s, int64_t count) {
     const int64_t columns = bands.columns;
     const Acc f = factor();
-    constexpr int R = kRowsOf<2>;
-    for (int64_t key = 0; key < count; key += R) {
-      const int64_t height = least<int64_t>(R, count - key);
-      const int64_t low = most<int64_t>(bands.query_begin[key] - kMostRows, 0) / L * L;
-      const int64_t high =
-          least(round_up<Acc>(bands.query_end[key + height - 1] + kMostRows), columns);
-      for (int64_t c = low; c < high; c += L) {
+    for (int64_t key = 0; key < count; key += kBandRows) {
+      const BandGroup group =
+          band_group<Acc>(key, count, columns, bands.query_begin, bands.query_end);
+      const int64_t height = group.height;
+      for (int64_t c = group.low; c < group.high; c += L) {
         const Vec<Acc> shift = load(safe + c);
         Vec<Acc> p_sum = load(part + c);
         Acc* x = s + key * columns + c;

@@ -10,15 +10,13 @@ namespace {
 struct BlockSizes {
   int64_t queries, keys;
 };
-template <class T>
+template <class Acc>
 BlockSizes block_sizes(int64_t D, int tiles) {
-  using Acc = AccOf<T>;
   constexpr BlockSizes kTry[] = {{96, 96}, {96, 48}, {48, 48}, {48, 32}, {32, 32}, {16, 32}};
   const int64_t stride = row_stride<Acc>(D);
   for (const BlockSizes& size : kTry) {
     const int64_t columns = round_up<Acc>(size.queries);
-    const int64_t items = 2 * D * columns + 3 * columns * stride +
-                          (std::is_same_v<T, Acc> ? 1 : 2) * size.keys * stride +
+    const int64_t items = 2 * D * columns + 3 * columns * stride + 2 * size.keys * stride +
                           tiles * size.keys * columns + 256;
     if (items * static_cast<int64_t>(sizeof(Acc)) <= kScratchBytes) return size;
   }
@@ -44,7 +42,7 @@ struct BackwardTask {
   // A block of queries: transposed [D, columns], and as rows [columns, stride]; q times scale
   // there.
   Acc *q_columns, *dout_columns, *q_rows, *dout_rows, *dq;
-  Acc *k_rows, *v_rows;         // a block of keys [keys, stride]; v_rows where T is not Acc
+  Acc *k_rows, *v_rows;         // a block of keys [keys, stride]
   Acc *p, *ds, *cap, *dropped;  // [keys, columns]: weights, score gradients, and for the options
 
   BackwardTask(const AttentionBackwardArgs& a, const AttentionBackwardPlan& plan, int64_t b,
@@ -98,7 +96,7 @@ struct BackwardTask {
     alignas(64) Acc scratch[kScratchBytes / sizeof(Acc)];
     const int64_t D = in.D, group = in.NH / in.NKV;
     const bool options = in.softcap > 0 || in.seed;
-    size = block_sizes<T>(D, options ? 4 : 2);
+    size = block_sizes<Acc>(D, options ? 4 : 2);
     stride = row_stride<Acc>(D);
     const int64_t columns = round_up<Acc>(size.queries);
     Carve<Acc> carve{scratch};
@@ -108,7 +106,7 @@ struct BackwardTask {
     dout_rows = carve.take(columns * stride);
     dq = carve.take(columns * stride);
     k_rows = carve.take(size.keys * stride);
-    v_rows = std::is_same_v<T, Acc> ? nullptr : carve.take(size.keys * stride);
+    v_rows = carve.take(size.keys * stride);
     p = carve.take(size.keys * columns);
     ds = carve.take(size.keys * columns);
     cap = options ? carve.take(size.keys * columns) : nullptr;
@@ -163,12 +161,14 @@ struct BackwardTask {
       bands.set_keys(row, i, j, count);
       copy_rows<Acc>(k_rows, stride, at(static_cast<const T*>(in.k), in.k_strides, b, kv, j),
                      in.k_strides.t, count, in.D, Acc(1));
+      copy_rows<Acc>(v_rows, stride, at(static_cast<const T*>(in.v), in.v_strides, b, kv, j),
+                     in.v_strides.t, count, in.D, Acc(1));
       weights(transform, j, count);
       if (a.dout) {
         if (in.seed) {
           dropout_factors(dropped, columns, in, b, h, i, columns, j, count);
         }
-        score_gradients(j, count);
+        score_gradients(count);
         const int64_t at_j = j - first_key;
         band_multiply<Acc>(dv.at + at_j * dv.stride, dv.stride, nullptr, false, p, columns, 1,
                            dout_rows, stride, in.D, count, n, bands.query_begin, bands.query_end);
@@ -229,37 +229,35 @@ struct BackwardTask {
   void weights(const Transform<Acc>& transform, int64_t j, int64_t count) {
     const int64_t columns = bands.columns;
     const Acc factor = transform.plain ? transform.scale : Acc(1);
-    band_tiles<Acc>(
-        k_rows, stride, q_columns, columns, in.D, count, columns, bands.query_begin,
-        bands.query_end,
-        [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
-            __attribute__((always_inline)) {
-              const bool whole = bands.full(j + key, R, c, NV * L);
-              Acc* to = p + key * columns + c;
-              if (transform.plain && whole) {
+    band_tiles<Acc>(k_rows, stride, q_columns, columns, in.D, count, columns, bands.query_begin,
+                    bands.query_end,
+                    [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
+                        __attribute__((always_inline)) {
+                          const bool whole = bands.full(j + key, R, c, NV * L);
+                          Acc* to = p + key * columns + c;
+                          if (transform.plain && whole) {
 #pragma GCC unroll 4
-                for (int v = 0; v < NV; ++v) {
-                  const Vec<Acc> shift = load(lse + c + v * L);
+                            for (int v = 0; v < NV; ++v) {
+                              const Vec<Acc> shift = load(lse + c + v * L);
 #pragma GCC unroll 8
-                  for (int r = 0; r < R; ++r) {
-                    store(to + r * columns + v * L,
-                          exp_nonpositive<Acc>(tile.c[r][v] * factor - shift));
-                  }
-                }
-              } else {
-                masked_weights(tile, transform, factor, j + key, c, to,
-                               cap ? cap + key * columns + c : nullptr);
-              }
-            },
-        [&](int64_t key, int64_t rows, int64_t from, int64_t to) {
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t c = from; c < to; c += L) {
-              store(p + (key + r) * columns + c, Vec<Acc>{});
-              store(ds + (key + r) * columns + c, Vec<Acc>{});
-              if (cap) store(cap + (key + r) * columns + c, Vec<Acc>{});
-            }
-          }
-        });
+                              for (int r = 0; r < R; ++r) {
+                                store(to + r * columns + v * L,
+                                      exp_nonpositive<Acc>(tile.c[r][v] * factor - shift));
+                              }
+                            }
+                          } else {
+                            masked_weights(tile, transform, factor, j + key, c, to,
+                                           cap ? cap + key * columns + c : nullptr);
+                          }
+                        });
+    beside_band<Acc>(count, columns, bands.query_begin, bands.query_end,
+                     [&](int64_t key, int64_t from, int64_t to) {
+                       for (int64_t c = from; c < to; c += L) {
+                         store(p + key * columns + c, Vec<Acc>{});
+                         store(ds + key * columns + c, Vec<Acc>{});
+                         if (cap) store(cap + key * columns + c, Vec<Acc>{});
+                       }
+                     });
   }
 
   template <int R, int NV>
@@ -283,38 +281,27 @@ struct BackwardTask {
   }
 
   // dS^T = P^T (dP^T - delta + dlse), dP^T = V dout^T.
-  void score_gradients(int64_t j, int64_t count) {
+  void score_gradients(int64_t count) {
     const int64_t columns = bands.columns;
-    const T* v_from = at(static_cast<const T*>(in.v), in.v_strides, b, kv, j);
-    const Acc* v;
-    int64_t v_stride;
-    if constexpr (std::is_same_v<T, Acc>) {
-      v = v_from, v_stride = in.v_strides.t;
-    } else {
-      copy_rows<Acc>(v_rows, stride, v_from, in.v_strides.t, count, in.D, Acc(1));
-      v = v_rows, v_stride = stride;
-    }
     const bool options = in.seed || in.softcap > 0;
-    band_tiles<Acc>(
-        v, v_stride, dout_columns, columns, in.D, count, columns, bands.query_begin,
-        bands.query_end,
-        [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
-            __attribute__((always_inline)) {
-              if (options) {
-                score_gradients_with_options(tile, key, c);
-                return;
-              }
+    band_tiles<Acc>(v_rows, stride, dout_columns, columns, in.D, count, columns, bands.query_begin,
+                    bands.query_end,
+                    [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
+                        __attribute__((always_inline)) {
+                          if (options) {
+                            score_gradients_with_options(tile, key, c);
+                            return;
+                          }
 #pragma GCC unroll 4
-              for (int v = 0; v < NV; ++v) {
-                const Vec<Acc> d = load(delta + c + v * L), g = load(dlse + c + v * L);
+                          for (int v = 0; v < NV; ++v) {
+                            const Vec<Acc> d = load(delta + c + v * L), g = load(dlse + c + v * L);
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                  const int64_t at_rv = (key + r) * columns + c + v * L;
-                  store(ds + at_rv, load(p + at_rv) * ((tile.c[r][v] - d) + g));
-                }
-              }
-            },
-        [](int64_t, int64_t, int64_t, int64_t) {});
+                            for (int r = 0; r < R; ++r) {
+                              const int64_t at_rv = (key + r) * columns + c + v * L;
+                              store(ds + at_rv, load(p + at_rv) * ((tile.c[r][v] - d) + g));
+                            }
+                          }
+                        });
   }
 
   template <int R, int NV>

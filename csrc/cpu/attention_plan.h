@@ -25,6 +25,12 @@ inline int64_t attention_forward_tasks(const AttentionForwardArgs& a) {
   return a.in.B * a.in.NH * ceil_div(a.in.Tq, attention_query_block(a.in));
 }
 
+// Multiplications of one product with all the scores, to tell small calls from large ones.
+inline int64_t attention_work(const AttentionInputs& in) {
+  const int64_t seen = in.window > 0 && in.window < in.Tk ? in.window : in.Tk;
+  return in.B * in.NH * in.Tq * seen * in.D;
+}
+
 // Backward: a task is a chunk of the keys of one key head, against all queries of its group. More
 // than one chunk where there are few heads; each then writes dq sums of its own, which are added in
 // a second step.

@@ -53,6 +53,7 @@ SEQKERN_INLINE int64_t row_stride(int64_t D) {
 // A register tile is as high as the registers allow beside one row of B and an element of A.
 template <int NV>
 inline constexpr int kRowsOf = kVectorBytes == 64 ? (NV >= 4 ? 6 : 8) : (NV >= 3 ? 4 : 6);
+inline constexpr int kBandRows = kRowsOf<2>;
 inline constexpr int kMostRows = kVectorBytes == 64 ? 8 : 6;
 
 // ---------------------------------------------------------------- packing
@@ -183,44 +184,68 @@ SEQKERN_INLINE Tile<Acc, R, NV> dot_tile(const Acc* a, int64_t a_stride, const A
   return tile;
 }
 
+// A group of rows of a band: the columns it computes, in whole vectors, and how far to both sides a
+// product over a group of rows or columns could touch it.
+struct BandGroup {
+  int64_t height, first, last, low, high;
+};
+template <class Acc>
+SEQKERN_INLINE BandGroup band_group(int64_t row, int64_t rows, int64_t columns,
+                                    const int32_t* begin, const int32_t* end) {
+  constexpr int L = kLanes<Acc>;
+  BandGroup g;
+  g.height = least<int64_t>(kBandRows, rows - row);
+  const int64_t left = begin[row], right = end[row + g.height - 1];
+  g.first = left / L * L;
+  g.last = least(round_up<Acc>(right), columns);
+  g.low = most<int64_t>(left - kMostRows, 0) / L * L;
+  g.high = least(round_up<Acc>(right + kMostRows), columns);
+  return g;
+}
+
 // The tiles of A B^T inside a band: rows [0, rows) of A, where row r needs the columns
-// [begin[r], end[r]) of [0, columns). Calls f(tile, row, column) for each, and gap(row, R, from,
-// to) for columns beside them that a product over a group of rows or columns could touch.
-template <class Acc, class F, class Gap>
+// [begin[r], end[r]) of [0, columns). Calls f(tile, row, column) for each. A panel of B stays in L1
+// while the rows pass by.
+template <class Acc, class F>
 SEQKERN_INLINE void band_tiles(const Acc* a, int64_t a_stride, const Acc* b, int64_t b_stride,
                                int64_t D, int64_t rows, int64_t columns, const int32_t* begin,
-                               const int32_t* end, F f, Gap gap) {
+                               const int32_t* end, F f) {
   constexpr int L = kLanes<Acc>;
-  constexpr int R = kRowsOf<2>;
-  for (int64_t row = 0; row < rows; row += R) {
-    const int64_t height = least<int64_t>(R, rows - row);
-    const int64_t first = most<int64_t>(begin[row], 0) / L * L;
-    const int64_t last = least(round_up<Acc>(end[row + height - 1]), columns);
-    if (first >= last) {
-      gap(row, height, 0, columns);
-      continue;
-    }
-    with_tile_rows<R>(height, [&](auto R_) __attribute__((always_inline)) {
-      constexpr int kR = decltype(R_)::value;
-      int64_t c = first;
-      while (c < last) {
-        const int64_t left = (last - c) / L;
-        if (kVectorBytes == 64 && (left == 3 || left > 4)) {
-          f(dot_tile<Acc, kR, 3>(a + row * a_stride, a_stride, b + c, b_stride, D), row, c);
-          c += 3 * L;
-        } else if (left >= 2) {
-          f(dot_tile<Acc, kR, 2>(a + row * a_stride, a_stride, b + c, b_stride, D), row, c);
-          c += 2 * L;
+  const int64_t panel = (kVectorBytes == 64 && columns != 4 * L ? 3 : 2) * L;
+  for (int64_t left = 0; left < columns; left += panel) {
+    for (int64_t row = 0; row < rows; row += kBandRows) {
+      const BandGroup g = band_group<Acc>(row, rows, columns, begin, end);
+      const int64_t c = most(g.first, left);
+      const int64_t vectors = (least(g.last, left + panel) - c) / L;
+      if (vectors <= 0) continue;
+      with_tile_rows<kBandRows>(g.height, [&](auto R_) __attribute__((always_inline)) {
+        constexpr int R = decltype(R_)::value;
+        const Acc* a_row = a + row * a_stride;
+        if (kVectorBytes == 64 && vectors == 3) {
+          f(dot_tile<Acc, R, 3>(a_row, a_stride, b + c, b_stride, D), row, c);
+        } else if (vectors == 2) {
+          f(dot_tile<Acc, R, 2>(a_row, a_stride, b + c, b_stride, D), row, c);
         } else {
-          f(dot_tile<Acc, kR, 1>(a + row * a_stride, a_stride, b + c, b_stride, D), row, c);
-          c += L;
+          f(dot_tile<Acc, R, 1>(a_row, a_stride, b + c, b_stride, D), row, c);
         }
-      }
-    });
-    const int64_t low = most<int64_t>(begin[row] - kMostRows, 0) / L * L;
-    const int64_t high = least(round_up<Acc>(end[row + height - 1] + kMostRows), columns);
-    if (low < first) gap(row, height, low, first);
-    if (last < high) gap(row, height, last, high);
+      });
+    }
+  }
+}
+
+// Calls f(row, from, to) for the columns beside a band that a product could touch: they have to
+// hold zeros.
+template <class Acc, class F>
+SEQKERN_INLINE void beside_band(int64_t rows, int64_t columns, const int32_t* begin,
+                                const int32_t* end, F f) {
+  for (int64_t row = 0; row < rows; row += kBandRows) {
+    const BandGroup g = band_group<Acc>(row, rows, columns, begin, end);
+    // A group that nobody sees has no tiles at all.
+    const int64_t first = least(g.first, g.high), last = most(g.last, first);
+    for (int64_t r = row; r < row + g.height; ++r) {
+      if (g.low < first) f(r, g.low, first);
+      if (last < g.high) f(r, last, g.high);
+    }
   }
 }
 

@@ -108,8 +108,6 @@ def test_the_mean_over_masks_is_no_dropout(backend: Any) -> None:
     qkv = make(Sizes(B=1, NH=1, NKV=1, Tq=5, Tk=5, D=2), torch.float32, backend.device)
     draws = 40 if backend.tiny else 4000
     seeds = torch.arange(draws, device=backend.device)
-    mean = sum(
-        ops.causal_attention(*qkv, dropout_p=0.3, dropout_seed=seed[None]) for seed in seeds
-    )
+    mean = sum(ops.causal_attention(*qkv, dropout_p=0.3, dropout_seed=seed[None]) for seed in seeds)
     expected = ops.causal_attention(*qkv)
     torch.testing.assert_close(mean / draws, expected, rtol=0, atol=5 / draws**0.5)

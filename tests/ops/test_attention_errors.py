@@ -98,9 +98,7 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
         r"k must have the 5 tokens of q with cu_seqlens, got float32 \[1, 2, 7, 8\]",
     ),
     "packed-lengths": (
-        lambda q, k: call(
-            q, k, k, cu_seqlens=torch.tensor([0, 5]), lengths=torch.tensor([3, 3])
-        ),
+        lambda q, k: call(q, k, k, cu_seqlens=torch.tensor([0, 5]), lengths=torch.tensor([3, 3])),
         r"lengths must be None with cu_seqlens, got int64 \[2\]",
     ),
     "packed-dims": (

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from seqkern import nn
+from seqkern import nn, ops
 from seqkern.errors import require
 
 
@@ -16,22 +17,28 @@ class Layers:
     LSTM: Callable[..., torch.nn.Module]
     RNN: Callable[..., torch.nn.Module]
     CrossEntropyLoss: Callable[..., torch.nn.Module]
-    attention: Callable[..., torch.Tensor]  # q, k, v [B, NH, T, D], is_causal, dropout_p
+    attention: Callable[..., Tensor]  # causal: q, k, v [B, NH, T, D] and dropout_p
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=True, dropout_p=dropout_p
+    )
 
 
 BACKENDS = {
     "seqkern": Layers(
-        # Recurrent layers and attention are torch's own until their kernels are in the package.
+        # Recurrent layers are torch's own until their kernels are in the package.
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        attention=ops.causal_attention,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        attention=_torch_attention,
     ),
 }
 

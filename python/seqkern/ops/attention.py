@@ -77,8 +77,9 @@ def causal_attention(
     Args:
         q: queries [B, NH, Tq, D], float32, float64, float16 or bfloat16, D from 1 to 256. Any
             strides; read where they are when the last dimension has stride 1.
-        k, v: keys and values [B, NKV, Tk, D], Tk >= Tq. NH is a multiple of NKV: query head h reads
-            key head h // (NH // NKV), and nothing is copied for it.
+        k: keys [B, NKV, Tk, D], Tk >= Tq. NH is a multiple of NKV: query head h reads key head
+            h // (NH // NKV), and nothing is copied for it.
+        v: values [B, NKV, Tk, D].
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: how many keys a query sees at most, itself among them; None for all.
         softcap: bound of the scores; 0 for none.
@@ -217,7 +218,9 @@ class _AttentionBackward(torch.autograd.Function):
         with torch.enable_grad():
             qkv = [t if t.requires_grad else t.detach().requires_grad_() for t in (q, k, v)]
             out, lse = reference.causal_attention(
-                *(t.to(acc) for t in qkv),
+                qkv[0].to(acc),
+                qkv[1].to(acc),
+                qkv[2].to(acc),
                 scale=scale,
                 window=window or None,
                 softcap=softcap,
@@ -227,9 +230,7 @@ class _AttentionBackward(torch.autograd.Function):
                 cu_seqlens=cu_seqlens,
                 dropout_seed=seed,
             )
-            given = [
-                (o, g) for o, g in ((out.to(q.dtype), dout), (lse, dlse)) if g is not None
-            ]
+            given = [(o, g) for o, g in ((out.to(q.dtype), dout), (lse, dlse)) if g is not None]
             first = torch.autograd.grad(
                 [o for o, _ in given], qkv, [g for _, g in given], create_graph=True
             )

@@ -104,4 +104,5 @@ def philox(key: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple
             product0 & _UINT32,
         )
         key0, key1 = (key0 + 0x9E3779B9) & _UINT32, (key1 + 0xBB67AE85) & _UINT32
-    return tuple(torch.broadcast_tensors(c0, c1, c2, c3))
+    words = torch.broadcast_tensors(c0, c1, c2, c3)  # type: ignore[no-untyped-call]
+    return tuple(words)
