@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
@@ -18,7 +19,10 @@
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
-  X(linear_cross_entropy_column_sums, ColumnSumsArgs)
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
+  X(attention_forward, AttentionForwardArgs)                       \
+  X(attention_backward, AttentionBackwardArgs)                     \
+  X(attention_sum_dq, AttentionBackwardArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/attention.h"
 #include "ops/cross_entropy.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
@@ -24,11 +25,17 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
   X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
-  X(accumulate, AccumulateArgs)
+  X(accumulate, AccumulateArgs)                                    \
+  X(attention_forward, AttentionForwardArgs)                       \
+  X(attention_backward, AttentionBackwardArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 #undef SEQKERN_DECLARE_CUDA_KERNEL
+
+// Bytes of scratch the args' workspace must have.
+int64_t attention_forward_workspace(const AttentionForwardArgs& args);
+int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
 
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
@@ -36,5 +43,8 @@ void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
+void visit_attention_simt_kernels(VisitKernel visit, void* context);
+void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
+void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

@@ -3,6 +3,9 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
+
+#include "cpu/attention_plan.h"
 #include "cpu/kernels.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
@@ -62,6 +65,37 @@ struct Cpu {
   // out = a b (+ out), of one dtype, float32 or float64.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
     host_multiply(out, a, b, accumulate);
+  }
+
+  // Multiplications a thread should have at least, as kGrainElements.
+  static constexpr int64_t kGrainWork = 1 << 18;
+
+  // Each thread takes the next of `count` tasks until none is left: for tasks of uneven length,
+  // the longest first. `work` is that of all together.
+  template <class Kernel, class Args>
+  static void tasks(Kernel kernel, const Args& args, int64_t count, int64_t work) {
+    const int64_t threads = std::min<int64_t>(
+        {torch::stable::get_num_threads(), count, std::max<int64_t>(1, work / kGrainWork)});
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        kernel(args, task, task + 1);
+      }
+    });
+  }
+
+  static int64_t workspace_bytes(const AttentionForwardArgs&) { return 0; }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& a) {
+    return cpu::attention_backward_workspace(a);
+  }
+  static void run(const AttentionForwardArgs& a) {
+    tasks(cpu::attention_forward, a, cpu::attention_forward_tasks(a), cpu::attention_work(a.in));
+  }
+  static void run(const AttentionBackwardArgs& a) {
+    const cpu::AttentionBackwardPlan plan(a.in);
+    const int64_t work = cpu::attention_work(a.in);
+    tasks(cpu::attention_backward, a, plan.tasks, 2 * work);
+    tasks(cpu::attention_sum_dq, a, plan.sum_tasks, work);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -61,6 +61,13 @@ struct Cuda {
     static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));
   }
 
+  static int64_t workspace_bytes(const AttentionForwardArgs& args) {
+    return cuda::attention_forward_workspace(args);
+  }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& args) {
+    return cuda::attention_backward_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

@@ -29,6 +29,13 @@ struct Emulator {
     host_multiply(out, cast(a), cast(b), accumulate);
   }
 
+  static int64_t workspace_bytes(const AttentionForwardArgs& args) {
+    return cuda::attention_forward_workspace(args);
+  }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& args) {
+    return cuda::attention_backward_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

@@ -58,6 +58,20 @@ void define(torch::stable::detail::StableLibrary& m) {
       "linear_cross_entropy_state(Tensor hidden, Tensor weight, Tensor target, Tensor? bias, "
       "Tensor? class_weight, int ignore_index, float label_smoothing, float softcap, "
       "int first_class, int num_classes, int chunk_bytes) -> Tensor");
+
+  m.def(
+      "attention(Tensor q, Tensor k, Tensor v, Tensor? lengths, Tensor? cu_seqlens, "
+      "Tensor? alibi_slopes, Tensor? seed, float scale, int window, float softcap, "
+      "float dropout_p) -> (Tensor out, Tensor lse)");
+  m.def(
+      "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? lengths, Tensor? cu_seqlens, "
+      "Tensor? alibi_slopes, Tensor? seed, float scale, int window, float softcap, "
+      "float dropout_p) -> (Tensor out, Tensor lse)");
+  m.def(
+      "attention_backward(Tensor? dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, "
+      "Tensor lse, Tensor? lengths, Tensor? cu_seqlens, Tensor? alibi_slopes, Tensor? seed, "
+      "float scale, int window, float softcap, float dropout_p) "
+      "-> (Tensor dq, Tensor dk, Tensor dv)");
 }
 #endif
 
@@ -70,6 +84,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy));
   m.impl("linear_cross_entropy_backward", TORCH_BOX(&linear_cross_entropy_backward));
   m.impl("linear_cross_entropy_state", TORCH_BOX(&linear_cross_entropy_state));
+  m.impl("attention", TORCH_BOX(&attention));
+  m.impl("attention_forward", TORCH_BOX(&attention));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
 }
 
 }  // namespace

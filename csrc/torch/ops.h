@@ -55,5 +55,18 @@ Tensor linear_cross_entropy_state(const Tensor& hidden, const Tensor& weight, co
                                   const std::optional<Tensor>& class_weight, int64_t ignore_index,
                                   double label_smoothing, double softcap, int64_t first_class,
                                   int64_t num_classes, int64_t chunk_bytes);
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                     const std::optional<Tensor>& lengths,
+                                     const std::optional<Tensor>& cu_seqlens,
+                                     const std::optional<Tensor>& alibi_slopes,
+                                     const std::optional<Tensor>& seed, double scale,
+                                     int64_t window, double softcap, double dropout_p);
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(
+    const std::optional<Tensor>& dout, const std::optional<Tensor>& dlse, const Tensor& q,
+    const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& lse,
+    const std::optional<Tensor>& lengths, const std::optional<Tensor>& cu_seqlens,
+    const std::optional<Tensor>& alibi_slopes, const std::optional<Tensor>& seed, double scale,
+    int64_t window, double softcap, double dropout_p);
 
 }  // namespace seqkern

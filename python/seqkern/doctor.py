@@ -24,8 +24,8 @@ class Operation:
 # Extended with each op that the package gains.
 OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
+    Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("models: LSTM and RNN layers", None),
-    Operation("models.GPT: causal attention", None),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )
 

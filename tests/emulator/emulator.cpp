@@ -288,6 +288,19 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
   return cudaSuccess;
 }
 
+namespace {
+int compute_capability_major = 8;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (attribute != cudaDevAttrComputeCapabilityMajor || device != 0) return cudaErrorInvalidValue;
+  *value = compute_capability_major;
+  return cudaSuccess;
+}
+
 #define SEQKERN_EXPORT extern "C" __attribute__((visibility("default")))
 SEQKERN_EXPORT void seqkern_emu_set_seed(uint64_t seed) { seqkern::emulator::set_seed(seed); }
 SEQKERN_EXPORT uint64_t seqkern_emu_launches() { return seqkern::emulator::launches; }
+// So that tests reach what runs on older GPUs.
+SEQKERN_EXPORT void seqkern_emu_set_compute_capability(int major) {
+  compute_capability_major = major;
+}

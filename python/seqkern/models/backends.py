@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqkern import nn
+from seqkern import nn, ops
 from seqkern.errors import require
 
 
@@ -19,7 +19,11 @@ class Layers:
     RNN: Callable[..., torch.nn.Module]
     CrossEntropyLoss: Callable[..., torch.nn.Module]
     LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
-    attention: Callable[..., torch.Tensor]  # q, k, v [B, NH, T, D], is_causal, dropout_p
+    attention: Callable[..., Tensor]  # causal: q, k, v [B, NH, T, D] and dropout_p
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
 
 
 class LogitsLoss(torch.nn.CrossEntropyLoss):
@@ -35,19 +39,19 @@ class LogitsLoss(torch.nn.CrossEntropyLoss):
 
 BACKENDS = {
     "seqkern": Layers(
-        # Recurrent layers and attention are torch's own until their kernels are in the package.
+        # Recurrent layers are torch's own until their kernels are in the package.
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        attention=ops.causal_attention,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=LogitsLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        attention=_torch_attention,
     ),
 }
 

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
         dropout = self.dropout if self.training else 0.0
-        y = self.layers.attention(q, k, v, is_causal=True, dropout_p=dropout)  # [B, NH, T, D]
+        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 

@@ -4,11 +4,13 @@ They run in whatever precision they are given, so float64 inputs make the refere
 they are differentiable any number of times, which is how the ops' second derivatives are defined.
 """
 
+from seqkern.reference.attention import causal_attention
 from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.sample import token_distribution
 
 __all__ = [
+    "causal_attention",
     "cross_entropy",
     "linear_cross_entropy",
     "token_distribution",
