@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
 #include "ops/sample.h"
 
@@ -13,7 +14,10 @@
   X(cross_entropy_forward, CrossEntropyForwardArgs)   \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(sample, SampleArgs)
+  X(sample, SampleArgs)                             \
+  X(attention_step_prepare, AttentionStepArgs) \
+  X(attention_step, AttentionStepArgs) \
+  X(attention_step_combine, AttentionStepArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include "cpu/attention_step_plan.h"
 #include "cpu/kernels.h"
 #include "torch/check.h"
 
@@ -37,6 +38,18 @@ struct Cpu {
   }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
+  }
+
+  static int64_t workspace_bytes(const AttentionStepArgs& a) {
+    const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
+    return cpu::StepPlan(a).elements(a) * item;
+  }
+  static void run(const AttentionStepArgs& a) {
+    const cpu::StepPlan plan(a);
+    const int64_t keys = plan.runs == 1 ? a.positions[0] + a.S : cpu::kStepRun;
+    rows(cpu::attention_step_prepare, a, a.B * a.NKV, 8 * a.S * a.D * (plan.group + 2));
+    rows(cpu::attention_step, a, a.B * a.NKV * plan.runs, keys * a.D * plan.rows);
+    rows(cpu::attention_step_combine, a, a.B * a.NH, 2 * a.S * a.D * plan.runs);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -4,7 +4,8 @@ They run in whatever precision they are given, so float64 inputs make the refere
 they are differentiable any number of times, which is how the ops' second derivatives are defined.
 """
 
+from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.sample import token_distribution
 
-__all__ = ["cross_entropy", "token_distribution"]
+__all__ = ["attention_step", "cross_entropy", "token_distribution"]
