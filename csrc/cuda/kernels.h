@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
 #include "ops/sample.h"
 
@@ -18,16 +19,21 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(cross_entropy_forward, CrossEntropyForwardArgs)   \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
   X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(sample, SampleArgs)
+  X(sample, SampleArgs) \
+  X(attention_step, AttentionStepArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 #undef SEQKERN_DECLARE_CUDA_KERNEL
+
+// Bytes of scratch a launch needs.
+int64_t attention_step_workspace(const AttentionStepArgs& args);
 
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
+void visit_attention_step_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

@@ -38,6 +38,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   seqkern::cuda::visit_cross_entropy_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_cross_entropy_backward_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_sample_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_attention_step_kernels(seqkern::cuda::append, &out);
   out << "]";
   table = out.str();
   return table.c_str();

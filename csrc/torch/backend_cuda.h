@@ -35,6 +35,10 @@ struct Cuda {
   SEQKERN_CUDA_KERNELS(SEQKERN_RUN)
 #undef SEQKERN_RUN
 
+  static int64_t workspace_bytes(const AttentionStepArgs& args) {
+    return cuda::attention_step_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

@@ -49,9 +49,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("sample", TORCH_BOX(&sample));
-#if defined(SEQKERN_BACKEND_CPU)
   m.impl("attention_step", TORCH_BOX(&attention_step));
-#endif
 }
 
 }  // namespace
