@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "ops/attention.h"
+#include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
@@ -22,7 +23,10 @@
   X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
   X(attention_forward, AttentionForwardArgs)                       \
   X(attention_backward, AttentionBackwardArgs)                     \
-  X(attention_sum_dq, AttentionBackwardArgs)
+  X(attention_sum_dq, AttentionBackwardArgs)                       \
+  X(attention_step_prepare, AttentionStepArgs)                     \
+  X(attention_step, AttentionStepArgs)                             \
+  X(attention_step_combine, AttentionStepArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 

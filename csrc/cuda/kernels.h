@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ops/attention.h"
+#include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/sample.h"
@@ -27,7 +28,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
   X(accumulate, AccumulateArgs)                                    \
   X(attention_forward, AttentionForwardArgs)                       \
-  X(attention_backward, AttentionBackwardArgs)
+  X(attention_backward, AttentionBackwardArgs)                     \
+  X(attention_step, AttentionStepArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
@@ -36,6 +38,7 @@ SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 // Bytes of scratch the args' workspace must have.
 int64_t attention_forward_workspace(const AttentionForwardArgs& args);
 int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
+int64_t attention_step_workspace(const AttentionStepArgs& args);
 
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
@@ -46,5 +49,6 @@ void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);
+void visit_attention_step_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

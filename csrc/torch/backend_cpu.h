@@ -6,6 +6,7 @@
 #include <atomic>
 
 #include "cpu/attention_plan.h"
+#include "cpu/attention_step_plan.h"
 #include "cpu/kernels.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
@@ -96,6 +97,18 @@ struct Cpu {
     const int64_t work = cpu::attention_work(a.in);
     tasks(cpu::attention_backward, a, plan.tasks, 2 * work);
     tasks(cpu::attention_sum_dq, a, plan.sum_tasks, work);
+  }
+
+  static int64_t workspace_bytes(const AttentionStepArgs& a) {
+    const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
+    return cpu::StepPlan(a).elements(a) * item;
+  }
+  static void run(const AttentionStepArgs& a) {
+    const cpu::StepPlan plan(a);
+    const int64_t keys = plan.runs == 1 ? a.positions[0] + a.S : cpu::kStepRun;
+    rows(cpu::attention_step_prepare, a, a.B * a.NKV, 8 * a.S * a.D * (plan.group + 2));
+    rows(cpu::attention_step, a, a.B * a.NKV * plan.runs, keys * a.D * plan.rows);
+    rows(cpu::attention_step_combine, a, a.B * a.NH, 2 * a.S * a.D * plan.runs);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

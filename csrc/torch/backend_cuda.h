@@ -68,6 +68,10 @@ struct Cuda {
     return cuda::attention_backward_workspace(args);
   }
 
+  static int64_t workspace_bytes(const AttentionStepArgs& args) {
+    return cuda::attention_step_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

@@ -36,6 +36,10 @@ struct Emulator {
     return cuda::attention_backward_workspace(args);
   }
 
+  static int64_t workspace_bytes(const AttentionStepArgs& args) {
+    return cuda::attention_step_workspace(args);
+  }
+
   static void before_first_write(const Tensor&) {}
 };
 

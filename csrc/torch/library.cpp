@@ -28,6 +28,11 @@ void define(torch::stable::detail::StableLibrary& m) {
       "cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor logits, Tensor target, "
       "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
       "float label_smoothing, float z_loss, float softcap) -> Tensor");
+  // The caches are written in place; counters are scratch that is left as it was.
+  m.def(
+      "attention_step(Tensor q, Tensor k_new, Tensor v_new, Tensor(a!) k_cache, "
+      "Tensor(b!) v_cache, Tensor positions, Tensor? cos, Tensor? sin, bool interleaved, "
+      "float scale, int window, float softcap, Tensor(c!)? counters) -> Tensor");
   // Each option as one number, or per row.
   m.def(
       "sample(Tensor logits, Tensor? token_counts, float temperature, int top_k, float top_p, "
@@ -87,6 +92,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("attention", TORCH_BOX(&attention));
   m.impl("attention_forward", TORCH_BOX(&attention));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("attention_step", TORCH_BOX(&attention_step));
 }
 
 }  // namespace

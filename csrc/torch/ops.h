@@ -23,6 +23,12 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const Tensor& saved, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double z_loss, double softcap);
 
+Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
+                      const Tensor& k_cache, const Tensor& v_cache, const Tensor& positions,
+                      const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,
+                      bool interleaved, double scale, int64_t window, double softcap,
+                      const std::optional<Tensor>& counters);
+
 std::tuple<Tensor, Tensor> sample(
     const Tensor& logits, const std::optional<Tensor>& token_counts, double temperature,
     int64_t top_k, double top_p, double min_p, double repetition_penalty, double presence_penalty,

@@ -25,6 +25,7 @@ class Operation:
 OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
+    Operation("ops.attention_step, nn.KVCache", "attention_step"),
     Operation("models: LSTM and RNN layers", None),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )

@@ -5,11 +5,13 @@ they are differentiable any number of times, which is how the ops' second deriva
 """
 
 from seqkern.reference.attention import causal_attention
+from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.sample import token_distribution
 
 __all__ = [
+    "attention_step",
     "causal_attention",
     "cross_entropy",
     "linear_cross_entropy",
