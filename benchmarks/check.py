@@ -59,7 +59,8 @@ def prepare(
     args = [a.clone() if copy else a.detach() for a in problem.args]
     if mode == FORWARD:
         outputs = _tuple(forward(*args))
-        return Prepared(lambda: forward(*args), _worst(outputs, truth.outputs))
+        error = truth.judge(outputs) if truth.judge else _worst(outputs, truth.outputs)
+        return Prepared(lambda: forward(*args), error)
 
     leaves = [args[i].requires_grad_() for i in problem.wrt]
     result = forward(*args)

@@ -85,6 +85,8 @@ class Reference:
 
     outputs: tuple[Tensor, ...]
     grads: tuple[Tensor, ...]
+    # For results drawn at random: the error of one, in place of its distance from `outputs`.
+    judge: Callable[[tuple[Tensor, ...]], float] | None = None
 
 
 def by_autograd(forward: Forward) -> Callable[[Problem], Reference]:
@@ -133,6 +135,7 @@ class Benchmark:
     cost: Callable[[Case, torch.dtype, str], Cost]
     peers: tuple[Peer, ...]
     cuda_cases: tuple[Case, ...] = ()  # measured as well on a GPU, too large for most CPUs
+    memory: bool = False  # the peak of each peer is measured and shown as well
     # "bytes" is shown as GB/s beside the copy, "flops" as GFLOP/s beside the GEMM.
     bound: str = "bytes"
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)

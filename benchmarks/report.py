@@ -42,11 +42,17 @@ def rate_unit(bound: str) -> str:
 
 def table(results: Sequence[Result], bound: str) -> str:
     """Aligned columns, one line per case and peer; the speed-up is over the first peer."""
-    head = ("case", *COLUMNS[:5], rate_unit(bound), *COLUMNS[6:])
+    head: tuple[str, ...] = ("case", *COLUMNS[:5], rate_unit(bound), *COLUMNS[6:])
+    with_memory = any(result.peak is not None for result in results)
+    if with_memory:
+        head = (*head, "peak memory")
     lines: list[tuple[str, ...]] = [head]
     last = None
     for result in results:
-        lines.append((result.case if result.case != last else "", *_cells(result, bound)))
+        line: tuple[str, ...] = (result.case if result.case != last else "", *_cells(result, bound))
+        if with_memory:
+            line = (*line, "" if result.peak is None else f"{result.peak / 1e6:.1f} MB")
+        lines.append(line)
         last = result.case
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     # Names to the left, numbers to the right.
@@ -110,6 +116,7 @@ def row(result: Result) -> dict[str, Any]:
         "floor_flops": result.cost.flops,
         "rounds": result.rounds,
         "repetitions": result.repetitions,
+        "peak_bytes": result.peak,
     }
 
 

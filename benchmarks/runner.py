@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.check import Prepared, prepare
 from benchmarks.machine import Ceilings, dtype_name
+from benchmarks.memory import peak_extra
 from benchmarks.registry import (
     FORWARD,
     Benchmark,
@@ -57,6 +58,7 @@ class Result:
     speedup: Spread | None = None
     rounds: int = 0
     repetitions: int = 0
+    peak: int | None = None  # bytes in use at most during a step, beyond its gradients
 
     @property
     def gbs(self) -> float | None:
@@ -137,6 +139,14 @@ def run_case(
                     min_rounds=settings.min_rounds,
                     seed=settings.seed,
                 )
+            gradients = 0
+            if mode != FORWARD:
+                gradients = sum(problem.args[i].nbytes for i in problem.wrt)
+            peaks = {
+                name: peak_extra(step, settings.device, gradients)
+                for name, step in steps.items()
+                if benchmark.memory
+            }
         cost = benchmark.cost(case, dtype, mode)
         floor = max(cost.bytes / ceilings.copy, cost.flops / ceilings.gemm_for(dtype))
         baseline = peers[0].name
@@ -161,6 +171,7 @@ def run_case(
                     speedup=compared.speedup(name, baseline) if compared else None,
                     rounds=timed.rounds if timed else 0,
                     repetitions=timed.repetitions[name] if timed else 0,
+                    peak=peaks.get(name),
                 )
             )
     return results

@@ -41,10 +41,12 @@ if(SEQKERN_KERNEL_TABLE)
        ${CMAKE_SOURCE_DIR}/tools/kernel_table.py compile)
 endif()
 
-# torch's stream comes from a function in libtorch_cuda.so, which a CPU build of torch lacks. So link an
+# torch's stream and GEMMs come from functions in libtorch_cuda.so, which a CPU build of torch lacks. So link an
 # empty library of the same name, made here: at run time the CUDA torch that is already loaded provides it.
 file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/torch_cuda_stub.cpp
-     CONTENT "extern \"C\" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }\n")
+     CONTENT "extern \"C\" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
+extern \"C\" int aoti_torch_cuda_mm_out(void*, void*, void*) { return 1; }
+extern \"C\" int aoti_torch_cuda_addmm_out(void*, void*, void*, void*, double, double) { return 1; }\n")
 add_library(torch_cuda_stub SHARED ${CMAKE_BINARY_DIR}/torch_cuda_stub.cpp)
 set_target_properties(torch_cuda_stub PROPERTIES
   OUTPUT_NAME torch_cuda  # SONAME libtorch_cuda.so
@@ -64,5 +66,6 @@ target_compile_options(seqkern_cuda PRIVATE
 # major version beside torch's, and loads under any CUDA torch whose driver is new enough; contexts and
 # streams are the driver's, so two copies of the runtime in a process share them.
 set_target_properties(seqkern_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
+set_source_files_properties(csrc/cuda/sample.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
 target_link_options(seqkern_cuda PRIVATE -Wl,--exclude-libs,ALL)
 install(TARGETS seqkern_cuda LIBRARY DESTINATION seqkern)

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from accuracy import assert_accurate
-
-#: Where the recurrent kernels run.
-BACKENDS = ["cpu", "emu", "cuda"]
-on_backends = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 #: T, B, input width D, H

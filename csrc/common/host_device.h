@@ -11,6 +11,13 @@
 // the linker might keep for processors without it.
 #define SEQKERN_HD_INLINE SEQKERN_HD __attribute__((always_inline)) inline
 
+// Before a loop over a few constants.
+#if defined(__CUDACC__)
+#define SEQKERN_UNROLL _Pragma("unroll")
+#else
+#define SEQKERN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace seqkern {
 
 template <class I>

@@ -2,9 +2,9 @@
 // share.
 //
 // C [R, panel] += A [R, K] B [K, panel]. A is read where it is, one element at a time, with any
-// strides. B is a panel: kTileVectors vectors wide, its rows one after the other. The accumulators
-// are the caller's, in registers, so that an epilogue (a softmax, a cell's gates) costs no pass
-// over memory.
+// strides. B is a panel: NV vectors wide (kTileVectors by default), its rows one after the other or
+// b_stride apart. The accumulators are the caller's, in registers, so that an epilogue (a softmax,
+// a cell's gates) costs no pass over memory.
 #pragma once
 
 #include "cpu/simd.h"
@@ -18,27 +18,27 @@ inline constexpr int kTileVectors = kVectorBytes == 64 ? 3 : 2;
 template <class Acc>
 inline constexpr int kPanel = kTileVectors * kLanes<Acc>;
 
-template <class Acc, int R, int kVectors = kTileVectors>
+template <class Acc, int R, int NV = kTileVectors>
 struct Tile {
-  Vec<Acc> c[R][kVectors];
+  Vec<Acc> c[R][NV];
 };
 
-// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, kVectors lanes],
-// which is [K, kPanel] unless the caller has few rows and makes up for them with vectors.
-template <class Acc, int R, int kVectors>
-SEQKERN_INLINE void multiply_add(Tile<Acc, R, kVectors>& tile, const Acc* a, int64_t row_stride,
-                                 int64_t k_stride, const Acc* b, int64_t K) {
+// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, NV vectors].
+template <class Acc, int R, int NV>
+SEQKERN_INLINE void multiply_add(Tile<Acc, R, NV>& tile, const Acc* a, int64_t row_stride,
+                                 int64_t k_stride, const Acc* b, int64_t K,
+                                 int64_t b_stride = NV * kLanes<Acc>) {
   // A copy the compiler can see has no other address, so it stays in registers.
-  Tile<Acc, R, kVectors> sum = tile;
+  Tile<Acc, R, NV> sum = tile;
   for (int64_t k = 0; k < K; ++k) {
-    Vec<Acc> b_k[kVectors];
+    Vec<Acc> b_k[NV];
 #pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) b_k[j] = load(b + (k * kVectors + j) * kLanes<Acc>);
+    for (int j = 0; j < NV; ++j) b_k[j] = load(b + k * b_stride + j * kLanes<Acc>);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const Vec<Acc> a_rk = splat<Vec<Acc>>(a[r * row_stride + k * k_stride]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) sum.c[r][j] += a_rk * b_k[j];
+      for (int j = 0; j < NV; ++j) sum.c[r][j] += a_rk * b_k[j];
     }
   }
   tile = sum;

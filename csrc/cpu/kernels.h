@@ -6,15 +6,30 @@
 #include <cstdint>
 
 #include "cpu/dense.h"
+#include "ops/attention.h"
+#include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
+#include "ops/linear_cross_entropy.h"
 #include "ops/lstm.h"
+#include "ops/sample.h"
 
 // X(kernel, Args)
-#define SEQKERN_CPU_KERNELS(X)                        \
-  X(cross_entropy_forward, CrossEntropyForwardArgs)   \
-  X(cross_entropy_reduce, CrossEntropyReduceArgs)     \
-  X(cross_entropy_backward, CrossEntropyBackwardArgs) \
-  X(lstm_cell_forward, LstmCellForwardArgs)           \
+#define SEQKERN_CPU_KERNELS(X)                                     \
+  X(cross_entropy_forward, CrossEntropyForwardArgs)                \
+  X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
+  X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
+  X(sample, SampleArgs)                                            \
+  X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
+  X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
+  X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
+  X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
+  X(attention_forward, AttentionForwardArgs)                       \
+  X(attention_backward, AttentionBackwardArgs)                     \
+  X(attention_sum_dq, AttentionBackwardArgs)                       \
+  X(attention_step_prepare, AttentionStepArgs)                     \
+  X(attention_step, AttentionStepArgs)                             \
+  X(attention_step_combine, AttentionStepArgs)                     \
+  X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with

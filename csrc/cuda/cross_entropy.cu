@@ -1,79 +1,12 @@
 // Softmax-cross-entropy on CUDA, forward: the logits are read once. A warp takes a row that is
 // short, a block one that is long (block.cuh: Group).
 #include "cuda/cross_entropy.cuh"
+#include "cuda/softmax.cuh"
 
 namespace seqkern::cuda {
 namespace {
 
 constexpr int kReduceThreads = 1024;
-
-// ---------------------------------------------------------------- online softmax
-
-// Of the elements seen: m = max x, sum = sum exp(x - m).
-template <class Acc, bool kTargetSums>
-struct RowState {
-  Acc max = lowest<Acc>();
-  Acc sum = 0;
-};
-
-// And mass = sum w q, dot = sum w q (x - m): relative to m, so that the row's loss mass log(sum) -
-// dot adds terms of one sign where all logits are far from zero.
-template <class Acc>
-struct RowState<Acc, true> {
-  Acc max = lowest<Acc>();
-  Acc sum = 0;
-  Acc mass = 0;
-  Acc dot = 0;
-};
-
-template <class Acc, bool kTargetSums>
-__device__ __forceinline__ RowState<Acc, kTargetSums> shuffle_down(RowState<Acc, kTargetSums> s,
-                                                                   int delta) {
-  s.max = cuda::shuffle_down(s.max, delta);
-  s.sum = cuda::shuffle_down(s.sum, delta);
-  if constexpr (kTargetSums) {
-    s.mass = cuda::shuffle_down(s.mass, delta);
-    s.dot = cuda::shuffle_down(s.dot, delta);
-  }
-  return s;
-}
-
-template <class Acc, bool kTargetSums>
-__device__ __forceinline__ RowState<Acc, kTargetSums> broadcast(RowState<Acc, kTargetSums> s) {
-  s.max = cuda::broadcast(s.max);
-  s.sum = cuda::broadcast(s.sum);
-  if constexpr (kTargetSums) {
-    s.mass = cuda::broadcast(s.mass);
-    s.dot = cuda::broadcast(s.dot);
-  }
-  return s;
-}
-
-// The same sums about another maximum m >= s.max.
-template <class Acc, bool kTargetSums>
-__device__ __forceinline__ void move_to(RowState<Acc, kTargetSums>& s, Acc m) {
-  s.sum *= softmax_exp(s.max - m);
-  if constexpr (kTargetSums) {
-    // Nothing seen yet: lowest - m may be infinite, and 0 times that is not 0.
-    if (s.mass != 0) s.dot += s.mass * (s.max - m);
-  }
-  s.max = m;
-}
-
-struct MergeRows {
-  template <class State>
-  __device__ __forceinline__ State operator()(State a, State b) const {
-    const auto m = max_of(a.max, b.max);
-    move_to(a, m);
-    move_to(b, m);
-    a.sum += b.sum;
-    if constexpr (requires { a.mass; }) {
-      a.mass += b.mass;
-      a.dot += b.dot;
-    }
-    return a;
-  }
-};
 
 // ---------------------------------------------------------------- forward
 
@@ -88,7 +21,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   Acc* row_loss = static_cast<Acc*>(a.row_loss) + n;
   Acc* row_max = static_cast<Acc*>(a.row_max) + n;
   Acc* row_log_sum = static_cast<Acc*>(a.row_log_sum) + n;
-  const Target y(in, n);
+  const Target y(in.target, in.ignore_index, in.V, n);
   if (y.ignored && !a.lse) {
     if (group.rank() == 0) *row_loss = *row_max = *row_log_sum = 0;
     return;
@@ -193,7 +126,7 @@ __global__ void __launch_bounds__(kReduceThreads)
   const Acc* weight = static_cast<const Acc*>(in.weight);
   Totals t;
   for (int64_t n = threadIdx.x; n < in.N; n += blockDim.x) {
-    const Target y(in, n);
+    const Target y(in.target, in.ignore_index, in.V, n);
     if (y.ignored) continue;
     t.ce += row_loss[n];
     const double lse = static_cast<double>(row_max[n]) + row_log_sum[n];

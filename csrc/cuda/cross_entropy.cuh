@@ -9,6 +9,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/math.cuh"
+#include "cuda/softmax.cuh"
 #include "cuda/vec.cuh"
 #include "ops/cross_entropy.h"
 
@@ -48,22 +49,6 @@ struct Options {
   __device__ __forceinline__ Acc cap(Acc x) const {
     return softcap > 0 ? rounded_product(tanh_of(x * inverse_cap), softcap) : x;
   }
-};
-
-// What the class index of row n says; with class probabilities, neither ignored nor a class.
-struct Target {
-  __device__ Target(const CrossEntropyInputs& in, int64_t n) {
-    if (!in.target) return;
-    const int64_t y = in.target[n];
-    ignored = y == in.ignore_index;
-    const bool in_range = static_cast<uint64_t>(y) < static_cast<uint64_t>(in.V);
-    // An ignored row may name a class too (ignore_index = 0), but nothing is taken from it.
-    if (in_range && !ignored) v = static_cast<int>(y);
-    invalid = !in_range && !ignored;
-  }
-  bool ignored = false;
-  bool invalid = false;
-  int v = -1;
 };
 
 // w_v q_v of elements [v, v + P): q is uniform for label smoothing of class indices, or the

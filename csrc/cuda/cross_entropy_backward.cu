@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const int64_t n = group.row();
   if (n >= in.N) return;  // whole groups leave, so no reduction waits for them
   const int V = static_cast<int>(in.V);
-  const Target y(in, n);
+  const Target y(in.target, in.ignore_index, in.V, n);
   const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
   const Acc* norm = static_cast<const Acc*>(a.norm);
   const Acc g = y.ignored || !grad_loss ? Acc(0) : grad_loss[n * a.grad_loss_stride];

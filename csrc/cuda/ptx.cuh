@@ -1,6 +1,9 @@
 // Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
 // ex2 and the memory consistency model.
+//
+// mma m16n8k16 and cp.async need sm_80. For older GPUs they compile to a trap: attention.cu does
+// not choose the kernels that use them there.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,7 +41,9 @@ template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
                                              const uint32_t (&b)[2], const float (&c)[4]) {
   static_assert(std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#elif defined(__CUDACC__)
   if constexpr (std::is_same_v<T, BFloat16>) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
@@ -171,7 +176,9 @@ __device__ __forceinline__ uint32_t load_acquire(uint32_t* flag) {
 template <int kBytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int valid = kBytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#elif defined(__CUDACC__)
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global),
@@ -189,7 +196,9 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
 
 // Closes the group of copies this thread has started since the last commit.
 __device__ __forceinline__ void cp_async_commit() {
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#elif defined(__CUDACC__)
   asm volatile("cp.async.commit_group;" ::: "memory");
 #else
   emulator::cp_async_commit();
@@ -200,7 +209,9 @@ __device__ __forceinline__ void cp_async_commit() {
 // after a barrier that follows.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  __trap();
+#elif defined(__CUDACC__)
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #else
   emulator::cp_async_wait(kPending);

@@ -125,6 +125,12 @@ __device__ __forceinline__ void store_run(T* p, const AccOf<T> (&x)[n]) {
       *reinterpret_cast<uint4*>(p) = pack(TypeTag<T>{}, x);
       return;
     }
+  } else if constexpr (n == 4 && sizeof(T) == 2) {  // a pack of floats written as 16 bits each
+    if (reinterpret_cast<uintptr_t>(p) % 8 == 0) {
+      *reinterpret_cast<uint2*>(p) =
+          make_uint2(pack2(TypeTag<T>{}, x[0], x[1]), pack2(TypeTag<T>{}, x[2], x[3]));
+      return;
+    }
   }
 #pragma unroll
   for (int i = 0; i < n; ++i) store1(p + i, x[i]);

@@ -24,16 +24,10 @@ namespace seqkern {
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// A fresh contiguous tensor on the device of `like`. Straight through the C shim: the boxed
-// dispatcher call behind torch::stable::empty costs a microsecond more, several times per op.
-inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
-  constexpr int64_t kMaxDims = 64;  // torch's own limit
-  int64_t stride[kMaxDims];
-  int64_t step = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; --d) {
-    stride[d] = step;
-    step *= std::max<int64_t>(1, size[d]);
-  }
+// A fresh tensor on the device of `like`. Straight through the C shim: the boxed dispatcher call
+// behind torch::stable::empty costs a microsecond more, several times per op.
+inline Tensor empty_strided_on(const Tensor& like, Sizes size, const int64_t* stride,
+                               ScalarType dtype) {
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
@@ -42,6 +36,18 @@ inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),
       device.index(), &handle));
   return Tensor(handle);
+}
+
+// Contiguous.
+inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
+  constexpr int64_t kMaxDims = 64;  // torch's own limit
+  int64_t stride[kMaxDims];
+  int64_t step = 1;
+  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; --d) {
+    stride[d] = step;
+    step *= std::max<int64_t>(1, size[d]);
+  }
+  return empty_strided_on(like, size, stride, dtype);
 }
 
 inline const void* data(const std::optional<Tensor>& t) {

@@ -3,12 +3,22 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
+
+#include "cpu/attention_plan.h"
+#include "cpu/attention_step_plan.h"
 #include "cpu/kernels.h"
 #include "torch/check.h"
+#include "torch/host_gemm.h"
 
 namespace seqkern {
 
 struct Cpu {
+  // GEMMs take 16-bit operands converted to float: few CPUs multiply them fast, and PyTorch without
+  // such units takes a hundred times as long as in float32.
+  static constexpr bool kMixedGemm = false;
+  // Logits are made in tiles that the softmax finds in cache.
+  static constexpr bool kTiles = true;
   // Targets can be looked at before the launch, and a bad one named.
   static constexpr bool kHostReadable = true;
 
@@ -31,6 +41,10 @@ struct Cpu {
     rows(cpu::cross_entropy_forward, a, a.in.N, a.in.V);
   }
   static void run(const CrossEntropyReduceArgs& a) { cpu::cross_entropy_reduce(a, 0, a.in.N); }
+  static void run(const SampleArgs& a) {
+    // Several passes a row, and histograms however short it is.
+    rows(cpu::sample, a, a.B, 8 * a.V + 4096);
+  }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }
@@ -83,6 +97,68 @@ struct Cpu {
   }
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
     return cpu::lstm_backward_workspace(a, team_members(a.in.r, 4));
+  }
+
+  static void run(const LinearCrossEntropyStateArgs& a) {
+    rows(cpu::linear_cross_entropy_state, a, a.rows.N, a.tile.width);
+  }
+  static void run(const LinearCrossEntropyFinishArgs& a) {
+    rows(cpu::linear_cross_entropy_finish, a, a.rows.N, 16);
+  }
+  static void run(const LinearCrossEntropyGradientArgs& a) {
+    rows(cpu::linear_cross_entropy_gradient, a, a.rows.N, a.tile.width);
+  }
+
+  static void run(const ColumnSumsArgs& a) {
+    rows(cpu::linear_cross_entropy_column_sums, a, a.width, a.N);
+  }
+
+  // out = a b (+ out), of one dtype, float32 or float64.
+  static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+    host_multiply(out, a, b, accumulate);
+  }
+
+  // Multiplications a thread should have at least, as kGrainElements.
+  static constexpr int64_t kGrainWork = 1 << 18;
+
+  // Each thread takes the next of `count` tasks until none is left: for tasks of uneven length,
+  // the longest first. `work` is that of all together.
+  template <class Kernel, class Args>
+  static void tasks(Kernel kernel, const Args& args, int64_t count, int64_t work) {
+    const int64_t threads = std::min<int64_t>(
+        {torch::stable::get_num_threads(), count, std::max<int64_t>(1, work / kGrainWork)});
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+        kernel(args, task, task + 1);
+      }
+    });
+  }
+
+  static int64_t workspace_bytes(const AttentionForwardArgs&) { return 0; }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& a) {
+    return cpu::attention_backward_workspace(a);
+  }
+  static void run(const AttentionForwardArgs& a) {
+    tasks(cpu::attention_forward, a, cpu::attention_forward_tasks(a), cpu::attention_work(a.in));
+  }
+  static void run(const AttentionBackwardArgs& a) {
+    const cpu::AttentionBackwardPlan plan(a.in);
+    const int64_t work = cpu::attention_work(a.in);
+    tasks(cpu::attention_backward, a, plan.tasks, 2 * work);
+    tasks(cpu::attention_sum_dq, a, plan.sum_tasks, work);
+  }
+
+  static int64_t workspace_bytes(const AttentionStepArgs& a) {
+    const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
+    return cpu::StepPlan(a).elements(a) * item;
+  }
+  static void run(const AttentionStepArgs& a) {
+    const cpu::StepPlan plan(a);
+    const int64_t keys = plan.runs == 1 ? a.positions[0] + a.S : cpu::kStepRun;
+    rows(cpu::attention_step_prepare, a, a.B * a.NKV, 8 * a.S * a.D * (plan.group + 2));
+    rows(cpu::attention_step, a, a.B * a.NKV * plan.runs, keys * a.D * plan.rows);
+    rows(cpu::attention_step_combine, a, a.B * a.NH, 2 * a.S * a.D * plan.runs);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

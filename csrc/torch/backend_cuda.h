@@ -3,6 +3,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 
 #include "cuda/kernels.h"
 #include "torch/check.h"
@@ -10,10 +11,18 @@
 // Declared by torch's headers only for files compiled with USE_CUDA; defined in libtorch_cuda.so.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                              void** ret_stream);
+extern "C" AOTITorchError aoti_torch_cuda_mm_out(AtenTensorHandle out, AtenTensorHandle self,
+                                                 AtenTensorHandle mat2);
+extern "C" AOTITorchError aoti_torch_cuda_addmm_out(AtenTensorHandle out, AtenTensorHandle self,
+                                                    AtenTensorHandle mat1, AtenTensorHandle mat2,
+                                                    double beta, double alpha);
 
 namespace seqkern {
 
 struct Cuda {
+  // Tensor cores take 16-bit operands and sum in float; a GEMM is large, and there is one tile.
+  static constexpr bool kMixedGemm = true;
+  static constexpr bool kTiles = false;
   // A look at the targets would wait for the device; kernels answer a bad one with NaN.
   static constexpr bool kHostReadable = false;
 
@@ -40,6 +49,34 @@ struct Cuda {
   }
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
     return cuda::lstm_backward_workspace(a);
+  }
+
+  // out = a b (+ out). A product of 16-bit operands into float memory cannot be added to it.
+  static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+    if (a.scalar_type() == out.scalar_type()) {
+      STABLE_TORCH_ERROR_CODE_CHECK(
+          accumulate ? aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0)
+                     : aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
+      return;
+    }
+    if (accumulate) throw std::logic_error("multiply: operands of another dtype cannot be added");
+    StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
+                            torch::stable::detail::from(out.scalar_type()),
+                            torch::stable::detail::from(out)};
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        torch_call_dispatcher("aten::mm", "dtype_out", stack, TORCH_ABI_VERSION));
+    static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));
+  }
+
+  static int64_t workspace_bytes(const AttentionForwardArgs& args) {
+    return cuda::attention_forward_workspace(args);
+  }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& args) {
+    return cuda::attention_backward_workspace(args);
+  }
+
+  static int64_t workspace_bytes(const AttentionStepArgs& args) {
+    return cuda::attention_step_workspace(args);
   }
 
   static void before_first_write(const Tensor&) {}

@@ -3,10 +3,14 @@
 
 #include "cuda/kernels.h"
 #include "torch/check.h"
+#include "torch/host_gemm.h"
 
 namespace seqkern {
 
 struct Emulator {
+  // As on CUDA.
+  static constexpr bool kMixedGemm = true;
+  static constexpr bool kTiles = false;
   // As on CUDA, where targets cannot be looked at before the launch.
   static constexpr bool kHostReadable = false;
 
@@ -24,6 +28,23 @@ struct Emulator {
   }
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
     return cuda::lstm_backward_workspace(a);
+  }
+
+  // out = a b (+ out); 16-bit operands with a float result as cuBLAS has it.
+  static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+    const auto cast = [&](const Tensor& t) { return torch::stable::to(t, out.scalar_type()); };
+    host_multiply(out, cast(a), cast(b), accumulate);
+  }
+
+  static int64_t workspace_bytes(const AttentionForwardArgs& args) {
+    return cuda::attention_forward_workspace(args);
+  }
+  static int64_t workspace_bytes(const AttentionBackwardArgs& args) {
+    return cuda::attention_backward_workspace(args);
+  }
+
+  static int64_t workspace_bytes(const AttentionStepArgs& args) {
+    return cuda::attention_step_workspace(args);
   }
 
   static void before_first_write(const Tensor&) {}

@@ -1,5 +1,5 @@
 // ops::cross_entropy and its backward: check, allocate, run.
-#include "ops/cross_entropy.h"
+#include "torch/cross_entropy.h"
 
 #include "torch/backend.h"
 #include "torch/ops.h"
@@ -18,55 +18,8 @@ struct Inputs {
   std::optional<Tensor> weight_sum;
 };
 
-bool is_floating(const Tensor& t) {
-  const ScalarType type = t.scalar_type();
-  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
-         type == ScalarType::BFloat16;
-}
-
 Tensor with_unit_last_stride(const Tensor& t) {
   return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
-}
-
-void check_options(int64_t reduction, double label_smoothing, double z_loss, double softcap) {
-  check(reduction >= 0 && reduction <= 2, kOp,
-        ": reduction must be 0 (none), 1 (mean) or 2 (sum), got ", reduction);
-  check(label_smoothing >= 0 && label_smoothing <= 1, kOp,
-        ": label_smoothing must be between 0 and 1, got ", label_smoothing);
-  check(z_loss >= 0, kOp, ": z_loss must be at least 0, got ", z_loss);
-  check(softcap >= 0, kOp, ": softcap must be at least 0, got ", softcap);
-}
-
-bool leading_sizes_match(const Tensor& rows, const Tensor& logits) {
-  if (rows.dim() != logits.dim() - 1) return false;
-  for (int64_t d = 0; d < rows.dim(); ++d) {
-    if (rows.size(d) != logits.size(d)) return false;
-  }
-  return true;
-}
-
-std::string row_shape(const Tensor& logits) {
-  std::ostringstream out;
-  out << '[';
-  for (int64_t d = 0; d + 1 < logits.dim(); ++d) out << (d ? ", " : "") << logits.size(d);
-  out << ']';
-  return out.str();
-}
-
-void check_classes(const CrossEntropyInputs& in) {
-  if constexpr (Backend::kHostReadable) {
-    const auto bad = [&](int64_t y) {
-      return (static_cast<uint64_t>(y) >= static_cast<uint64_t>(in.V)) & (y != in.ignore_index);
-    };
-    bool any = false;
-    for (int64_t n = 0; n < in.N; ++n) any |= bad(in.target[n]);
-    if (!any) [[likely]]
-      return;
-    int64_t n = 0;
-    while (!bad(in.target[n])) ++n;
-    throw_index_error(message(kOp, ": target must be in [0, ", in.V, ") or ignore_index (",
-                              in.ignore_index, "), got ", in.target[n], " at row ", n));
-  }
 }
 
 Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
@@ -99,15 +52,11 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
     in.target_probs = inputs.target.const_data_ptr();
     in.target_probs_rows = rows_of(inputs.target, kOp, "target");
   } else {
-    const ScalarType type = target.scalar_type();
-    check((type == ScalarType::Long || type == ScalarType::Int || type == ScalarType::Byte) &&
-              leading_sizes_match(target, logits),
-          kOp, ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ",
-          describe(target));
-    if (type != ScalarType::Long) inputs.target = torch::stable::to(target, ScalarType::Long);
-    if (!inputs.target.is_contiguous()) inputs.target = torch::stable::contiguous(inputs.target);
+    check(is_class_index(target) && leading_sizes_match(target, logits), kOp,
+          ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ", describe(target));
+    inputs.target = as_classes(target);
     in.target = static_cast<const int64_t*>(inputs.target.const_data_ptr());
-    check_classes(in);
+    check_classes(kOp, in.target, in.N, in.V, ignore_index);
   }
 
   if (weight) {
@@ -124,21 +73,6 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
   return inputs;
 }
 
-// What backward needs of a row besides the logits, in one tensor Acc [2 N] or, for a reduced loss,
-// [2 N + 2].
-template <class P>
-struct Saved {
-  Saved(P* base, int64_t N, bool reduced, int64_t item)
-      : row_max(base),
-        row_log_sum(base + N * item),
-        norm(reduced ? base + 2 * N * item : nullptr) {}
-  P* row_max;
-  P* row_log_sum;
-  P* norm;
-};
-
-int64_t saved_size(int64_t N, bool reduced) { return 2 * N + (reduced ? 2 : 0); }
-
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& target,
@@ -146,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
                                                  int64_t ignore_index, int64_t reduction,
                                                  double label_smoothing, double z_loss,
                                                  double softcap, bool return_lse) {
-  check_options(reduction, label_smoothing, z_loss, softcap);
+  check_options(kOp, reduction, label_smoothing, z_loss, softcap);
   [[maybe_unused]] const Backend::Guard guard(logits);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
@@ -155,13 +89,13 @@ std::tuple<Tensor, Tensor, Tensor> cross_entropy(const Tensor& logits, const Ten
   const auto kind = static_cast<Reduction>(reduction);
   const bool reduced = kind != Reduction::kNone;
   const Sizes row_sizes(logits.sizes().data(), logits.dim() - 1);
-  const int64_t saved_sizes[] = {saved_size(in.N, reduced)};
+  const int64_t saved_sizes[] = {SavedRows<char>::size(in.N, reduced)};
   const int64_t no_rows[] = {0};
   Tensor row_loss = empty_on(logits, row_sizes, acc);
   Tensor lse = empty_on(logits, return_lse ? row_sizes : Sizes(no_rows, 1), acc);
   Tensor saved = empty_on(logits, Sizes(saved_sizes, 1), acc);
-  const Saved parts(static_cast<char*>(saved.mutable_data_ptr()), in.N, reduced,
-                    saved.element_size());
+  const SavedRows parts(static_cast<char*>(saved.mutable_data_ptr()), in.N, reduced,
+                        saved.element_size());
   if (in.N > 0) {
     Backend::run(CrossEntropyForwardArgs{.in = in,
                                          .add_z_loss = z_loss != 0 && !reduced,
@@ -187,7 +121,7 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const Tensor& target, const std::optional<Tensor>& weight,
                               const Tensor& saved, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double z_loss, double softcap) {
-  check_options(reduction, label_smoothing, z_loss, softcap);
+  check_options(kOp, reduction, label_smoothing, z_loss, softcap);
   [[maybe_unused]] const Backend::Guard guard(logits);
   const Inputs inputs =
       prepare(logits, target, weight, ignore_index, label_smoothing, z_loss, softcap);
@@ -204,9 +138,9 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
   };
   const auto g_loss = contiguous(grad_loss, "grad_loss", reduced ? 1 : in.N);
   const auto g_lse = contiguous(grad_lse, "grad_lse", in.N);
-  const auto kept = contiguous(saved, "saved", saved_size(in.N, reduced));
-  const Saved parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
-                    kept->element_size());
+  const auto kept = contiguous(saved, "saved", SavedRows<char>::size(in.N, reduced));
+  const SavedRows parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
+                        kept->element_size());
 
   Tensor dlogits = empty_on(logits, logits.sizes(), logits.scalar_type());
   Backend::before_first_write(dlogits);

@@ -27,8 +27,9 @@ OPERATIONS = (
     Operation("ops.lstm, nn.LSTM, models.LSTMLanguageModel", "lstm"),
     Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
     Operation("models.RNNLanguageModel: RNN layers", None),
-    Operation("models.GPT: causal attention", None),
-    Operation("model.generate: sampling", None),
+    Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
+    Operation("ops.attention_step, nn.KVCache", "attention_step"),
+    Operation("ops.sample, model.generate: the next token", "sample"),
 )
 
 

@@ -304,11 +304,18 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+namespace {
+int compute_capability_major = 8;
+}
+
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const auto& device = seqkern::emulator::device;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = device.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = compute_capability_major;
       return cudaSuccess;
     case cudaDevAttrCooperativeLaunch:
       *value = device.cooperative;
@@ -331,4 +338,9 @@ SEQKERN_EXPORT void seqkern_emu_set_seed(uint64_t seed) { seqkern::emulator::set
 SEQKERN_EXPORT uint64_t seqkern_emu_launches() { return seqkern::emulator::launches; }
 SEQKERN_EXPORT void seqkern_emu_set_device(int multiprocessors, int shared_bytes, int cooperative) {
   seqkern::emulator::set_device({multiprocessors, shared_bytes, cooperative != 0});
+}
+
+// So that tests reach what runs on older GPUs.
+SEQKERN_EXPORT void seqkern_emu_set_compute_capability(int major) {
+  compute_capability_major = major;
 }

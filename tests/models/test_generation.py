@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from seqkern.errors import UserError
-from seqkern.generate import Sampling, draw_tokens, generate, token_distribution
+from seqkern.generate import Sampling, generate
 from seqkern.models import MODELS, build_model
+from seqkern.reference import token_distribution
 
 V, CONTEXT = 11, 6
 SIZES = {"vocab_size": V, "context": CONTEXT, "hidden": 12, "layers": 1, "heads": 2}
@@ -80,7 +81,7 @@ OPTIONS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_distribution_is_the_sequential_definition(options, dtype):
     logits = torch.tensor([LOGITS, LOGITS[::-1]], dtype=dtype)
-    p = token_distribution(logits, Sampling(**options))
+    p = token_distribution(logits, **options)
     expected = [sequential(LOGITS, **options), sequential(LOGITS[::-1], **options)]
     torch.testing.assert_close(p, torch.tensor(expected, dtype=torch.float64))
 
@@ -111,43 +112,25 @@ def test_tokens_are_drawn_with_those_probabilities(options):
     ],
 )
 def test_equal_logits_rank_by_lower_id(options, tokens):
-    p = token_distribution(torch.tensor([[-math.inf, 1, 1, 1, 1]]), Sampling(**options))
+    p = token_distribution(torch.tensor([[-math.inf, 1, 1, 1, 1]]), **options)
     assert set(p[0].nonzero().flatten().tolist()) == tokens
 
 
 def test_banned_tokens_have_no_probability():
-    p = token_distribution(torch.tensor([[0.0, -math.inf, 0.0]]), Sampling())
+    p = token_distribution(torch.tensor([[0.0, -math.inf, 0.0]]))
     assert p.tolist() == [[0.5, 0.0, 0.5]]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])
 def test_extreme_temperatures_stay_finite(temperature):
-    p = token_distribution(torch.tensor([[100.0, -200.0, 99.0]]), Sampling(temperature))
+    p = token_distribution(torch.tensor([[100.0, -200.0, 99.0]]), temperature=temperature)
     torch.testing.assert_close(p.sum(-1), torch.ones(1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("bad", [[0.0, math.nan], [-math.inf, -math.inf]])
 def test_logits_without_a_distribution_are_refused(bad):
-    with pytest.raises(UserError, match="logits"):
-        token_distribution(torch.tensor([bad]), Sampling())
-
-
-@pytest.mark.parametrize(
-    ("p", "u", "token"),
-    [
-        ([0.25, 0.75], 0.0, 0),
-        ([0.25, 0.75], 0.2499, 0),
-        ([0.25, 0.75], 0.25, 1),
-        ([0.0, 1.0, 0.0], 0.0, 1),
-        ([0.5, 0.0, 0.5], 0.5, 2),
-        ([0.5, 0.4999999, 0.0], 0.99999999, 1),
-    ],
-)
-def test_draw_is_the_first_token_whose_sum_exceeds_u(p, u, token):
-    drawn = draw_tokens(
-        torch.tensor([p], dtype=torch.float64), torch.tensor([u], dtype=torch.float64)
-    )
-    assert drawn.tolist() == [token]
+    with pytest.raises(UserError, match="logits must have a finite maximum"):
+        generate(FixedLogits(bad), torch.zeros(1, 1, dtype=torch.int64), 1, Sampling())
 
 
 @pytest.mark.parametrize("length", [1, 3, CONTEXT])

@@ -37,9 +37,27 @@ def test_logits_and_loss_have_their_shapes(name, length, dtype):
     x = tokens(3, length).to(dtype)
     model = make(name)
     assert model(x).shape == (3, length, V)
-    logits, loss = model(x, x.long())
+    logits, loss = model(x, x.long(), return_logits=True)
     assert logits.shape == (3, length, V)
     assert loss.shape == ()
+
+
+@pytest.mark.parametrize("backend", ["seqkern", "torch"])
+def test_training_makes_logits_only_where_asked(name, backend):
+    model, x = make(name, backend).double(), tokens(3, 5)
+    none, loss = model(x, x)
+    logits, same_loss = model(x, x, return_logits=True)
+    assert none is None
+    torch.testing.assert_close(logits, model(x))
+    torch.testing.assert_close(loss, same_loss, rtol=1e-12, atol=0)
+
+
+def test_training_runs_the_loss_of_hidden_states(name, monkeypatch):
+    model, x = make(name), tokens(3, 5)
+    monkeypatch.setattr(model.loss, "forward", lambda *_: pytest.fail("loss of logits"))
+    _, loss = model(x, x)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_loss_is_the_mean_negative_log_likelihood(name):
@@ -169,6 +187,28 @@ def test_backend_picks_whose_loss_runs():
 
     assert type(make("lstm", "seqkern").loss) is seqkern.nn.CrossEntropyLoss
     assert type(make("lstm", "torch").loss) is torch.nn.CrossEntropyLoss
+    assert type(make("lstm", "seqkern").head_loss) is seqkern.nn.LinearCrossEntropyLoss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "lstm"])
+def test_the_loss_curve_is_that_of_the_logits(name):
+    """200 steps of training with and without logits, from the same parameters and batches."""
+    curves = []
+    for return_logits in (False, True):
+        model = make(name).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        losses = []
+        for step in range(200):
+            x = tokens(4, CONTEXT + 1, seed=step % 4)
+            _, loss = model(x[:, :-1], x[:, 1:], return_logits=return_logits)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        curves.append(torch.stack(losses))
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-8, atol=0)
+    assert curves[0][-20:].mean() < curves[0][:20].mean() - 0.1
 
 
 def test_unknown_names_are_refused():

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing._internal.common_modules import module_db
 
 import seqkern
-from recurrent import on_backends, run, some_lengths
+from recurrent import run, some_lengths
 
 OURS: dict[str, Any] = {"LSTM": seqkern.nn.LSTM, "LSTMCell": seqkern.nn.LSTMCell}
 THEIRS: dict[str, Any] = {"LSTM": torch.nn.LSTM, "LSTMCell": torch.nn.LSTMCell}
@@ -82,7 +82,6 @@ class Unpacked(torch.nn.Module):
         return self.call(self.module, *tensors)
 
 
-@on_backends
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_matches_torch(backend: Any, options: dict[str, Any], state: bool) -> None:
@@ -96,7 +95,6 @@ def test_matches_torch(backend: Any, options: dict[str, Any], state: bool) -> No
     )
 
 
-@on_backends
 @pytest.mark.parametrize("is_sorted", [False, True])
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -121,7 +119,6 @@ def test_packed_sequences(
     )
 
 
-@on_backends
 @pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_lengths_are_packing_without_packing(
@@ -148,7 +145,6 @@ def test_lengths_are_packing_without_packing(
     )
 
 
-@on_backends
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_cells_of_every_step(backend: Any, batch_first: bool) -> None:
     ours, _ = pair(backend.device, num_layers=2, bidirectional=True, batch_first=batch_first)
@@ -160,7 +156,6 @@ def test_cells_of_every_step(backend: Any, batch_first: bool) -> None:
     torch.testing.assert_close(cells.select(time, 0)[1::2], c_n[1::2])
 
 
-@on_backends
 def test_unbatched(backend: Any) -> None:
     ours, theirs = pair(backend.device, num_layers=2)
     x = torch.randn(6, 5, dtype=torch.float64, device=backend.device)
@@ -172,7 +167,6 @@ def test_unbatched(backend: Any) -> None:
     )
 
 
-@on_backends
 def test_dropout_between_layers(backend: Any) -> None:
     ours, theirs = pair(backend.device, num_layers=2, dropout=0.5)
     x = torch.randn(6, 4, 5, dtype=torch.float64, device=backend.device)
@@ -188,7 +182,6 @@ def test_dropout_between_layers(backend: Any) -> None:
     assert not torch.allclose(first, ours(x)[0])
 
 
-@on_backends
 def test_gradients_in_eval_mode(backend: Any) -> None:
     ours, theirs = pair(backend.device)
     x = torch.randn(6, 4, 5, dtype=torch.float64, device=backend.device)
@@ -221,7 +214,6 @@ def torchs_inputs() -> list[Any]:
     return found
 
 
-@on_backends
 @pytest.mark.parametrize(("name", "training", "given"), torchs_inputs())
 def test_torchs_module_inputs(backend: Any, name: str, training: bool, given: Any) -> None:
     make, call = given.constructor_input, given.forward_input
@@ -244,7 +236,6 @@ def test_torchs_module_inputs(backend: Any, name: str, training: bool, given: An
 # ---------------------------------------------------------------- what a torch module is
 
 
-@on_backends
 @pytest.mark.parametrize("name", OURS)
 def test_is_torchs(backend: Any, name: str) -> None:
     ours, theirs = OURS[name](5, 7), THEIRS[name](5, 7)
@@ -255,7 +246,6 @@ def test_is_torchs(backend: Any, name: str) -> None:
     assert repr(ours) == repr(theirs)
 
 
-@on_backends
 def test_no_warning_of_flattened_parameters(backend: Any) -> None:
     ours = seqkern.nn.LSTM(5, 7, num_layers=2, device=backend.device)
     ours = copy.deepcopy(ours)
@@ -264,7 +254,6 @@ def test_no_warning_of_flattened_parameters(backend: Any) -> None:
         ours(torch.randn(3, 2, 5, device=backend.device))[0].sum().backward()
 
 
-@on_backends
 @pytest.mark.parametrize("lengths", [False, True])
 def test_compile_fullgraph(backend: Any, lengths: bool) -> None:
     module = seqkern.nn.LSTM(5, 7, num_layers=2, bidirectional=True, device=backend.device)
@@ -281,7 +270,6 @@ def test_compile_fullgraph(backend: Any, lengths: bool) -> None:
         torch.testing.assert_close(actual, expected)
 
 
-@on_backends
 def test_export_with_dynamic_batch_and_time(backend: Any) -> None:
     module = seqkern.nn.LSTM(5, 7, num_layers=2, device=backend.device)
     sizes = {0: torch.export.Dim("T", min=2, max=64), 1: torch.export.Dim("B", min=2, max=64)}
@@ -292,7 +280,6 @@ def test_export_with_dynamic_batch_and_time(backend: Any) -> None:
         torch.testing.assert_close(actual, expected)
 
 
-@on_backends
 def test_autocast(backend: Any) -> None:
     module = seqkern.nn.LSTM(5, 7, device=backend.device)
     x = torch.randn(4, 3, 5, device=backend.device)
@@ -320,7 +307,6 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
 }
 
 
-@on_backends
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_bad_calls(backend: Any, name: str) -> None:
     call, text = BAD_CALLS[name]

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from recurrent import DTYPES, compare, on_backends, run, weights
+from recurrent import DTYPES, compare, run, weights
 from seqkern import ops, reference
-
-pytestmark = on_backends
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)]  # B, input width D, H
 

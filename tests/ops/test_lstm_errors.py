@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from recurrent import on_backends, weights
+from recurrent import weights
 from seqkern import ops
 
 
@@ -83,7 +83,6 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@on_backends
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_bad_calls(backend: Any, name: str) -> None:
     changed, text = BAD_CALLS[name]

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from seqkern import nn
+from seqkern import nn, ops
 from seqkern.errors import require
 
 
@@ -16,22 +18,40 @@ class Layers:
     LSTM: Callable[..., torch.nn.Module]
     RNN: Callable[..., torch.nn.Module]
     CrossEntropyLoss: Callable[..., torch.nn.Module]
-    attention: Callable[..., torch.Tensor]  # q, k, v [B, NH, T, D], is_causal, dropout_p
+    LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
+    attention: Callable[..., Tensor]  # causal: q, k, v [B, NH, T, D] and dropout_p
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
+
+
+class LogitsLoss(torch.nn.CrossEntropyLoss):
+    """`nn.LinearCrossEntropyLoss` as PyTorch has it: by the logits."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """Loss of hidden [..., H] under a head of weight [V, H] and bias [V] for target [...]."""
+        logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [N, V]
+        return super().forward(logits, target.flatten())
 
 
 BACKENDS = {
     "seqkern": Layers(
-        # RNN layers and attention are torch's own until their kernels are in the package.
+        # RNN layers are torch's own until their kernels are in the package.
         LSTM=nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
+        attention=ops.causal_attention,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
-        attention=torch.nn.functional.scaled_dot_product_attention,
+        LinearCrossEntropyLoss=LogitsLoss,
+        attention=_torch_attention,
     ),
 }
 

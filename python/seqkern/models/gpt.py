@@ -57,7 +57,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
         dropout = self.dropout if self.training else 0.0
-        y = self.layers.attention(q, k, v, is_causal=True, dropout_p=dropout)  # [B, NH, T, D]
+        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 
@@ -127,22 +127,24 @@ class GPT(LanguageModel):
                 nn.init.ones_(parameter)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None
+        self, tokens: Tensor, targets: Tensor | None = None, *, return_logits: bool = False
     ) -> Tensor | tuple[Tensor | None, Tensor]:
         """Logits at every position, and the loss where targets are given.
 
         Args:
             tokens: int64 or int32 [B, T], T from 1 to the context.
             targets: int64 [B, T], the tokens that follow.
+            return_logits: make the logits beside the loss too, which costs their memory.
 
         Returns:
-            logits [B, T, V]; with targets (logits, loss), loss the mean cross-entropy in nats.
+            logits [B, T, V]; with targets (None, loss) or, with return_logits, (logits, loss);
+            loss is the mean cross-entropy in nats.
 
         Raises:
             UserError: tokens of the wrong dtype, shape or range, or longer than the context.
         """
         self.check(tokens, targets)
-        return self.with_loss(self.project(self.stream(tokens)), targets)
+        return self.output(self.stream(tokens), targets, return_logits)
 
     def stream(self, tokens: Tensor) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block."""
@@ -153,13 +155,13 @@ class GPT(LanguageModel):
         out: Tensor = self.norm(x)
         return out
 
-    def project(self, x: Tensor) -> Tensor:
-        """The head: [..., C] to [..., V]."""
-        head = self.embedding if self.head is None else self.head
-        return F.linear(x, head.weight)
+    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The embedding's weight where it is tied."""
+        return (self.embedding if self.head is None else self.head).weight, None
 
     def next_logits(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read tokens [B, T]; the state is the window [B, <= context] of all tokens so far."""
         window = tokens if state is None else torch.cat([state, tokens], dim=1)
         window = window[:, -self.config.context :]
-        return self.project(self.stream(window)[:, -1]), window  # [B, V]
+        weight, _ = self.head_parameters()
+        return F.linear(self.stream(window)[:, -1], weight), window  # [B, V]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.generate import Sampling, generate
@@ -36,6 +37,7 @@ class LanguageModel(nn.Module, ABC):
         self.vocab_size = vocab_size
         self.context = context
         self.loss = self.layers.CrossEntropyLoss()
+        self.head_loss = self.layers.LinearCrossEntropyLoss()
 
     @abstractmethod
     def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -70,10 +72,22 @@ class LanguageModel(nn.Module, ABC):
                 f"got {targets.dtype} {list(targets.shape)}",
             )
 
-    def with_loss(
-        self, logits: Tensor, targets: Tensor | None
+    @abstractmethod
+    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, H] and bias [V] that make logits of hidden states."""
+
+    def output(
+        self, hidden: Tensor, targets: Tensor | None, return_logits: bool
     ) -> Tensor | tuple[Tensor | None, Tensor]:
-        """`logits` [B, T, V] alone, or with the mean cross-entropy in nats per token."""
+        """What `forward` returns for hidden states [B, T, H].
+
+        Without targets the logits [B, T, V]. With them (None, loss), loss the mean cross-entropy
+        in nats per token, for which the logits need not exist; (logits, loss) where asked for.
+        """
+        weight, bias = self.head_parameters()
+        if targets is not None and not return_logits:
+            return None, self.head_loss(hidden, weight, targets, bias)
+        logits = F.linear(hidden, weight, bias)  # [B, T, V]
         if targets is None:
             return logits
         flat = logits.reshape(-1, self.vocab_size)  # [B*T, V]

@@ -75,16 +75,18 @@ class RNNLanguageModel(LanguageModel):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None
+        self, tokens: Tensor, targets: Tensor | None = None, *, return_logits: bool = False
     ) -> Tensor | tuple[Tensor | None, Tensor]:
         """Logits at every position, and the loss where targets are given.
 
         Args:
             tokens: int64 or int32 [B, T], T >= 1.
             targets: int64 [B, T], the tokens that follow.
+            return_logits: make the logits beside the loss too, which costs their memory.
 
         Returns:
-            logits [B, T, V]; with targets (logits, loss), loss the mean cross-entropy in nats.
+            logits [B, T, V]; with targets (None, loss) or, with return_logits, (logits, loss);
+            loss is the mean cross-entropy in nats.
 
         Raises:
             UserError: tokens of the wrong dtype, shape or range.
@@ -92,7 +94,11 @@ class RNNLanguageModel(LanguageModel):
         self.check(tokens, targets)
         x = self.dropout(self.embedding(tokens))  # [B, T, H]
         hidden, _ = self.rnn(x)  # [B, T, H]
-        return self.with_loss(self.head(self.dropout(hidden)), targets)
+        return self.output(self.dropout(hidden), targets, return_logits)
+
+    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """The output layer's."""
+        return self.head.weight, self.head.bias
 
     def next_logits(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state."""

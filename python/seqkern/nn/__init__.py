@@ -1,6 +1,16 @@
 """Modules: torch.nn's constructors and state_dicts over seqkern's ops."""
 
+from seqkern.nn.attention import CausalSelfAttention
 from seqkern.nn.cross_entropy import CrossEntropyLoss
+from seqkern.nn.kv_cache import KVCache
+from seqkern.nn.linear_cross_entropy import LinearCrossEntropyLoss
 from seqkern.nn.lstm import LSTM, LSTMCell
 
-__all__ = ["LSTM", "CrossEntropyLoss", "LSTMCell"]
+__all__ = [
+    "LSTM",
+    "CausalSelfAttention",
+    "CrossEntropyLoss",
+    "KVCache",
+    "LSTMCell",
+    "LinearCrossEntropyLoss",
+]

@@ -1,7 +1,21 @@
 """The ops: pure functions on tensors, each backed by a hand-written kernel on every device."""
 
+from seqkern.ops.attention import causal_attention
+from seqkern.ops.attention_step import attention_step
 from seqkern.ops.cross_entropy import cross_entropy
+from seqkern.ops.linear_cross_entropy import linear_cross_entropy
 from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
+from seqkern.ops.sample import sample
+from seqkern.ops.vocab_parallel import vocab_parallel_linear_cross_entropy
 
-__all__ = ["cross_entropy", "lstm", "lstm_cell"]
+__all__ = [
+    "attention_step",
+    "causal_attention",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "lstm",
+    "lstm_cell",
+    "sample",
+    "vocab_parallel_linear_cross_entropy",
+]

@@ -4,7 +4,19 @@ They run in whatever precision they are given, so float64 inputs make the refere
 they are differentiable any number of times, which is how the ops' second derivatives are defined.
 """
 
+from seqkern.reference.attention import causal_attention
+from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.lstm import lstm, lstm_cell
+from seqkern.reference.sample import token_distribution
 
-__all__ = ["cross_entropy", "lstm", "lstm_cell"]
+__all__ = [
+    "attention_step",
+    "causal_attention",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "lstm",
+    "lstm_cell",
+    "token_distribution",
+]

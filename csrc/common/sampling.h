@@ -1,0 +1,267 @@
+// Sampling the next token: the arithmetic and the algorithm, for host and device alike.
+//
+// Probabilities are integers here, "masses": exp((y - max y) / temperature) in units of 2^-44
+// (fewer bits for vocabularies beyond 2^19). Integers add up to the same sum in any order, so a
+// block of threads, a vector of lanes and a loop take the same decisions, and the draw is exact in
+// them. Every product and sum of floats is rounded by itself: files including this are compiled
+// without contraction into fused multiply-adds (CMakeLists.txt).
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/philox.h"
+#include "ops/sample.h"
+
+namespace seqkern {
+
+template <class To, class From>
+SEQKERN_HD_INLINE To bits_as(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  __builtin_memcpy(&y, &x, sizeof(y));
+  return y;
+}
+
+// ---------------------------------------------------------------- scores and their order
+
+struct Penalties {
+  float repetition, presence, frequency;
+};
+
+// y of a logit whose token was seen `count` times. The sum with 0 makes -0 and 0 the same score.
+SEQKERN_HD_INLINE float score_of(float x, int32_t count, const Penalties& penalties) {
+  if (count > 0) {
+    x = x > 0 ? x / penalties.repetition : x * penalties.repetition;
+    x = x - penalties.frequency * static_cast<float>(count);
+    x = x - penalties.presence;
+  }
+  return x + 0.0f;
+}
+
+// A key that grows with the score.
+SEQKERN_HD_INLINE uint32_t key_of(float y) {
+  const uint32_t u = bits_as<uint32_t>(y);
+  return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+SEQKERN_HD_INLINE float score_of_key(uint32_t key) {
+  return bits_as<float>(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
+// ---------------------------------------------------------------- masses
+
+struct MassUnit {
+  int bits;  // the mass of the largest score is 2^bits
+
+  // The sum over V masses must stay below 2^63, a mass below 2^52 (mass_of's rounding).
+  SEQKERN_HD_INLINE static MassUnit of_vocabulary(int64_t V) {
+    int bits = 44;
+    while (bits > 0 && (V >> (63 - bits)) > 0) --bits;
+    return {bits};
+  }
+};
+
+// round(e^d 2^bits) for d <= 0. V: double or a vector of doubles; U: its unsigned integers.
+template <class U, class V>
+SEQKERN_HD_INLINE U mass_of(V d, MassUnit unit) {
+  // Adding 1.5 * 2^52 rounds to an integer in the low bits of the mantissa; 1023 + bits more makes
+  // those the exponent of 2^(n + bits).
+  const double round = 6755399441055744.0 + 1023.0 + unit.bits;
+  const V lowest = V{} - 40.0;  // e^-40 2^44 rounds to 0
+  d = d > lowest ? d : lowest;
+  const V product = d * 1.44269504088896340736;
+  const V shifted = product + round;
+  const V n = shifted - round;
+  V r = d - n * 0.693147180369123816490;  // 32 bits of ln 2: the product is exact
+  r = r - n * 1.90821492927058770002e-10;
+  // Taylor's polynomial: on |r| <= ln(2) / 2 the first term left out is below 2^-47.
+  constexpr double kInverseFactorial[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,
+                                          1.0 / 24,    1.0 / 120,    1.0 / 720,     1.0 / 5040,
+                                          1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
+  V p = V{} + kInverseFactorial[11];
+  SEQKERN_UNROLL
+  for (int i = 10; i >= 0; --i) p = p * r + kInverseFactorial[i];
+  const V scaled = p * bits_as<V>(bits_as<U>(shifted) << 52);
+  const V integer = scaled + 4503599627370496.0;  // 2^52: the integer is the mantissa
+  return bits_as<U>(integer) & 0xfffffffffffffull;
+}
+
+// ---------------------------------------------------------------- what is summed over a row
+
+// The tokens that stay: those of a key above `key`, those of that key with an id up to `last_tie`,
+// and of them those whose mass is at least min_mass.
+struct Kept {
+  uint32_t key = 0;
+  int64_t last_tie = INT64_MAX;
+  uint64_t min_mass = 0;
+};
+
+struct Measure {
+  bool mass;  // or 1 per token
+  bool ties;  // only those of exactly kept.key
+  Kept kept;
+  double max;  // largest score
+  double inverse_temperature;
+  MassUnit unit;
+
+  template <class V>
+  SEQKERN_HD_INLINE V exponent(V y) const {
+    return (y - max) * inverse_temperature;
+  }
+  SEQKERN_HD_INLINE uint64_t of(float y, int64_t v) const {
+    const uint32_t key = key_of(y);
+    if (key < kept.key) return 0;
+    return filtered(key, v, mass ? mass_of<uint64_t>(exponent(static_cast<double>(y)), unit) : 1);
+  }
+  // What is left of a token's amount.
+  SEQKERN_HD_INLINE uint64_t filtered(uint32_t key, int64_t v, uint64_t amount) const {
+    const bool tie = key == kept.key;
+    const bool stays = ties ? tie : key > kept.key || (tie && v <= kept.last_tie);
+    return stays && amount >= kept.min_mass ? amount : 0;
+  }
+};
+
+// Where a sum over tokens of falling score reaches what is needed: among those of `key`, of which
+// still `rest` (at least 1) is needed.
+struct Reached {
+  uint32_t key;
+  uint64_t rest;
+};
+
+// Keys are searched by their bits from the top, a histogram at a time.
+inline constexpr int kRadixLevels = 3;
+inline constexpr int kRadixBins = 1 << 11;  // 11, 11 and 10 bits
+
+struct RadixLevel {
+  int shift;
+  int bins;
+  uint32_t settled;  // mask of the bits that earlier levels have found
+
+  SEQKERN_HD_INLINE explicit RadixLevel(int level)
+      : shift(level == 0   ? 21
+              : level == 1 ? 10
+                           : 0),
+        bins(level == 2 ? kRadixBins / 2 : kRadixBins),
+        settled(level == 0   ? 0
+                : level == 1 ? ~0u << 21
+                             : ~0u << 10) {}
+  SEQKERN_HD_INLINE int bin_of(uint32_t key) const {
+    return static_cast<int>(key >> shift) & (bins - 1);
+  }
+};
+
+// ---------------------------------------------------------------- the algorithm
+
+// floor(a * b / 2^64)
+SEQKERN_HD_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
+  const uint64_t a0 = a & 0xffffffffu, a1 = a >> 32, b0 = b & 0xffffffffu, b1 = b >> 32;
+  const uint64_t middle = a1 * b0 + (a0 * b0 >> 32);
+  const uint64_t other = a0 * b1 + (middle & 0xffffffffu);
+  return a1 * b1 + (middle >> 32) + (other >> 32);
+}
+
+// 1 / temperature, finite: 0 times it must be 0.
+SEQKERN_HD_INLINE double inverse(double temperature) {
+  return temperature > 1e-300 ? 1.0 / temperature : 1e300;
+}
+
+// Natural logarithm of a sum of masses, in units of the largest.
+SEQKERN_HD_INLINE double log_of(uint64_t sum, MassUnit unit) {
+  return ::log(static_cast<double>(sum)) - unit.bits * 0.69314718055994530942;
+}
+
+// The smallest integer not below x.
+SEQKERN_HD_INLINE uint64_t round_up(double x) {
+  const uint64_t below = static_cast<uint64_t>(x);
+  return static_cast<double>(below) < x ? below + 1 : below;
+}
+
+struct Drawn {
+  int64_t token;
+  double log_mass;  // of the tokens it was drawn from, and
+  double exponent;  // its own: their difference is the log-probability
+};
+
+// A Row gives sums over one row's tokens; on a GPU the threads that share the row call it together:
+//   max()                     largest score; NaN if there is NaN
+//   total(measure)            sum over the tokens
+//   locate(measure, target)   after total(measure): the first id at which the running sum exceeds
+//                             target
+//   reach(measure, need)      where the sum reaches need(total), 1 <= need <= total
+//   score(v)
+template <class Row>
+SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) {
+  const float max = row.max();
+  // Neither NaN nor infinite.
+  if (!(max - max == 0)) return {-1, 0, __builtin_nan("")};
+  const double temperature = args.temperature.at(b);
+  Measure mass{.mass = true,
+               .ties = false,
+               .kept = {},
+               .max = max,
+               .inverse_temperature = temperature > 0 ? inverse(temperature) : 0,
+               .unit = MassUnit::of_vocabulary(args.V)};
+  Measure ties = mass;
+  ties.mass = false;
+  ties.ties = true;
+  if (temperature == 0) {
+    ties.kept.key = key_of(max);
+    row.total(ties);
+    return {row.locate(ties, 0), 0, 0};
+  }
+  // The id of the last token that stays, where only `count` of those of kept.key do.
+  const auto cut_ties = [&](uint32_t key, uint64_t count) {
+    ties.kept.key = key;
+    mass.kept.key = key;
+    mass.kept.last_tie = INT64_MAX;
+    if (count < row.total(ties)) mass.kept.last_tie = row.locate(ties, count - 1);
+  };
+  const int64_t k = args.top_k.at(b);
+  if (k > 0 && k < args.V) {
+    Measure count = mass;
+    count.mass = false;
+    const Reached reached = row.reach(count, [=](uint64_t) { return static_cast<uint64_t>(k); });
+    cut_ties(reached.key, reached.rest);
+  }
+  const double top_p = args.top_p.at(b);
+  if (top_p < 1) {
+    // Tokens stay as long as the sum before them is below top_p of all: up to the first with which
+    // the sum reaches it.
+    const Reached reached = row.reach(mass, [=](uint64_t sum) {
+      const uint64_t need = round_up(top_p * static_cast<double>(sum));
+      return need < 1 ? 1 : need > sum ? sum : need;
+    });
+    const double exponent = mass.exponent(static_cast<double>(score_of_key(reached.key)));
+    const uint64_t each = mass_of<uint64_t>(exponent, mass.unit);
+    const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
+    cut_ties(reached.key, (reached.rest + each - 1) / each);
+    // Both cuts among the same ties: the earlier id holds.
+    if (earlier_cut < mass.kept.last_tie) mass.kept.last_tie = earlier_cut;
+  }
+  const double min_p = args.min_p.at(b);
+  if (min_p > 0) {
+    mass.kept.min_mass = round_up(min_p * static_cast<double>(uint64_t{1} << mass.unit.bits));
+  }
+  const uint64_t sum = row.total(mass);
+  const PhiloxBits bits =
+      philox(static_cast<uint64_t>(args.seed.at(b)), static_cast<uint64_t>(args.step.at(b)),
+             args.seed.rows ? 0 : static_cast<uint64_t>(b));
+  const uint64_t random = static_cast<uint64_t>(bits.word[0]) << 32 | bits.word[1];
+  const int64_t token = row.locate(mass, high_product(random, sum));
+  return {token, log_of(sum, mass.unit), mass.exponent(static_cast<double>(row.score(token)))};
+}
+
+// log softmax(x)[token], for the row of the bare logits.
+template <class Row>
+SEQKERN_HD_INLINE double log_softmax_of(Row& row, int64_t V, int64_t token) {
+  const Measure mass{.mass = true,
+                     .ties = false,
+                     .kept = {},
+                     .max = row.max(),
+                     .inverse_temperature = 1,
+                     .unit = MassUnit::of_vocabulary(V)};
+  const double log_sum = log_of(row.total(mass), mass.unit);
+  return mass.exponent(static_cast<double>(row.score(token))) - log_sum;
+}
+
+}  // namespace seqkern

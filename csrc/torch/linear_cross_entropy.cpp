@@ -1,0 +1,252 @@
+// ops::linear_cross_entropy, its backward, and the state a rank of a vocabulary-parallel head
+// contributes: check, allocate, run chunk after chunk.
+#include "torch/linear_cross_entropy.h"
+
+#include "torch/ops.h"
+
+namespace seqkern {
+namespace {
+
+using namespace linear_cross_entropy_parts;
+
+Tensor rows_on(const Head& head, int64_t rows) {
+  const int64_t sizes[] = {rows};
+  return empty_on(head.hidden, Sizes(sizes, 1), head.acc);
+}
+
+Tensor zeros_on(const Head& head, int64_t rows) {
+  Tensor t = rows_on(head, rows);
+  torch::stable::zero_(t);
+  return t;
+}
+
+template <class T>
+char* at(const T& t, int64_t n) {
+  return static_cast<char*>(t.mutable_data_ptr()) + n * t.element_size();
+}
+
+Tensor shaped(const Tensor& t, Sizes sizes) { return torch::stable::reshape(t, sizes); }
+
+// The kernel that reduces cross_entropy's rows does ours as well.
+struct Reducer {
+  Reducer(const Head& head, int64_t reduction)
+      : in{.dtype = head.acc_dtype,
+           .N = head.R(),
+           .V = head.rows.V,
+           .logits = nullptr,
+           .logits_rows = {},
+           .target = head.rows.target,
+           .target_probs = nullptr,
+           .target_probs_rows = {},
+           .weight = head.rows.class_weight,
+           .weight_sum = head.rows.weight_sum,
+           .ignore_index = head.rows.ignore_index,
+           .label_smoothing = head.rows.label_smoothing,
+           .z_loss = head.rows.z_loss,
+           .softcap = 0},
+        reduction(static_cast<Reduction>(reduction)) {}
+
+  void run(const Tensor& row_loss, const Tensor& row_max, const Tensor& row_log_sum,
+           const Tensor& loss, const Tensor& norm) const {
+    Backend::run(CrossEntropyReduceArgs{.in = in,
+                                        .reduction = reduction,
+                                        .row_loss = row_loss.const_data_ptr(),
+                                        .row_max = row_max.const_data_ptr(),
+                                        .row_log_sum = row_log_sum.const_data_ptr(),
+                                        .loss = loss.mutable_data_ptr(),
+                                        .norm = norm.mutable_data_ptr()});
+  }
+
+  CrossEntropyInputs in;
+  Reduction reduction;
+};
+
+// [N] in the gradient's dtype and order of the kept rows; a scalar as it is.
+std::optional<Tensor> row_gradient(const Head& head, const std::optional<Tensor>& t,
+                                   std::string_view name, bool scalar) {
+  if (!t) return t;
+  const int64_t numel = scalar ? 1 : head.N;
+  check(t->numel() == numel && t->scalar_type() == head.acc,
+        "linear_cross_entropy_backward: ", name, " must be ", dtype_name(head.acc), " with ", numel,
+        " elements, got ", describe(*t));
+  check_same_device(head.hidden, *t, "linear_cross_entropy_backward", "hidden", name);
+  const int64_t sizes[] = {numel};
+  const Tensor flat = torch::stable::contiguous(shaped(*t, Sizes(sizes, 1)));
+  return scalar ? flat : to_kept(head, flat);
+}
+
+const void* at_row(const std::optional<Tensor>& t, int64_t n) { return t ? at(*t, n) : nullptr; }
+
+std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
+                                            Sizes hidden_sizes) {
+  return {grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
+          grads.weight ? *grads.weight : rows_on(head, 0),
+          grads.bias ? *grads.bias : rows_on(head, 0)};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_entropy(
+    const Tensor& hidden, const Tensor& weight, const Tensor& target,
+    const std::optional<Tensor>& bias, const std::optional<Tensor>& class_weight,
+    int64_t ignore_index, int64_t reduction, double label_smoothing, double z_loss, double softcap,
+    bool return_lse, bool return_logprobs, bool grad_hidden, bool grad_weight, bool grad_bias,
+    int64_t chunk_bytes) {
+  check_options(kOp, reduction, label_smoothing, z_loss, softcap);
+  [[maybe_unused]] const Backend::Guard guard(hidden);
+  const Options options{ignore_index, label_smoothing, z_loss, softcap, 0, 0, chunk_bytes};
+  const Head head =
+      prepare(hidden, weight, target, bias, class_weight, options, /*drop_ignored=*/!return_lse);
+  const bool reduced = static_cast<Reduction>(reduction) != Reduction::kNone;
+  // Gradients are made with the loss where they are known but for one factor.
+  const bool fused = reduced && !return_lse && !return_logprobs;
+  Gradients grads = allocate_gradients(head, fused && grad_hidden, fused && grad_weight,
+                                       fused && grad_bias && bias.has_value());
+
+  const int64_t R = head.R();
+  const Tensor row_loss = rows_on(head, R);
+  const Tensor row_max = rows_on(head, R);
+  const Tensor row_log_sum = rows_on(head, R);
+  const Tensor row_sum = rows_on(head, R);
+  const std::optional<Tensor> lse = return_lse ? std::optional(rows_on(head, R)) : std::nullopt;
+  const std::optional<Tensor> logprobs =
+      return_logprobs ? std::optional(rows_on(head, R)) : std::nullopt;
+  const Tensor norm = rows_on(head, 2);
+  const int64_t scalar[] = {1};
+  const Tensor loss = empty_on(hidden, Sizes(scalar, reduced ? 0 : 1), head.acc);
+  const Reducer reducer(head, reduction);
+  const double unit = unit_gradient(head, static_cast<Reduction>(reduction));
+  std::optional<Tensor> grad_loss;
+  if (grads.any()) {
+    // The norm depends on the targets alone, and is needed before the losses are known.
+    const Tensor zeros = zeros_on(head, R);
+    reducer.run(zeros, zeros, zeros, loss, norm);
+    grad_loss = rows_on(head, 1);
+    torch::stable::fill_(*grad_loss, unit);
+  }
+
+  if (R > 0) {
+    const Plan plan = make_plan(head, grads.any(), chunk_bytes);
+    Chunks chunks(head, plan);
+    const Tensor state = rows_on(head, kStateParts * plan.rows);
+    chunks.for_each([&](int64_t begin, int64_t count) {
+      chunks.add_to_state(state.mutable_data_ptr(), plan.rows);
+      Backend::run(
+          LinearCrossEntropyFinishArgs{.rows = head.rows_from(begin, count),
+                                       .state = state.const_data_ptr(),
+                                       .stride = plan.rows,
+                                       .add_z_loss = z_loss != 0 && !reduced,
+                                       .row_loss = at(row_loss, begin),
+                                       .lse = lse ? at(*lse, begin) : nullptr,
+                                       .logprob = logprobs ? at(*logprobs, begin) : nullptr,
+                                       .row_log_sum = at(row_log_sum, begin),
+                                       .row_max = at(row_max, begin),
+                                       .row_sum = at(row_sum, begin)});
+      if (!grads.any()) return;
+      chunks.add_to_gradients({.rows = {},
+                               .tile = {},
+                               .grad_loss = data(grad_loss),
+                               .grad_loss_stride = 0,
+                               .grad_lse = nullptr,
+                               .grad_logprob = nullptr,
+                               .row_max = at(row_max, begin),
+                               .row_sum = at(row_sum, begin),
+                               .norm = norm.const_data_ptr(),
+                               .grad_dtype = head.acc_dtype,
+                               .dlogits = nullptr},
+                              grads);
+    });
+  }
+
+  if (R > 0) divide_by_unit(head, grads, unit);
+  if (reduced) reducer.run(row_loss, row_max, row_log_sum, loss, norm);
+  const Sizes row_sizes(hidden.sizes().data(), hidden.dim() - 1);
+  const auto per_row = [&](const Tensor& t) { return shaped(from_kept(head, t), row_sizes); };
+  const Tensor saved = rows_on(head, SavedRows<char>::size(head.N, reduced));
+  const int64_t N = head.N;
+  const auto part = [&](int64_t offset, int64_t count) { return narrowed(saved, offset, count); };
+  Tensor part_max = part(0, N);
+  Tensor part_sum = part(N, N);
+  torch::stable::copy_(part_max, from_kept(head, row_max));
+  torch::stable::copy_(part_sum, from_kept(head, row_sum));
+  if (reduced) {
+    Tensor part_norm = part(2 * N, 2);
+    torch::stable::copy_(part_norm, norm);
+  }
+  auto [dhidden, dweight, dbias] = finished(head, grads, hidden.sizes());
+  return {reduced ? loss : per_row(row_loss),
+          lse ? per_row(*lse) : rows_on(head, 0),
+          logprobs ? per_row(*logprobs) : rows_on(head, 0),
+          saved,
+          dhidden,
+          dweight,
+          dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
+    const std::optional<Tensor>& grad_loss, const std::optional<Tensor>& grad_lse,
+    const std::optional<Tensor>& grad_logprobs, const Tensor& hidden, const Tensor& weight,
+    const Tensor& target, const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& class_weight, const Tensor& saved, int64_t ignore_index,
+    int64_t reduction, double label_smoothing, double z_loss, double softcap, int64_t first_class,
+    int64_t num_classes, bool grad_hidden, bool grad_weight, bool grad_bias, int64_t chunk_bytes) {
+  check_options(kOp, reduction, label_smoothing, z_loss, softcap);
+  [[maybe_unused]] const Backend::Guard guard(hidden);
+  const Options options{ignore_index, label_smoothing, z_loss,     softcap,
+                        first_class,  num_classes,     chunk_bytes};
+  const Head head = prepare(hidden, weight, target, bias, class_weight, options,
+                            /*drop_ignored=*/!grad_lse.has_value());
+  const bool reduced = static_cast<Reduction>(reduction) != Reduction::kNone;
+  const auto g_loss = row_gradient(head, grad_loss, "grad_loss", reduced);
+  const auto g_lse = row_gradient(head, grad_lse, "grad_lse", false);
+  const auto g_logprobs = row_gradient(head, grad_logprobs, "grad_logprobs", false);
+  const int64_t N = head.N;
+  const int64_t expected = SavedRows<char>::size(N, reduced);
+  check(saved.numel() == expected && saved.scalar_type() == head.acc && saved.is_contiguous(),
+        "linear_cross_entropy_backward: saved must be ", dtype_name(head.acc), " [", expected,
+        "], got ", describe(saved));
+  const Tensor row_max = to_kept(head, narrowed(saved, 0, N));
+  const Tensor row_sum = to_kept(head, narrowed(saved, N, N));
+  Gradients grads = allocate_gradients(head, grad_hidden, grad_weight, grad_bias && bias);
+
+  if (head.R() > 0 && grads.any()) {
+    Chunks chunks(head, make_plan(head, /*all_tiles=*/false, chunk_bytes));
+    chunks.for_each([&](int64_t begin, int64_t) {
+      chunks.add_to_gradients({.rows = {},
+                               .tile = {},
+                               .grad_loss = at_row(g_loss, reduced ? 0 : begin),
+                               .grad_loss_stride = reduced ? 0 : 1,
+                               .grad_lse = at_row(g_lse, begin),
+                               .grad_logprob = at_row(g_logprobs, begin),
+                               .row_max = at(row_max, begin),
+                               .row_sum = at(row_sum, begin),
+                               .norm = reduced ? at(saved, 2 * N) : nullptr,
+                               .grad_dtype = head.acc_dtype,
+                               .dlogits = nullptr},
+                              grads);
+    });
+  }
+  return finished(head, grads, hidden.sizes());
+}
+
+Tensor linear_cross_entropy_state(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                  const std::optional<Tensor>& bias,
+                                  const std::optional<Tensor>& class_weight, int64_t ignore_index,
+                                  double label_smoothing, double softcap, int64_t first_class,
+                                  int64_t num_classes, int64_t chunk_bytes) {
+  check_options(kOp, 0, label_smoothing, 0, softcap);
+  [[maybe_unused]] const Backend::Guard guard(hidden);
+  const Options options{ignore_index, label_smoothing, 0,          softcap,
+                        first_class,  num_classes,     chunk_bytes};
+  const Head head =
+      prepare(hidden, weight, target, bias, class_weight, options, /*drop_ignored=*/false);
+  const int64_t sizes[] = {kStateParts, head.N};
+  const Tensor state = empty_on(hidden, Sizes(sizes, 2), head.acc);
+  if (head.N > 0) {
+    Chunks chunks(head, make_plan(head, /*all_tiles=*/false, chunk_bytes));
+    chunks.for_each([&](int64_t begin, int64_t) { chunks.add_to_state(at(state, begin), head.N); });
+  }
+  return state;
+}
+
+}  // namespace seqkern

@@ -1,0 +1,107 @@
+"""Attention of new tokens over a cache of keys and values, which they join in the same call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern.ops import _registry
+
+
+def attention_step(
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float = 0.0,
+    rotary: tuple[Tensor, Tensor] | None = None,
+    rotary_interleaved: bool = False,
+    counters: Tensor | None = None,
+) -> Tensor:
+    r"""Store the keys and values of S new tokens per row, and attend over all the row has.
+
+    Token s of row b stands at :math:`p = \mathrm{positions}_b + s`. Its key and value are written
+    to the caches there, and its query sees the cached keys :math:`j \le p`:
+
+    .. math:: \mathrm{out} = \sum_j \mathrm{softmax}_j(\mathrm{scale}\; q \cdot k_j)\, v_j
+
+    Query head h reads key head h // (NH / NKV). Rows may have different numbers of tokens.
+    `seqkern.nn.KVCache` holds caches, positions and counters of a model.
+
+    Args:
+        q: [B, NH, S, D], float32, float64, float16 or bfloat16; S from 1 to 16, D to 256. Any
+            strides with a contiguous last dimension, here and in the next four.
+        k_new: [B, NKV, S, D], NH a multiple of NKV.
+        v_new: [B, NKV, S, D].
+        k_cache: [B, NKV, L, D], of q's dtype, or bfloat16 or float16 with a float32 q. Written at
+            the new tokens' positions; what lies beyond them is not read.
+        v_cache: [B, NKV, L, D], likewise.
+        positions: int64 [B], how many tokens each row's cache holds. It is not changed.
+        scale: 1 / sqrt(D) if None.
+        window: keys a query sees at most, its own among them; None for all.
+        softcap: bound c of the products, as c tanh(x / c); 0 for none.
+        rotary: (cos, sin), float32 [at least L, R / 2]: the first R elements of q and k_new are
+            rotated by the angle of their position (Su et al. 2021) before anything else.
+        rotary_interleaved: pairs are neighbours (2 i, 2 i + 1); else (i, i + R / 2).
+        counters: int32 [B * NKV] of zeros, zero again afterwards; on CUDA saves a launch.
+
+    Returns:
+        [B, NH, S, D], laid out as [B, S, NH, D], which an output projection reads. There are no
+        gradients: training and prefill are `seqkern.ops.causal_attention`'s.
+
+    Raises:
+        ValueError: a shape, dtype, device or option that does not fit; on the CPU also positions
+            beyond the cache. On CUDA a token that does not fit is not stored, and its output is
+            NaN.
+
+    Source: docs/math/attention_step.md.
+
+    Example:
+        >>> k_cache, v_cache = torch.zeros(2, 1, 2, 100, 64)
+        >>> q, k, v = torch.randn(1, 8, 1, 64), *torch.randn(2, 1, 2, 1, 64)
+        >>> seqkern.ops.attention_step(q, k, v, k_cache, v_cache, torch.tensor([0])).shape
+        torch.Size([1, 8, 1, 64])
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or k_new.requires_grad or v_new.requires_grad):
+        raise ValueError(
+            "attention_step: q, k_new and v_new must not need gradients; "
+            "use torch.no_grad(), or causal_attention to train"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"attention_step: window must be at least 1 or None, got {window}")
+    cos, sin = rotary if rotary is not None else (None, None)
+    out: Tensor = _registry.call(
+        _registry.active.attention_step,
+        q,
+        k_new,
+        v_new,
+        k_cache,
+        v_cache,
+        positions,
+        cos,
+        sin,
+        rotary_interleaved,
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        window or 0,
+        softcap,
+        counters,
+    )
+    return out
+
+
+def _fake(q: Tensor, *_: Any) -> Tensor:
+    B, NH, S, D = q.shape
+    return q.new_empty(B, S, NH, D).transpose(1, 2)
+
+
+@_registry.registration
+def register(namespace: str) -> None:
+    """Add the fake."""
+    torch.library.register_fake(f"{namespace}::attention_step", _fake)
