@@ -7,73 +7,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.library import opcheck
 
 import seqkern
 from accuracy import assert_accurate
+from ops.cross_entropy_cases import (
+    DTYPES,
+    OPTIONS,
+    OURS_ONLY,
+    SHAPES,
+    cast_weight,
+    class_weight,
+    exact,
+    make,
+    resolve,
+    run,
+)
 from seqkern import ops, reference
-
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(1, 1), (1, 16), (3, 2), (5, 31), (4, 257), (2, 1031), (9, 50)]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "sum": {"reduction": "sum"},
-    "none": {"reduction": "none"},
-    "weight": {"weight": True},
-    "smoothing": {"label_smoothing": 0.1},
-    "smoothing-weight": {"label_smoothing": 0.3, "weight": True},
-    "smoothing-none-weight": {"label_smoothing": 0.3, "weight": True, "reduction": "none"},
-}
-OURS_ONLY: dict[str, dict[str, Any]] = {
-    "z_loss": {"z_loss": 1e-2},
-    "z_loss-none": {"z_loss": 1e-2, "reduction": "none"},
-    "z_loss-weight": {"z_loss": 1e-2, "weight": True},
-    "softcap": {"softcap": 3.0},
-    "all": {"softcap": 2.0, "z_loss": 1e-2, "weight": True, "label_smoothing": 0.1},
-}
-
-
-def make(
-    N: int, V: int, dtype: torch.dtype, device: str, *, ignore: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Logits of a plausible spread and targets, every third row ignored."""
-    logits = (3 * torch.randn(N, V)).to(device=device, dtype=dtype)
-    target = torch.randint(0, V, (N,))
-    if ignore and N > 1:
-        target[::3] = -100
-        target[-1] = V - 1
-    return logits, target.to(device)
-
-
-def class_weight(V: int, device: str) -> Tensor:
-    return (torch.rand(V) + 0.5).to(device)
-
-
-def resolve(options: dict[str, Any], V: int, device: str) -> dict[str, Any]:
-    return {k: class_weight(V, device) if k == "weight" else v for k, v in options.items()}
-
-
-def cast_weight(options: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {k: v.to(dtype) if k == "weight" else v for k, v in options.items()}
-
-
-def run(function: Any, logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Loss and gradient under a fixed, uneven incoming gradient."""
-    x = logits.detach().clone().requires_grad_()
-    loss = function(x, target, **options)
-    upstream = torch.linspace(0.5, 1.5, max(loss.numel(), 1), device=loss.device)
-    loss.backward(upstream.reshape(loss.shape).to(loss.dtype))
-    assert x.grad is not None
-    return loss.detach(), x.grad
-
-
-def exact(logits: Tensor, target: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    target = target.double() if target.is_floating_point() else target
-    return run(
-        lambda x, t, **o: reference.cross_entropy(x, t, **o)[0], logits.double(), target, **options
-    )
-
 
 # ---------------------------------------------------------------- parity
 
@@ -321,107 +270,6 @@ def test_lse_alone(backend: Any) -> None:
     _, lse = ops.cross_entropy(x, target, return_lse=True)
     (grad,) = torch.autograd.grad(lse.sum(), x)
     torch.testing.assert_close(grad, x.softmax(-1))
-
-
-# ---------------------------------------------------------------- autograd, compile, autocast
-
-
-GRADCHECK_OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"reduction": "none"},
-    {"reduction": "sum", "label_smoothing": 0.1},
-    {"z_loss": 0.1, "softcap": 1.5},
-]
-
-
-@pytest.mark.parametrize("options", GRADCHECK_OPTIONS, ids=str)
-def test_gradcheck(backend: Any, options: dict[str, Any]) -> None:
-    logits, target = make(3, 5, torch.float64, backend.device)
-    function = lambda x: ops.cross_entropy(x, target, return_lse=True, **options)  # noqa: E731
-    assert torch.autograd.gradcheck(function, logits.requires_grad_())
-
-
-@pytest.mark.parametrize("options", GRADCHECK_OPTIONS, ids=str)
-def test_gradgradcheck(backend: Any, options: dict[str, Any]) -> None:
-    logits, target = make(3, 5, torch.float64, backend.device)
-    function = lambda x: ops.cross_entropy(x, target, return_lse=True, **options)  # noqa: E731
-    assert torch.autograd.gradgradcheck(function, logits.requires_grad_())
-
-
-def test_gradgradcheck_class_probabilities(backend: Any) -> None:
-    logits, _ = make(3, 5, torch.float64, backend.device)
-    target = torch.rand(3, 5, dtype=torch.float64, device=backend.device)
-    inputs = (logits.requires_grad_(), target.requires_grad_())
-    assert torch.autograd.gradcheck(ops.cross_entropy, inputs)
-    assert torch.autograd.gradgradcheck(ops.cross_entropy, inputs)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reduction", [0, 1])
-@pytest.mark.parametrize("probabilities", [False, True])
-def test_opcheck(backend: Any, dtype: torch.dtype, reduction: int, probabilities: bool) -> None:
-    logits, target = make(4, 11, dtype, backend.device)
-    if probabilities:
-        target = torch.rand(4, 11, device=backend.device).to(dtype)
-    options = (None, -100, reduction, 0.1, 1e-3, 2.0)
-    raw: Any = backend.ops
-    opcheck(raw.cross_entropy_forward.default, (logits, target, *options, True))
-    loss, lse, saved = raw.cross_entropy_forward(logits, target, *options, True)
-    arguments = (torch.ones_like(loss), torch.ones_like(lse), logits, target, None, saved)
-    opcheck(raw.cross_entropy_backward.default, (*arguments, *options[1:]))
-    opcheck(raw.cross_entropy.default, (logits.requires_grad_(), target, *options, True))
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_fullgraph(backend: Any, dynamic: bool) -> None:
-    def step(x: Tensor, t: Tensor) -> Tensor:
-        return 2 * ops.cross_entropy(3 * x, t, label_smoothing=0.1)
-
-    torch.compiler.reset()
-    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for N in (4, 6):
-        logits, target = make(N, 33, torch.float32, backend.device)
-        loss, grad = run(compiled, logits, target)
-        expected_loss, expected_grad = run(step, logits, target)
-        torch.testing.assert_close(loss, expected_loss)
-        torch.testing.assert_close(grad, expected_grad)
-
-
-def test_autocast(backend: Any) -> None:
-    """Logits of an autocast linear layer are bfloat16; the loss is float32, with no copy made."""
-    head = torch.nn.Linear(8, 21, device=backend.device)
-    hidden = torch.randn(5, 8, device=backend.device)
-    target = torch.randint(0, 21, (5,), device=backend.device)
-    with torch.autocast(backend.device, dtype=torch.bfloat16):
-        logits = head(hidden)
-        loss = ops.cross_entropy(logits, target)
-        torch_loss = F.cross_entropy(logits, target)
-    assert logits.dtype == torch.bfloat16
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, torch_loss)
-    loss.backward()
-    assert head.weight.grad is not None
-
-
-def test_gradient_accumulates_into_shared_logits(backend: Any) -> None:
-    x = torch.randn(3, 9, device=backend.device, requires_grad=True)
-    target = torch.tensor([1, 2, 3], device=backend.device)
-    before = x.detach().clone()
-    (ops.cross_entropy(x, target) + x.square().sum()).backward()
-    y = before.clone().requires_grad_()
-    (F.cross_entropy(y, target) + y.square().sum()).backward()
-    torch.testing.assert_close(x.grad, y.grad)
-    assert torch.equal(x.detach(), before)
-
-
-def test_logits_changed_before_backward(backend: Any) -> None:
-    x = torch.randn(3, 9, device=backend.device, requires_grad=True)
-    logits = x * 1
-    loss = ops.cross_entropy(logits, torch.tensor([1, 2, 3], device=backend.device))
-    with torch.no_grad():
-        logits.zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
 
 
 # ---------------------------------------------------------------- determinism
