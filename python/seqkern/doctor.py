@@ -28,7 +28,7 @@ OPERATIONS = (
     Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
     Operation("models.RNNLanguageModel: RNN layers", None),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
-    Operation("ops.attention_step, nn.KVCache", "attention_step"),
+    Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )
 

@@ -94,16 +94,42 @@ def test_a_later_token_changes_no_earlier_logits(name, changed):
     assert bool((before[:, changed:] != after[:, changed:]).any(-1).all())
 
 
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("piece", [1, 3])
-def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece):
+def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece, grad):
+    """Without gradients a GPT keeps keys and values, with them it reads its window anew."""
     model = make(name).double().eval()
     x = tokens(2, CONTEXT)
     expected = model(x)
     state = None
     for start in range(0, CONTEXT, piece):
         part = x[:, start : start + piece]
-        logits, state = model.next_logits(part, state)
+        with torch.set_grad_enabled(grad):
+            logits, state = model.next_logits(part, state)
         torch.testing.assert_close(logits, expected[:, start + part.shape[1] - 1])
+    if name == "gpt":
+        assert (state.cache is None) == grad
+
+
+@torch.no_grad()
+def test_a_gpt_state_can_be_continued_twice():
+    model = make("gpt").double().eval()
+    x = tokens(2, 4)
+    _, state = model.next_logits(x[:, :2])
+    for last in (x[:, 2:3], x[:, 3:4]):
+        logits, _ = model.next_logits(last, state)
+        torch.testing.assert_close(logits, model(torch.cat([x[:, :2], last], 1))[:, -1])
+
+
+@torch.no_grad()
+def test_a_gpt_reads_more_tokens_than_a_step_takes():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": V, "context": 50, "hidden": 16, "layers": 2, "heads": 2}
+    model = build_model("gpt", sizes).double().eval()
+    x = tokens(2, 45)
+    _, state = model.next_logits(x[:, :5])
+    logits, _ = model.next_logits(x[:, 5:], state)
+    torch.testing.assert_close(logits, model(x)[:, -1])
 
 
 def test_gpt_past_the_context_reads_the_last_window():

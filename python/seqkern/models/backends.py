@@ -20,6 +20,8 @@ class Layers:
     CrossEntropyLoss: Callable[..., torch.nn.Module]
     LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
     attention: Callable[..., Tensor]  # causal: q, k, v [B, NH, T, D] and dropout_p
+    # Of new tokens over a cache they join; None: generation reads all tokens anew for each.
+    attention_step: Callable[..., Tensor] | None
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
@@ -45,6 +47,7 @@ BACKENDS = {
         CrossEntropyLoss=nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
         attention=ops.causal_attention,
+        attention_step=ops.attention_step,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
@@ -52,6 +55,7 @@ BACKENDS = {
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=LogitsLoss,
         attention=_torch_attention,
+        attention_step=None,
     ),
 }
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from seqkern.errors import require
 from seqkern.models.backends import Layers
 from seqkern.models.language_model import LanguageModel, check_dropout, check_sizes
+from seqkern.nn import KVCache
+from seqkern.ops.attention_step import MAX_STEP_TOKENS
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,51 @@ class GPTConfig:
         )
 
 
+@dataclass
+class GPTState:
+    """What a `GPT` has read: the tokens [B, <= context], and their keys and values if kept.
+
+    The next tokens are written into the cache, so a state gives it away with its first
+    continuation. Another continuation of the same state reads the window anew.
+    """
+
+    window: Tensor
+    cache: KVCache | None
+
+    def take_cache(self) -> KVCache | None:
+        """The cache, the first time."""
+        cache, self.cache = self.cache, None
+        return cache
+
+
 class Attention(nn.Module):
     """Causal self-attention: position t reads positions 1 .. t."""
 
-    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+    def __init__(self, config: GPTConfig, layers: Layers, layer: int) -> None:
         """One product makes q, k and v of all heads; another mixes the heads."""
         super().__init__()
+        self.layer = layer
         self.heads = config.heads
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden)
         self.out = nn.Linear(config.hidden, config.hidden)
         self.layers = layers
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, C] to [B, T, C]."""
+    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
+        """[B, T, C] to [B, T, C]; with a cache, of tokens that follow the `held` ones in it."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
-        dropout = self.dropout if self.training else 0.0
-        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
+        if cache is not None and held > 0:
+            assert self.layers.attention_step is not None
+            y = self.layers.attention_step(
+                q, k, v, *cache[self.layer], cache.lengths, counters=cache.counters
+            )  # [B, NH, T, D]
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
+            if cache is not None:
+                cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 
@@ -65,19 +93,19 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x))."""
 
-    def __init__(self, config: GPTConfig, layers: Layers) -> None:
+    def __init__(self, config: GPTConfig, layers: Layers, layer: int) -> None:
         """The MLP is four times as wide as the stream, with GELU."""
         super().__init__()
         C = config.hidden
         self.attention_norm = nn.LayerNorm(C)
-        self.attention = Attention(config, layers)
+        self.attention = Attention(config, layers, layer)
         self.mlp_norm = nn.LayerNorm(C)
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        x = x + self.dropout(self.attention(self.attention_norm(x), held, cache))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -106,7 +134,7 @@ class GPT(LanguageModel):
         self.embedding = nn.Embedding(config.vocab_size, C)
         self.positions = nn.Embedding(config.context, C)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, self.layers) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, self.layers, n) for n in range(config.layers))
         self.norm = nn.LayerNorm(C)
         self.head = None if config.tied else nn.Linear(C, config.vocab_size, bias=False)
         self.reset_parameters()
@@ -146,12 +174,17 @@ class GPT(LanguageModel):
         self.check(tokens, targets)
         return self.output(self.stream(tokens), targets, return_logits)
 
-    def stream(self, tokens: Tensor) -> Tensor:
-        """The normalised residual stream [B, T, C] above the last block."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    def stream(self, tokens: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
+        """The normalised residual stream [B, T, C] above the last block.
+
+        With a cache, of tokens that follow the `held` ones in it, which they join.
+        """
+        positions = torch.arange(held, held + tokens.shape[1], device=tokens.device)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
         for block in self.blocks:
-            x = block(x)
+            x = block(x, held, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)
         return out
 
@@ -159,9 +192,33 @@ class GPT(LanguageModel):
         """The embedding's weight where it is tied."""
         return (self.embedding if self.head is None else self.head).weight, None
 
-    def next_logits(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read tokens [B, T]; the state is the window [B, <= context] of all tokens so far."""
-        window = tokens if state is None else torch.cat([state, tokens], dim=1)
-        window = window[:, -self.config.context :]
+    def next_logits(self, tokens: Tensor, state: GPTState | None = None) -> tuple[Tensor, GPTState]:
+        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
+
+        Up to the context a token is read once, and its keys and values kept. Past it the window
+        slides: every token's position changes, and the window is read anew.
+        """
+        held = 0 if state is None else state.window.shape[1]
+        window = tokens if state is None else torch.cat([state.window, tokens], dim=1)
         weight, _ = self.head_parameters()
-        return F.linear(self.stream(window)[:, -1], weight), window  # [B, V]
+        fits = window.shape[1] <= self.config.context
+        if not fits or self.layers.attention_step is None or torch.is_grad_enabled():
+            window = window[:, -self.config.context :]
+            return F.linear(self.stream(window)[:, -1], weight), GPTState(window, None)
+        cache = None if state is None else state.take_cache()
+        if cache is None:
+            cache, held = self.empty_cache(len(window)), 0
+        # A step takes a few tokens; the first read takes any number.
+        most = MAX_STEP_TOKENS if held > 0 else window.shape[1]
+        while held < window.shape[1]:
+            x = self.stream(window[:, held : held + most], held, cache)
+            held += x.shape[1]
+        return F.linear(x[:, -1], weight), GPTState(window, cache)  # [B, V]
+
+    def empty_cache(self, batch: int) -> KVCache:
+        """A cache of the model's sizes for `batch` rows."""
+        c, weight = self.config, self.embedding.weight
+        width = c.hidden // c.heads
+        return KVCache(
+            c.layers, batch, c.heads, c.context, width, dtype=weight.dtype, device=weight.device
+        )

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from seqkern.ops import _registry
 
+#: New tokens per row that a step takes at most.
+MAX_STEP_TOKENS = 16
+
 
 def attention_step(
     q: Tensor,
