@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._double_backward import leaf, second_derivative
 
 
 @overload
@@ -216,7 +217,7 @@ class _AttentionBackward(torch.autograd.Function):
         scale, window, softcap, dropout_p = ctx.options
         acc = torch.promote_types(q.dtype, torch.float32)
         with torch.enable_grad():
-            qkv = [t if t.requires_grad else t.detach().requires_grad_() for t in (q, k, v)]
+            qkv = [leaf(t) for t in (q, k, v)]
             out, lse = reference.causal_attention(
                 qkv[0].to(acc),
                 qkv[1].to(acc),
@@ -230,24 +231,11 @@ class _AttentionBackward(torch.autograd.Function):
                 cu_seqlens=cu_seqlens,
                 dropout_seed=seed,
             )
-            given = [(o, g) for o, g in ((out.to(q.dtype), dout), (lse, dlse)) if g is not None]
-            first = torch.autograd.grad(
-                [o for o, _ in given], qkv, [g for _, g in given], create_graph=True
-            )
-            # `out` and `lse` are functions of q, k, v here, and get no gradient of their own.
-            sources = (dout, dlse, *qkv)
-            wanted = [i for i in range(5) if ctx.needs_input_grad[1 + i]]
-            found = torch.autograd.grad(
-                first,
-                [sources[i] for i in wanted],
-                grads,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, found, strict=True):
-            result[1 + i] = grad
-        return tuple(result)
+        upstream = (dout, dlse)
+        outputs = (out.to(q.dtype), lse)
+        return second_derivative(
+            outputs, upstream, qkv, grads, (*upstream, *qkv), ctx, create_graph
+        )
 
 
 @_registry.registration

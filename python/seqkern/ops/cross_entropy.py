@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._double_backward import leaf, second_derivative
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _REDUCTION_NAMES = tuple(_REDUCTIONS)
@@ -247,13 +248,12 @@ class _CrossEntropyBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad_dlogits,) = grads
         create_graph = torch.is_grad_enabled()
         grad_loss, grad_lse, logits, target, weight = ctx.saved_tensors
         ignore_index, reduction, *options = ctx.options
         with torch.enable_grad():
-            x = logits if logits.requires_grad else logits.detach().requires_grad_()
-            loss, lse = reference.cross_entropy(
+            x = leaf(logits)
+            outputs = reference.cross_entropy(
                 x.to(_accumulate_dtype(x)),
                 target,
                 weight,
@@ -261,28 +261,9 @@ class _CrossEntropyBackward(torch.autograd.Function):
                 _REDUCTION_NAMES[reduction],
                 *options,
             )
-            outputs = [
-                (out, grad)
-                for out, grad in ((loss, grad_loss), (lse, grad_lse))
-                if grad is not None
-            ]
-            (dlogits,) = torch.autograd.grad(
-                [out for out, _ in outputs], x, [grad for _, grad in outputs], create_graph=True
-            )
-            # `saved` is a function of the logits here, and gets no gradient of its own.
-            sources = (grad_loss, grad_lse, x, target)
-            wanted = [i for i in range(4) if ctx.needs_input_grad[1 + i]]
-            found = torch.autograd.grad(
-                dlogits,
-                [sources[i] for i in wanted],
-                grad_dlogits,
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, found, strict=True):
-            result[1 + i] = grad
-        return tuple(result)
+        upstream = (grad_loss, grad_lse)
+        sources = (*upstream, x, target)
+        return second_derivative(outputs, upstream, [x], grads, sources, ctx, create_graph)
 
 
 @_registry.registration

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._double_backward import leaf, second_derivative
 
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _REDUCTION_NAMES = tuple(_REDUCTIONS)
@@ -319,39 +320,23 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
         *upstream, hidden, weight, bias, target, class_weight = ctx.saved_tensors
         ignore_index, reduction, *options = ctx.options
         with torch.enable_grad():
-            sources = [
-                t if t is None or t.requires_grad else t.detach().requires_grad_()
-                for t in (hidden, weight, bias)
-            ]
+            sources = [None if t is None else leaf(t) for t in (hidden, weight, bias)]
             h, w, b = (None if t is None else t.to(_accumulate_dtype(t)) for t in sources)
             assert h is not None
             assert w is not None
             outputs = reference.linear_cross_entropy(
                 h, w, target, b, class_weight, ignore_index, _REDUCTION_NAMES[reduction], *options
             )
-            used = [(out, g) for out, g in zip(outputs, upstream, strict=True) if g is not None]
-            made = [(s, g) for s, want, g in zip(sources, ctx.grads, grads, strict=True) if want]
-            first = torch.autograd.grad(
-                [out for out, _ in used],
-                [s for s, _ in made],
-                [g for _, g in used],
-                create_graph=True,
-            )
-            # `saved` is a function of the inputs here, and gets no gradient of its own.
-            every = (*upstream, *sources)
-            wanted = [i for i in range(6) if ctx.needs_input_grad[1 + i]]
-            pairs = [(f, g) for f, (_, g) in zip(first, made, strict=True) if g is not None]
-            found = torch.autograd.grad(
-                [f for f, _ in pairs],
-                [every[i] for i in wanted],
-                [g.to(f.dtype) for f, g in pairs],
-                create_graph=create_graph,
-                allow_unused=True,
-            )
-        result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-        for i, grad in zip(wanted, found, strict=True):
-            result[1 + i] = grad
-        return tuple(result)
+        made = [(s, g) for s, want, g in zip(sources, ctx.grads, grads, strict=True) if want]
+        return second_derivative(
+            outputs,
+            upstream,
+            [s for s, _ in made if s is not None],
+            [g for _, g in made],
+            (*upstream, *sources),
+            ctx,
+            create_graph,
+        )
 
 
 @_registry.registration
