@@ -10,8 +10,11 @@ constexpr int64_t kMiB = 1 << 20;
 // CPU. A GEMM reads and writes all of dW for a chunk, so a chunk has hundreds of rows where memory
 // allows; a small vocabulary's chunk fills the cache instead. Measured in
 // docs/math/linear_cross_entropy.md.
-constexpr int64_t kFewestRows = 256;
+constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
+// The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
+// and then over the tiles.
+constexpr int64_t kWidestTile = 4096;
 constexpr int64_t kSmallChunk = 2 * kMiB;
 constexpr int64_t kLargestChunk = 128 * kMiB;
 constexpr int64_t kTile = kMiB;
@@ -209,7 +212,8 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   rows = (R + chunks - 1) / chunks;  // the last one as large as the others
   int64_t width = V;
   if constexpr (Backend::kTiles) {
-    width = std::min(V, std::max(kNarrowestTile, kTile / (rows * item) / 64 * 64));
+    width = std::max(kNarrowestTile, kTile / (rows * item) / 64 * 64);
+    width = std::min({V, kWidestTile, width});
   }
   return {.rows = rows, .width = width, .all_tiles = all_tiles};
 }
