@@ -11,9 +11,11 @@
 // the linker might keep for processors without it.
 #define SEQKERN_HD_INLINE SEQKERN_HD __attribute__((always_inline)) inline
 
-// Before a loop over a few constants.
-#if defined(__CUDACC__)
+// Before a loop over a few constants. nvcc's pass over the host's side knows neither spelling.
+#if defined(__CUDA_ARCH__)
 #define SEQKERN_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define SEQKERN_UNROLL
 #else
 #define SEQKERN_UNROLL _Pragma("GCC unroll 16")
 #endif
