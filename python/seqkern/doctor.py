@@ -24,9 +24,9 @@ class Operation:
 # Extended with each op that the package gains.
 OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
-    Operation("ops.lstm, nn.LSTM, models.LSTMLanguageModel", "lstm"),
+    Operation("ops.lstm, nn.LSTM", "lstm"),
     Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
-    Operation("models.RNNLanguageModel: RNN layers", None),
+    Operation("models: LSTM and RNN layers", None),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
     Operation("ops.sample, model.generate: the next token", "sample"),
