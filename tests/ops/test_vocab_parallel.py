@@ -74,8 +74,6 @@ def work(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module", params=SPLITS)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Each rank's results of all cases."""
-    if not dist.is_available():
-        pytest.skip("torch without distributed")
     folder: Path = tmp_path_factory.mktemp(f"ranks{request.param}")
     mp.spawn(work, (request.param, str(folder)), nprocs=request.param)  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]

@@ -12,8 +12,8 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
 
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_REDUCTION_NAMES = tuple(_REDUCTIONS)
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+REDUCTION_NAMES = tuple(REDUCTIONS)
 
 
 @overload
@@ -103,7 +103,7 @@ def cross_entropy(
         >>> loss = seqkern.ops.cross_entropy(logits, torch.tensor([1, 2, 3, -100]))
         >>> loss.backward()
     """
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(
             f"cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
         )
@@ -127,7 +127,7 @@ def cross_entropy(
         target,
         weight,
         ignore_index,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         label_smoothing,
         z_loss,
         softcap,
@@ -156,9 +156,9 @@ def _fake(
     softcap: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    acc = _accumulate_dtype(logits)
+    acc = accumulate_dtype(logits)
     rows = logits.shape[:-1]
-    reduced = reduction != _REDUCTIONS["none"]
+    reduced = reduction != REDUCTIONS["none"]
     saved = 2 * math.prod(rows) + (2 if reduced else 0)
     return (
         logits.new_empty(() if reduced else rows, dtype=acc),
@@ -173,7 +173,7 @@ def _fake_backward(
     return logits.new_empty(logits.shape)
 
 
-def _accumulate_dtype(logits: Tensor) -> torch.dtype:
+def accumulate_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -228,10 +228,10 @@ def _dtarget(
     who trains both sides of a cross-entropy is rare.
     """
     _, reduction, label_smoothing, _, softcap = options
-    x = logits.to(_accumulate_dtype(logits))
+    x = logits.to(accumulate_dtype(logits))
     if softcap > 0:
         x = softcap * torch.tanh(x / softcap)
-    if reduction == _REDUCTIONS["mean"]:
+    if reduction == REDUCTIONS["mean"]:
         grad_loss = grad_loss / math.prod(x.shape[:-1])
     dtarget: Tensor = grad_loss.unsqueeze(-1) * (label_smoothing - 1) * x.log_softmax(-1)
     return (dtarget if weight is None else dtarget * weight.to(x.dtype)).to(logits.dtype)
@@ -254,11 +254,11 @@ class _CrossEntropyBackward(torch.autograd.Function):
         with torch.enable_grad():
             x = leaf(logits)
             outputs = reference.cross_entropy(
-                x.to(_accumulate_dtype(x)),
+                x.to(accumulate_dtype(x)),
                 target,
                 weight,
                 ignore_index,
-                _REDUCTION_NAMES[reduction],
+                REDUCTION_NAMES[reduction],
                 *options,
             )
         upstream = (grad_loss, grad_lse)

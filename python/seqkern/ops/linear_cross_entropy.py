@@ -11,9 +11,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
-
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
-_REDUCTION_NAMES = tuple(_REDUCTIONS)
+from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
 def linear_cross_entropy(
@@ -81,7 +79,7 @@ def linear_cross_entropy(
         >>> loss = seqkern.ops.linear_cross_entropy(hidden, head.weight, target)
         >>> loss.backward()
     """
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(
             f"linear_cross_entropy: reduction must be 'none', 'mean' or 'sum', got {reduction!r}"
         )
@@ -101,7 +99,7 @@ def linear_cross_entropy(
         bias,
         class_weight,
         ignore_index,
-        _REDUCTIONS[reduction],
+        REDUCTIONS[reduction],
         label_smoothing,
         z_loss,
         softcap,
@@ -137,10 +135,6 @@ def as_autocast(
 # ---------------------------------------------------------------- fakes
 
 
-def _accumulate_dtype(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
 def _fake(
     hidden: Tensor,
     weight: Tensor,
@@ -160,11 +154,11 @@ def _fake(
     chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
     rows = hidden.shape[:-1]
-    reduced = reduction != _REDUCTIONS["none"]
+    reduced = reduction != REDUCTIONS["none"]
     fused = reduced and not return_lse and not return_logprobs
 
     def empty(shape: Any) -> Tensor:
-        return hidden.new_empty(shape, dtype=_accumulate_dtype(hidden))
+        return hidden.new_empty(shape, dtype=accumulate_dtype(hidden))
 
     return (
         empty(() if reduced else rows),
@@ -188,7 +182,7 @@ def _fake_backward(
     grad_hidden, grad_weight, grad_bias, _ = rest[-4:]
 
     def empty(shape: Any) -> Tensor:
-        return hidden.new_empty(shape, dtype=_accumulate_dtype(hidden))
+        return hidden.new_empty(shape, dtype=accumulate_dtype(hidden))
 
     return (
         empty(hidden.shape if grad_hidden else (0,)),
@@ -198,7 +192,7 @@ def _fake_backward(
 
 
 def _fake_state(hidden: Tensor, *_: Any) -> Tensor:
-    return hidden.new_empty((5, math.prod(hidden.shape[:-1])), dtype=_accumulate_dtype(hidden))
+    return hidden.new_empty((5, math.prod(hidden.shape[:-1])), dtype=accumulate_dtype(hidden))
 
 
 # ---------------------------------------------------------------- gradients
@@ -237,7 +231,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     *ctx.options, return_lse, return_logprobs, grad_h, grad_w, grad_b, ctx.chunk_bytes = options
     ctx.grads = (grad_h, grad_w, grad_b)
     _, lse, logprobs, saved, *made = output
-    reduced = ctx.options[1] != _REDUCTIONS["none"]
+    reduced = ctx.options[1] != REDUCTIONS["none"]
     ctx.fused = reduced and not return_lse and not return_logprobs
     ctx.ops = _registry.active
     ctx.save_for_backward(hidden, weight, target, bias, class_weight, saved, *made)
@@ -321,11 +315,11 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
         ignore_index, reduction, *options = ctx.options
         with torch.enable_grad():
             sources = [None if t is None else leaf(t) for t in (hidden, weight, bias)]
-            h, w, b = (None if t is None else t.to(_accumulate_dtype(t)) for t in sources)
+            h, w, b = (None if t is None else t.to(accumulate_dtype(t)) for t in sources)
             assert h is not None
             assert w is not None
             outputs = reference.linear_cross_entropy(
-                h, w, target, b, class_weight, ignore_index, _REDUCTION_NAMES[reduction], *options
+                h, w, target, b, class_weight, ignore_index, REDUCTION_NAMES[reduction], *options
             )
         made = [(s, g) for s, want, g in zip(sources, ctx.grads, grads, strict=True) if want]
         return second_derivative(

@@ -253,10 +253,8 @@ class _LstmBackward(torch.autograd.Function):
 
 @_registry.registration
 def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`, if it has them."""
+    """Add fakes and gradients to the ops of `namespace`."""
     ops = getattr(torch.ops, namespace)
-    if not hasattr(ops, "lstm"):
-        return
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

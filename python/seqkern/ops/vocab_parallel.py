@@ -9,9 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops.cross_entropy import REDUCTIONS
 from seqkern.ops.linear_cross_entropy import as_autocast
-
-_REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def vocab_parallel_linear_cross_entropy(
@@ -73,7 +72,7 @@ def vocab_parallel_linear_cross_entropy(
         >>> rows = head.weight.tensor_split(dist.get_world_size())[dist.get_rank()]
         >>> loss = seqkern.ops.vocab_parallel_linear_cross_entropy(hidden, rows, target)
     """
-    if reduction not in _REDUCTIONS:
+    if reduction not in REDUCTIONS:
         raise ValueError(
             "vocab_parallel_linear_cross_entropy: reduction must be 'none', 'mean' or 'sum', "
             f"got {reduction!r}"
@@ -92,7 +91,7 @@ def vocab_parallel_linear_cross_entropy(
         class_weight,
         process_group,
         vocab_range,
-        (ignore_index, _REDUCTIONS[reduction], label_smoothing, z_loss, softcap),
+        (ignore_index, REDUCTIONS[reduction], label_smoothing, z_loss, softcap),
         chunk_bytes or 0,
     )
     wanted = (True, return_lse, return_logprobs)
@@ -163,23 +162,23 @@ class _VocabParallel(torch.autograd.Function):
             ce = ce + torch.where(valid, label_smoothing / V * (mass * log_sum - dot), 0)
         z = torch.where(valid, z_loss * lse**2, 0) if z_loss else torch.zeros_like(lse)
         norm = total.new_ones(2)
-        if reduction == _REDUCTIONS["mean"]:
+        if reduction == REDUCTIONS["mean"]:
             norm = torch.stack(
                 [(row_weight * valid).sum(), valid.sum().to(norm.dtype)]
             ).reciprocal()
         loss = ce + z
-        if reduction != _REDUCTIONS["none"]:
+        if reduction != REDUCTIONS["none"]:
             loss = ce.sum() * norm[0]
             if z_loss:
                 loss = loss + z.sum() * norm[1]
         # A norm is saved for reduced losses only.
-        saved = [maximum, total] + ([norm] if reduction != _REDUCTIONS["none"] else [])
+        saved = [maximum, total] + ([norm] if reduction != REDUCTIONS["none"] else [])
         ctx.save_for_backward(hidden, weight, bias, target, class_weight, torch.cat(saved))
         ctx.ops, ctx.group, ctx.vocab_range = ops, group, vocab_range
         ctx.options, ctx.chunk_bytes = options, chunk_bytes
         ctx.set_materialize_grads(False)
         rows = target.shape
-        per_row = loss.reshape(rows) if reduction == _REDUCTIONS["none"] else loss
+        per_row = loss.reshape(rows) if reduction == REDUCTIONS["none"] else loss
         return per_row, lse.reshape(rows), logprobs.reshape(rows)
 
     @staticmethod
