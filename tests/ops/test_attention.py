@@ -69,6 +69,31 @@ def test_matches_the_reference(
     check(qkv, **resolve(options, sizes, backend.device))
 
 
+@every_backend
+@pytest.mark.parametrize("sizes", [(17, 8, 4), (33, 64, 2), (66, 40, 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_is_as_exact_as_torchs_own_kernel(
+    backend: Any, dtype: torch.dtype, sizes: tuple[int, int, int]
+) -> None:
+    """The rule with scaled_dot_product_attention, which sums in float32, as PyTorch's op."""
+    T, D, NH = sizes
+    qkv = [torch.randn(1, NH, T, D, device=backend.device).to(dtype) for _ in range(3)]
+
+    def torchs_kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    results = [
+        run(function, inputs)
+        for function, inputs in (
+            (ops.causal_attention, qkv),
+            (torchs_kernel, qkv),
+            (torchs_kernel, [t.double() for t in qkv]),
+        )
+    ]
+    for actual, theirs, truth in zip(*results, strict=True):
+        assert_accurate(actual, theirs, truth, dtype)
+
+
 @native
 @pytest.mark.parametrize("D", [1, 8, 40, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("T", [1, 2, 17, 127, 129, 300])
