@@ -1,0 +1,54 @@
+"""The command line `seqkern COMMAND`: one module per command, each with its `add(commands)`.
+
+A mistake of the user's is one line on stderr and exit code 2 (`seqkern.errors.UserError`); an
+interrupt that was saved is 130 (Ctrl-C) or 143 (SIGTERM).
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from seqkern.cli import demo, doctor, generate, train
+from seqkern.errors import UserError
+
+_COMMANDS = (train, generate, demo, doctor)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other mistake of the user's."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    # Text may hold characters that the terminal's encoding lacks.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.command(args)
+    except UserError as error:
+        print(f"seqkern: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("seqkern: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output has left; Python would complain again when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="seqkern", description="Train sequence models and sample from them.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
