@@ -182,8 +182,8 @@ class LanguageModel(nn.Module, ABC):
             return_logprobs: return also the tokens' log-probabilities under the model,
                 log softmax(logits), whatever the sampling options.
             draft: a smaller model of the same vocabulary that proposes tokens for this one to
-                check, several in one reading. The tokens are those without it, up to the rounding
-                of logits.
+                judge, several in one reading. The distribution of the tokens is this model's,
+                whatever the draft; at temperature 0 the tokens are those without it.
             draft_tokens: proposals per reading, 1 to 15.
 
         Returns:
