@@ -91,9 +91,13 @@ class LSTMLanguageModel(LanguageModel):
             UserError: tokens of the wrong dtype, shape or range.
         """
         self.check(tokens, targets)
-        x = self.dropout(self.embedding(tokens))  # [B, T, H]
-        hidden, _ = self.lstm(x)  # [B, T, H]
-        return self.output(self.dropout(hidden), targets, return_logits)
+        return self.output(self.hidden_states(tokens), targets, return_logits)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """The last layer's, [B, T, H], for tokens [B, T] from a zero state."""
+        hidden, _ = self.lstm(self.dropout(self.embedding(tokens)))  # [B, T, H]
+        out: Tensor = self.dropout(hidden)
+        return out
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The output layer's."""

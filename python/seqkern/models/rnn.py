@@ -92,9 +92,13 @@ class RNNLanguageModel(LanguageModel):
             UserError: tokens of the wrong dtype, shape or range.
         """
         self.check(tokens, targets)
-        x = self.dropout(self.embedding(tokens))  # [B, T, H]
-        hidden, _ = self.rnn(x)  # [B, T, H]
-        return self.output(self.dropout(hidden), targets, return_logits)
+        return self.output(self.hidden_states(tokens), targets, return_logits)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """The last layer's, [B, T, H], for tokens [B, T] from a zero state."""
+        hidden, _ = self.rnn(self.dropout(self.embedding(tokens)))  # [B, T, H]
+        out: Tensor = self.dropout(hidden)
+        return out
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The output layer's."""
