@@ -1,9 +1,11 @@
-"""Language models, each whole in one file."""
+"""Language models and forecasters, each whole in one file."""
 
 from dataclasses import fields
 from typing import Any
 
 from seqkern.errors import require
+from seqkern.models.autoregressive import AutoregressiveModel
+from seqkern.models.forecast import Forecast
 from seqkern.models.gpt import GPT, GPTConfig
 from seqkern.models.language_model import LanguageModel
 from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
@@ -12,6 +14,8 @@ from seqkern.models.rnn import RNNConfig, RNNLanguageModel
 __all__ = [
     "GPT",
     "MODELS",
+    "AutoregressiveModel",
+    "Forecast",
     "GPTConfig",
     "LSTMConfig",
     "LSTMLanguageModel",
