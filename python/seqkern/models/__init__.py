@@ -6,6 +6,7 @@ from typing import Any
 from seqkern.errors import require
 from seqkern.models.autoregressive import AutoregressiveModel
 from seqkern.models.forecast import Forecast
+from seqkern.models.forecaster import ForecasterConfig, SeriesForecaster
 from seqkern.models.gpt import GPT, GPTConfig
 from seqkern.models.language_model import LanguageModel
 from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
@@ -16,12 +17,14 @@ __all__ = [
     "MODELS",
     "AutoregressiveModel",
     "Forecast",
+    "ForecasterConfig",
     "GPTConfig",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LanguageModel",
     "RNNConfig",
     "RNNLanguageModel",
+    "SeriesForecaster",
     "build_model",
 ]
 

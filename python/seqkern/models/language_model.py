@@ -6,7 +6,7 @@ where row (b, t) scores the token that follows x_b1 .. x_bt.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -241,14 +241,19 @@ class LanguageModel(nn.Module, ABC):
         """Trainable numbers in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is in evaluation mode; after it, in the mode it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def check_sizes(**sizes: int) -> None:
