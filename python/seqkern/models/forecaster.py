@@ -186,14 +186,19 @@ class SeriesForecaster(nn.Module):
         outputs = self.output(torch.cat([self.dropout(hidden), features], dim=2))
         return outputs.view(B, T, self.config.horizon, D, self.head.size), (read, x[:, -1:])
 
-    def loss(self, batch: WindowBatch) -> Tensor:
-        """The mean of the head's loss over every position of every window and its future: []."""
+    def loss(self, batch: WindowBatch, future_only: bool = False) -> Tensor:
+        """The mean of the head's loss over the horizon after every position of every window: [].
+
+        With `future_only` after the last position of each window alone.
+        """
         inputs = batch.inputs.to(self.step.dtype)
         outputs, _ = self(inputs)
         scale = self.roots[:, None] * self.step  # [horizon, D]
         r = (batch.targets.to(self.step.dtype) - inputs[:, :, None]) / scale  # [B, L, horizon, D]
         terms = self.head.loss(outputs, r).mean((2, 3))  # [B, L]
         within = batch.within
+        if future_only:
+            within = within & (within.cumsum(1) == batch.lengths[:, None])
         return terms.where(within, 0).sum() / within.sum()
 
     def log_prob(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -46,7 +46,7 @@ class Interval:
 def stamp_text(stamp: Any) -> str:
     """A stamp as messages and files show it: no time of day where it is midnight."""
     if not isinstance(stamp, np.datetime64):
-        return f"{stamp:g}" if abs(stamp) < 1e6 else str(stamp)
+        return f"{stamp:.12g}"
     text = str(stamp.astype("datetime64[s]")).replace("T", " ")
     return text.removesuffix(" 00:00:00")
 
