@@ -104,6 +104,11 @@ def load_run(
     return model.to(resolve_device(device)).eval(), load_tokenizer(folder / "tokenizer.json")
 
 
+def read_config(run: Path) -> RunConfig:
+    """The options a run was started with; `UserError` where there is no run, or a damaged one."""
+    return config_from_json(_describe(run)["run"])
+
+
 def draw_run(run: Path) -> None:
     """Draw loss.png from a run's metrics.csv and config.json."""
     described = _describe(run)

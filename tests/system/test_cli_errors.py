@@ -244,7 +244,9 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
     assert text(1) != text(2)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["generate"], ["evaluate"], ["demo"], ["doctor"]]
+)
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--help"])

@@ -1,5 +1,6 @@
-"""Text, tokenizers and batches."""
+"""Text, tokenizers and batches; time series in `seqkern.data.series`."""
 
+from seqkern.data import series
 from seqkern.data.batches import BlockSampler, unigram_entropy, validation_batches
 from seqkern.data.corpus import Corpus, make_corpus, text_digest
 from seqkern.data.text import embedded_text, read_text, split_text
@@ -25,6 +26,7 @@ __all__ = [
     "make_corpus",
     "read_text",
     "save_tokenizer",
+    "series",
     "split_text",
     "text_digest",
     "train_tokenizer",

@@ -1,9 +1,12 @@
-"""Language models, each whole in one file."""
+"""Language models and forecasters, each whole in one file."""
 
 from dataclasses import fields
 from typing import Any
 
 from seqkern.errors import require
+from seqkern.models.autoregressive import AutoregressiveModel
+from seqkern.models.forecast import Forecast
+from seqkern.models.forecaster import ForecasterConfig, SeriesForecaster
 from seqkern.models.gpt import GPT, GPTConfig
 from seqkern.models.language_model import LanguageModel
 from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
@@ -12,12 +15,16 @@ from seqkern.models.rnn import RNNConfig, RNNLanguageModel
 __all__ = [
     "GPT",
     "MODELS",
+    "AutoregressiveModel",
+    "Forecast",
+    "ForecasterConfig",
     "GPTConfig",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LanguageModel",
     "RNNConfig",
     "RNNLanguageModel",
+    "SeriesForecaster",
     "build_model",
 ]
 

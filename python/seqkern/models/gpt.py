@@ -160,7 +160,11 @@ class GPT(LanguageModel):
             UserError: tokens of the wrong dtype, shape or range, or longer than the context.
         """
         self.check(tokens, targets)
-        return self.output(self.stream(tokens), targets, return_logits)
+        return self.output(self.hidden_states(tokens), targets, return_logits)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """The normalised stream [B, T, C] above the last block, for tokens [B, T]."""
+        return self.stream(tokens)
 
     def stream(self, tokens: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block.

@@ -6,7 +6,7 @@ where row (b, t) scores the token that follows x_b1 .. x_bt.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class LanguageModel(nn.Module, ABC):
         self.context = context
         self.loss = self.layers.CrossEntropyLoss()
         self.head_loss = self.layers.LinearCrossEntropyLoss()
+        self.token_losses = self.layers.LinearCrossEntropyLoss(reduction="none")
 
     @property
     def keeps_state(self) -> bool:
@@ -99,6 +100,10 @@ class LanguageModel(nn.Module, ABC):
             )
 
     @abstractmethod
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """What the head makes logits of, [B, T, H], for tokens [B, T] from a fresh state."""
+
+    @abstractmethod
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, H] and bias [V] that make logits of hidden states."""
 
@@ -131,6 +136,81 @@ class LanguageModel(nn.Module, ABC):
         with self._evaluating():
             logits: Tensor = self(tokens)
         return torch.softmax(logits, -1, torch.promote_types(logits.dtype, torch.float32))
+
+    def next_log_probs(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The log of p(target | the tokens so far) everywhere, dropout off, without stored logits.
+
+        Args:
+            tokens: int64 or int32 [B, T].
+            targets: int64 [B, T], the tokens that follow.
+
+        Returns:
+            [B, T] in nats.
+        """
+        self.check(tokens, targets)
+        weight, bias = self.head_parameters()
+        with self._evaluating():
+            losses: Tensor = self.token_losses(self.hidden_states(tokens), weight, targets, bias)
+        return -losses.reshape(targets.shape)
+
+    def log_prob(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
+        r"""Log-probability of each sequence by the chain rule, dropout off.
+
+        .. math:: \log p(x_2, .., x_n | x_1) = \sum_{i=2}^{n} \log p(x_i | x_1, .., x_{i-1})
+
+        The first token is conditioned on and not counted: the models have no start token, so they
+        give it no probability. A sequence of one token has log-probability 0. A row's result does
+        not depend on its padding or on the other rows of a batch of the same shape.
+
+        Args:
+            sequences: int64 or int32 [B, T]; for a transformer T is at most the context + 1.
+            lengths: int64 or int32 [B], each from 1 to T: how many tokens of a row count. What
+                comes after them may be any integer.
+
+        Returns:
+            [B] in nats, differentiable in the parameters.
+
+        Raises:
+            UserError: tokens that `forward` would refuse, or lengths of another shape or range.
+
+        Example:
+            >>> model = LSTMLanguageModel(LSTMConfig(vocab_size=10, hidden=8))
+            >>> model.log_prob(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])).shape
+            torch.Size([2])
+        """
+        require(
+            sequences.dim() == 2 and sequences.dtype in _INTEGERS,
+            f"sequences must be int64 or int32 [B, T], got {sequences.dtype} "
+            f"{list(sequences.shape)}",
+        )
+        B, T = sequences.shape
+        if lengths is not None:
+            check_lengths(lengths, B, T)
+            within = torch.arange(T, device=sequences.device) < lengths[:, None]  # [B, T]
+            sequences = sequences.masked_fill(~within, 0)
+        if T == 1:
+            self.check(sequences)
+            return self.head_parameters()[0].new_zeros(B)
+        # Padding is computed and thrown away: left out, it would change the shape of the products
+        # and with it the last bits of every row.
+        terms = self.next_log_probs(sequences[:, :-1], sequences[:, 1:].long())  # [B, T - 1]
+        return (terms if lengths is None else terms.where(within[:, 1:], 0)).sum(1)
+
+    def perplexity(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The exp of the mean negative log-probability per predicted token, over all rows: [].
+
+        A model that knows nothing has perplexity V, one that is always sure and right has 1. The
+        arguments and errors are those of `log_prob`; at least one row must have two tokens.
+
+        Example:
+            >>> LSTMLanguageModel(LSTMConfig(vocab_size=10)).perplexity(torch.tensor([[1, 2, 3]]))
+            tensor(...)
+        """
+        log_prob = self.log_prob(sequences, lengths)
+        B, T = sequences.shape
+        predicted = B * (T - 1) if lengths is None else int((lengths - 1).sum())
+        require(predicted >= 1, "sequences must hold a token that follows another, got none")
+        return torch.exp(-log_prob.sum() / predicted)
 
     def generate(
         self,
@@ -199,6 +279,8 @@ class LanguageModel(nn.Module, ABC):
             *(repetition_penalty, presence_penalty, frequency_penalty),
         )
         self.check(prompt)
+        if lengths is not None:
+            check_lengths(lengths, *prompt.shape)
         if draft is not None:
             check_draft(self, draft, draft_tokens)
             draft.check(prompt)
@@ -221,14 +303,19 @@ class LanguageModel(nn.Module, ABC):
         """Trainable numbers in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is in evaluation mode; after it, in the mode it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 def last_of(hidden: Tensor, lengths: Tensor | None) -> Tensor:
@@ -247,3 +334,20 @@ def check_sizes(**sizes: int) -> None:
 def check_dropout(dropout: float) -> None:
     """Raise `UserError` for a dropout outside [0, 1)."""
     require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
+
+
+def check_lengths(lengths: Tensor, B: int, T: int, least: int = 1) -> None:
+    """Raise `UserError` for lengths that are not integers [B] from `least` to T.
+
+    The range is not looked at on a GPU, where reading it would stall the stream.
+    """
+    require(
+        lengths.shape == (B,) and lengths.dtype in _INTEGERS,
+        f"lengths must be int64 or int32 [{B}], got {lengths.dtype} {list(lengths.shape)}",
+    )
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in torch.aminmax(lengths))
+        require(
+            low >= least and high <= T,
+            f"lengths must be from {least} to {T}, got {low if low < least else high}",
+        )
