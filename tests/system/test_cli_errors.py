@@ -244,10 +244,12 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
     assert text(1) != text(2)
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["generate"], ["demo"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", ["", "prepare", "train", "generate", "examples", "demo", "doctor"]
+)
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert stopped.value.code == 0
     assert "usage: seqkern" in capsys.readouterr().out
 

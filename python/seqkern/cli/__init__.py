@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from seqkern.cli import demo, doctor, generate, train
+from seqkern.cli import demo, doctor, examples, generate, prepare, train
 from seqkern.errors import UserError
 
-_COMMANDS = (train, generate, demo, doctor)
+_COMMANDS = (prepare, train, generate, examples, demo, doctor)
 
 
 class _Parser(argparse.ArgumentParser):
