@@ -43,7 +43,7 @@ def generate(
     starts = [T] * B if lengths is None else _checked_lengths(lengths, B, T)
     sequences = Sequences(prompt, starts, max_new_tokens)
     counts = count_tokens(prompt, lengths, model.vocab_size) if sampling.penalises else None
-    sampler = Sampler(sampling, _seeds(seed, B, prompt.device), counts)
+    sampler = Sampler(sampling, row_seeds(seed, B, prompt.device), counts)
     progress = Progress(sequences, max_new_tokens, stop_tokens, on_token)
     if max_new_tokens > 0:
         if draft is None:
@@ -98,7 +98,7 @@ def _checked_lengths(lengths: Tensor, B: int, T: int) -> list[int]:
     return given
 
 
-def _seeds(seed: int | Tensor | None, B: int, device: torch.device) -> Tensor:
+def row_seeds(seed: int | Tensor | None, B: int, device: torch.device) -> Tensor:
     """A seed per row: row b of seed s draws what a batch of one draws with s + b."""
     if isinstance(seed, Tensor):
         require(

@@ -1,23 +1,36 @@
-"""Language models, each whole in one file."""
+"""Models of sequences in every shape: what they read, and what they write."""
 
 from dataclasses import fields
 from typing import Any
 
 from seqkern.errors import require
+from seqkern.models.conditional import ConditionalLanguageModel
+from seqkern.models.decoder import DecoderConfig
+from seqkern.models.decoding import Decoded
+from seqkern.models.encoder import EncoderConfig
 from seqkern.models.gpt import GPT, GPTConfig
+from seqkern.models.labelling import SequenceClassifier, SequenceTagger
 from seqkern.models.language_model import LanguageModel
 from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
 from seqkern.models.rnn import RNNConfig, RNNLanguageModel
+from seqkern.models.seq2seq import Seq2Seq
 
 __all__ = [
     "GPT",
     "MODELS",
+    "ConditionalLanguageModel",
+    "Decoded",
+    "DecoderConfig",
+    "EncoderConfig",
     "GPTConfig",
     "LSTMConfig",
     "LSTMLanguageModel",
     "LanguageModel",
     "RNNConfig",
     "RNNLanguageModel",
+    "Seq2Seq",
+    "SequenceClassifier",
+    "SequenceTagger",
     "build_model",
 ]
 

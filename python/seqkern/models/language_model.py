@@ -6,7 +6,7 @@ where row (b, t) scores the token that follows x_b1 .. x_bt.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -221,14 +221,19 @@ class LanguageModel(nn.Module, ABC):
         """Trainable numbers in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block dropout is off; after it the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def last_of(hidden: Tensor, lengths: Tensor | None) -> Tensor:
