@@ -1,0 +1,5 @@
+"""Existing models and scripts on seqkern's kernels, without edits."""
+
+from seqkern.dropin.patching import PatchRecord, patch, unpatch
+
+__all__ = ["PatchRecord", "patch", "unpatch"]
