@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         code: int | Callable[[], int] = args.command(args)
     except UserError as error:
-        print(f"seqkern: error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of torchrun's processes, which all say it
+        process = f"process {rank}: " if rank else ""
+        print(f"seqkern: {process}error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("seqkern: interrupted", file=sys.stderr)

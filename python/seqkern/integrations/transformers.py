@@ -221,8 +221,9 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, tokens: Tensor, kernel: dict[str, A
 
     out = ops.causal_attention(packed(q), packed(k), packed(v), cu_seqlens=starts, **kernel)
     rows = out[0].transpose(0, 1)  # [N, NH, D]
-    padded = rows.new_zeros(B * T, *rows.shape[1:]).index_copy(0, where, rows)
-    return padded.unflatten(0, (B, T))  # [B, T, NH, D]
+    padded: Tensor = rows.new_zeros(B * T, *rows.shape[1:])
+    padded = padded.index_copy(0, where, rows)
+    return padded.view(B, T, *rows.shape[1:])  # [B, T, NH, D]
 
 
 def _full(tokens: Tensor, window: int | None, causal: bool) -> Tensor:
@@ -246,7 +247,7 @@ def _capped(
 ) -> Tensor:
     """Attention with soft-capping and any mask, in plain torch, which has no kernel for it."""
     groups = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     scale = q.shape[-1] ** -0.5 if kernel["scale"] is None else kernel["scale"]
     cap = kernel["softcap"]
     scores = torch.tanh(q @ k.transpose(2, 3) * scale / cap) * cap  # [B, NH, Tq, Tk]
