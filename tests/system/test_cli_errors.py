@@ -246,7 +246,7 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "prepare", "train", "generate", "evaluate", "examples", "forecast", "demo", "doctor"],
+    ["", *"prepare train generate evaluate examples forecast run demo doctor".split()],
 )
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:

@@ -47,7 +47,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     take it.
     """
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None else t.to(dtype) for t in tensors)
