@@ -43,7 +43,7 @@ BACKENDS = {
     "seqkern": Layers(
         # Torch's own: nn.LSTM, one layer of 256 and 16 rows, is up to 7% slower in training so far.
         LSTM=torch.nn.LSTM,
-        RNN=torch.nn.RNN,
+        RNN=nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
         attention=ops.causal_attention,
