@@ -245,7 +245,7 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["generate"], ["evaluate"], ["demo"], ["doctor"]]
+    "command", [[], ["train"], ["generate"], ["evaluate"], ["forecast"], ["demo"], ["doctor"]]
 )
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
