@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu check check-install lint fix isa build emulator cuda \
+.PHONY: demo test quick test-gpu gpu-session check check-install lint fix isa build emulator cuda \
         without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -123,6 +123,10 @@ test-gpu: $(VENV)/.built $(VENV)/.requires-test
 	       $(BIN)/python -m pytest -x $(SANITIZED) || exit 1; \
 	   done; \
 	 else echo "no compute-sanitizer: memory and races were NOT checked on the GPU"; fi
+
+# The same and the benchmarks beside their peers, unattended: results in one folder.
+gpu-session:
+	$(PYTHON) tools/gpu_session.py --out benchmarks/results/gpu-session
 
 clean:
 	rm -rf build dist

@@ -5,9 +5,12 @@ Tensors lie in memory as the projections of a layer leave them, [B, T, heads, D]
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.registry import (
     FORWARD,
@@ -18,6 +21,7 @@ from benchmarks.registry import (
     Peer,
     Problem,
     Reference,
+    UnavailableError,
     need,
 )
 
@@ -86,6 +90,25 @@ def torchs(problem: Problem) -> Forward:
     return forward
 
 
+def on_backend(name: str) -> Callable[[Problem], Forward]:
+    """Torch's own on one of its CUDA backends."""
+
+    def build(problem: Problem) -> Forward:
+        if problem.args[0].device.type != "cuda":
+            raise UnavailableError("runs on CUDA only")
+        if int(problem.args[3]):
+            raise UnavailableError("has no window")
+        forward, backend = torchs(problem), getattr(SDPBackend, name)
+
+        def chosen(*args: Tensor) -> Tensor | tuple[Tensor, ...]:
+            with sdpa_kernel(backend):
+                return forward(*args)
+
+        return chosen
+
+    return build
+
+
 def seqkern(problem: Problem) -> Forward:
     """Our op."""
     attention = need("seqkern.ops").causal_attention
@@ -109,6 +132,8 @@ def case(B: int, NH: int, NKV: int, T: int, D: int, W: int = 0) -> Case:
     return Case(B=B, NH=NH, NKV=NKV, T=T, D=D, W=W)
 
 
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+
 BENCHMARK = Benchmark(
     op="attention",
     axes="B x NH x NKV x T x D x W",
@@ -123,7 +148,12 @@ BENCHMARK = Benchmark(
         case(8, 8, 8, 129, 80),
     ),
     quick=(case(1, 2, 2, 64, 32), case(1, 4, 1, 129, 40), case(1, 2, 2, 200, 64, 32)),
-    cuda_cases=(case(2, 64, 8, 4096, 128), case(2, 32, 32, 2048, 64, 128)),
+    cuda_cases=(
+        *(case(16384 // T, 2048 // D, 2048 // D, T, D) for D in (64, 128) for T in LENGTHS),
+        case(2, 64, 8, 4096, 128),
+        case(4, 32, 32, 4096, 64, 128),
+        case(4, 16, 16, 4096, 128, 128),
+    ),
     make=make,
     reference=reference,
     cost=cost,
@@ -132,5 +162,7 @@ BENCHMARK = Benchmark(
         Peer("torch", torchs, note="scaled_dot_product_attention; windows as an explicit mask"),
         Peer("seqkern", seqkern),
         Peer("torch.compile", compiled, optional=True),
+        Peer("flash", on_backend("FLASH_ATTENTION"), note="torch's FlashAttention-2 backend"),
+        Peer("cudnn", on_backend("CUDNN_ATTENTION"), note="torch's cuDNN backend"),
     ),
 )

@@ -25,6 +25,7 @@ from benchmarks.timing import Spread, Timer, interleave
 OK = "ok"
 WRONG = "wrong result"
 FAILED = "failed"
+LEFT_OUT = "left out"  # a case that the peer does not have
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def run_case(
         floor = max(cost.bytes / ceilings.copy, cost.flops / ceilings.gemm_for(dtype))
         baseline = peers[0].name
         for name, attempt in attempts.items():
+            if attempt.status == LEFT_OUT:
+                continue
             timed = measured if name in steps else None
             compared = timed if baseline in steps else None
             results.append(
@@ -180,6 +183,8 @@ def run_case(
 def _attempt(peer: Peer, problem: Problem, mode: str, truth: Reference, allowed: float) -> _Attempt:
     try:
         prepared = prepare(peer.build(problem), problem, mode, truth, peer.overwrites)
+    except UnavailableError as reason:
+        return _Attempt(LEFT_OUT, message=str(reason))
     except (
         RuntimeError
     ) as failure:  # what torch raises for an unsupported dtype or too little memory
@@ -191,6 +196,8 @@ def _attempt(peer: Peer, problem: Problem, mode: str, truth: Reference, allowed:
 def _checked(where: str, peer: str, attempt: _Attempt, allowed: float) -> str:
     if attempt.status == FAILED:
         return f"!!! {where}: {peer} FAILED and is not timed: {attempt.message}"
+    if attempt.status == LEFT_OUT:
+        return f"    {where}: {peer} is not measured: {attempt.message}"
     if attempt.status == WRONG:
         return (
             f"!!! {where}: {peer} is WRONG and is not timed: error {attempt.error:.1e} against the "

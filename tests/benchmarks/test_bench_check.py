@@ -256,3 +256,12 @@ def test_cross_entropy_floor_is_one_read_and_then_two_reads_and_a_write() -> Non
     case = Case(N=10, V=100)
     assert BENCHMARK.cost(case, torch.float32, FORWARD).bytes == 4000
     assert BENCHMARK.cost(case, torch.bfloat16, FORWARD_BACKWARD).bytes == 6000
+
+
+def test_a_peer_may_leave_a_case_out() -> None:
+    def build(problem: Problem) -> Forward:
+        raise UnavailableError("has no window")
+
+    results, said = measure(Peer("here", lambda p: square), Peer("narrow", build))
+    assert [r.peer for r in results] == ["here", "here"]
+    assert "toy forward float32 5x7: narrow is not measured: has no window" in said[1]

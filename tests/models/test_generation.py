@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
+from seqkern import ops
 from seqkern.errors import UserError
-from seqkern.generate import Sampling, generate
+from seqkern.generation import Sampling, generate, window_start
 from seqkern.models import MODELS, build_model
 from seqkern.reference import token_distribution
 
@@ -12,13 +13,22 @@ V, CONTEXT = 11, 6
 SIZES = {"vocab_size": V, "context": CONTEXT, "hidden": 12, "layers": 1, "heads": 2}
 
 
-@pytest.fixture(params=MODELS)
-def model(request):
-    torch.manual_seed(0)
-    made = build_model(request.param, SIZES)
+def make(name, backend="seqkern", seed=0, **sizes):
+    torch.manual_seed(seed)
+    made = build_model(name, SIZES | sizes, backend)
     with torch.no_grad():  # spread the logits, so that greedy chains are not constant
         made.embedding.weight.mul_(20)
     return made
+
+
+@pytest.fixture(params=MODELS)
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return make(name)
 
 
 def prompt(batch, length):
@@ -28,10 +38,14 @@ def prompt(batch, length):
 class FixedLogits:
     """The same logits for every row and step."""
 
+    context = None
+    keeps_state = True
+
     def __init__(self, logits):
         self.logits = torch.tensor(logits)
+        self.vocab_size = len(logits)
 
-    def next_logits(self, tokens, state):
+    def next_logits(self, tokens, state=None, lengths=None):
         return self.logits.expand(tokens.shape[0], -1), None
 
 
@@ -133,18 +147,125 @@ def test_logits_without_a_distribution_are_refused(bad):
         generate(FixedLogits(bad), torch.zeros(1, 1, dtype=torch.int64), 1, Sampling())
 
 
-@pytest.mark.parametrize("length", [1, 3, CONTEXT])
-def test_greedy_is_the_chain_of_argmaxes(model, length):
-    new = 2 * CONTEXT
-    tokens = prompt(3, length)
-    out = model.generate(tokens, new, temperature=0)
-    expected = tokens
+def window(row, context):
+    """The tokens read before the next: grown one by one, the older half dropped when full."""
+    held = []
+    for token in row.tolist():
+        if context is not None and len(held) == context:
+            held = held[len(held) - context // 2 :]
+        held.append(token)
+    return torch.tensor([held])
+
+
+def greedy_chain(model, row, new):
+    """Row [T] continued by whole forwards of one row."""
+    model = model.eval()
     for _ in range(new):
-        window = expected if model.context is None else expected[:, -model.context :]
-        best = model.eval()(window)[:, -1].argmax(-1, keepdim=True)
-        expected = torch.cat([expected, best], dim=1)
+        best = model(window(row, model.context))[0, -1].argmax(-1, keepdim=True)
+        row = torch.cat((row, best))
+    return row
+
+
+@pytest.mark.parametrize("context", [1, 2, 5, 6])
+def test_the_window_is_a_function_of_the_length(context):
+    for n in range(1, 40):
+        row = torch.arange(n)
+        assert window(row, context)[0].tolist() == row[window_start(n, context) :].tolist()
+
+
+@pytest.mark.parametrize("backend", ["seqkern", "torch"])
+@pytest.mark.parametrize("length", [1, 3, CONTEXT])
+def test_greedy_is_the_chain_of_argmaxes(name, backend, length):
+    model = make(name, backend)
+    tokens = prompt(3, length)
+    out = model.generate(tokens, 3 * CONTEXT, temperature=0)
+    expected = torch.stack([greedy_chain(model, row, 3 * CONTEXT) for row in tokens])
     assert torch.equal(out, expected)
     assert len(out[:, length:].unique()) > 1
+
+
+@pytest.mark.parametrize("context", [1, 2, 5])
+def test_any_context_slides(context):
+    model = make("gpt", context=context)
+    tokens = prompt(2, 1)
+    out = model.generate(tokens, 12, temperature=0)
+    assert torch.equal(out, torch.stack([greedy_chain(model, row, 12) for row in tokens]))
+
+
+@pytest.mark.parametrize("backend", ["seqkern", "torch"])
+def test_prompts_of_different_lengths_share_a_batch(name, backend):
+    """Each equals its own run, though they pass the context at different steps."""
+    model = make(name, backend)
+    tokens, lengths = prompt(4, 5), torch.tensor([5, 1, 3, 5])
+    out = model.generate(tokens, 2 * CONTEXT, lengths=lengths, seed=3)
+    for b, n in enumerate(lengths.tolist()):
+        alone = model.generate(tokens[b : b + 1, :n], 2 * CONTEXT, seed=3 + b)[0]
+        assert torch.equal(out[b, : len(alone)], alone)
+        assert out[b, len(alone) :].unique().tolist() in ([], [alone[-1].item()])
+    assert out.shape == (4, 5 + 2 * CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "named"),
+    [
+        (torch.tensor([1, 2, 3]), r"lengths must be int64 or int32 \[2\], got torch.int64 \[3\]"),
+        (torch.tensor([1.0, 2.0]), "lengths must be int64 or int32"),
+        (torch.tensor([0, 2]), "lengths must be from 1 to 3, got 0"),
+        (torch.tensor([1, 4]), "lengths must be from 1 to 3, got 4"),
+    ],
+)
+def test_wrong_lengths_are_refused(model, lengths, named):
+    with pytest.raises(UserError, match=named):
+        model.generate(prompt(2, 3), 1, lengths=lengths)
+
+
+def test_each_row_may_have_its_own_seed_and_options(model):
+    tokens = prompt(3, 3)
+    seeds, temperature = torch.tensor([9, 4, 4]), torch.tensor([1.0, 0.0, 2.0])
+    top_k = torch.tensor([0, 0, 3])
+    out = model.generate(tokens, 12, seed=seeds, temperature=temperature, top_k=top_k)
+    for b in range(3):
+        alone = model.generate(
+            tokens[b : b + 1],
+            12,
+            seed=int(seeds[b]),
+            temperature=float(temperature[b]),
+            top_k=int(top_k[b]),
+        )
+        assert torch.equal(out[b], alone[0])
+
+
+def test_log_probabilities_are_those_of_a_forward(name):
+    model = make(name).double()
+    tokens, lengths = prompt(3, 4), torch.tensor([4, 2, 3])
+    new = CONTEXT - 4
+    out, logprobs = model.generate(
+        tokens, new, lengths=lengths, seed=1, top_k=3, temperature=0.7, return_logprobs=True
+    )
+    for b, n in enumerate(lengths.tolist()):
+        row = out[b : b + 1, : n + new]
+        expected = model(row[:, :-1]).log_softmax(-1)[0].gather(1, row[0, 1:, None])
+        torch.testing.assert_close(logprobs[b], expected[n - 1 :, 0].float())
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [{"repetition_penalty": 1.8}, {"presence_penalty": 2.0}, {"frequency_penalty": 1.5}],
+    ids=str,
+)
+def test_penalties_count_prompt_and_new_tokens(model, penalties):
+    tokens, lengths = prompt(3, 4), torch.tensor([4, 2, 3])
+    out = model.generate(tokens, 15, lengths=lengths, seed=1, **penalties)
+    plain = model.generate(tokens, 15, lengths=lengths, seed=1)
+    for b, n in enumerate(lengths.tolist()):
+        row = tokens[b, :n]
+        for step in range(15):
+            logits = model.eval()(window(row, model.context))[:, -1].detach()
+            counts = torch.bincount(row, minlength=V)[None]
+            drawn, _ = ops.sample(logits, token_counts=counts, seed=1 + b, step=step, **penalties)
+            row = torch.cat((row, drawn))
+        assert torch.equal(out[b, : n + 15], row)
+    assert not torch.equal(out, plain)
 
 
 def test_same_seed_same_tokens(model):
@@ -175,15 +296,52 @@ def test_on_token_sees_every_new_token(model):
     assert torch.equal(torch.stack(seen, dim=1), out[:, 3:])
 
 
-def test_stopped_rows_repeat_their_stop_token_while_others_go_on(model):
-    tokens = prompt(4, 3)
-    free = model.generate(tokens, 30, seed=2)
+@pytest.mark.parametrize("with_callback", [False, True])
+def test_rows_stop_by_themselves(model, with_callback):
+    """Rows that stop leave the batch, and those that go on notice nothing."""
+    tokens, lengths, new = prompt(6, 3), torch.tensor([3, 1, 2, 3, 3, 2]), 30
+    free = model.generate(tokens, new, lengths=lengths, seed=2)
     stop = int(free[0, 5])
-    out = model.generate(tokens, 30, seed=2, stop_tokens=[stop])
-    for row, plain in zip(out[:, 3:].tolist(), free[:, 3:].tolist(), strict=True):
-        end = plain.index(stop) + 1 if stop in plain else len(plain)
-        assert row[:end] == plain[: min(end, len(row))]
-        assert set(row[end:]) <= {stop}
+    seen = []
+    out, logprobs = model.generate(
+        tokens,
+        new,
+        lengths=lengths,
+        seed=2,
+        stop_tokens=[stop],
+        on_token=seen.append if with_callback else None,
+        return_logprobs=True,
+    )
+    ends = []
+    for b, n in enumerate(lengths.tolist()):
+        drawn = free[b, n : n + new].tolist()
+        end = drawn.index(stop) + 1 if stop in drawn else new
+        assert out[b, : n + end].tolist() == free[b, : n + end].tolist()
+        assert set(out[b, n + end :].tolist()) <= {drawn[end - 1]}
+        assert bool((logprobs[b, :end] < 0).all())
+        assert bool((logprobs[b, end:] == 0).all())
+        if with_callback:
+            shown = torch.stack(seen)[:, b].tolist()
+            assert shown == [*drawn[:end], *[drawn[end - 1]] * (len(shown) - end)]
+        ends.append(end)
+    assert len(set(ends)) > 2
+    assert logprobs.shape[1] == max(ends)
+
+
+def test_rows_that_have_ended_leave_the_batch(model):
+    """The batch shrinks when half of it has ended, so that they cost little."""
+    sizes = []
+    read = model.next_logits
+
+    def watched(tokens, *rest):
+        sizes.append(len(tokens))
+        return read(tokens, *rest)
+
+    model.next_logits = watched
+    tokens = prompt(6, 3)
+    free = model.generate(tokens, 30, seed=2)
+    model.generate(tokens, 30, seed=2, stop_tokens=[int(free[0, 3]), int(free[1, 4])])
+    assert min(sizes) <= 3
 
 
 def test_generation_ends_when_all_rows_have_stopped(model):
@@ -202,6 +360,11 @@ def test_generation_ends_when_all_rows_have_stopped(model):
         ({"top_p": 1.1}, "top_p"),
         ({"min_p": -0.1}, "min_p"),
         ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": math.inf}, "presence_penalty"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty"),
+        ({"temperature": torch.tensor([-1.0])}, "temperature"),
+        ({"seed": torch.tensor([1, 2])}, r"seed must be a number or int64 \[1\]"),
         ({"max_new_tokens": -1}, "max_new_tokens"),
     ],
 )

@@ -94,34 +94,69 @@ def test_a_later_token_changes_no_earlier_logits(name, changed):
     assert bool((before[:, changed:] != after[:, changed:]).any(-1).all())
 
 
-@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("piece", [1, 3])
-def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece, grad):
-    """Without gradients a GPT keeps keys and values, with them it reads its window anew."""
+def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece):
     model = make(name).double().eval()
     x = tokens(2, CONTEXT)
     expected = model(x)
     state = None
     for start in range(0, CONTEXT, piece):
         part = x[:, start : start + piece]
-        with torch.set_grad_enabled(grad):
-            logits, state = model.next_logits(part, state)
+        logits, state = model.next_logits(part, state)
         torch.testing.assert_close(logits, expected[:, start + part.shape[1] - 1])
-    if name == "gpt":
-        assert (state.cache is None) == grad
+        assert not logits.requires_grad
 
 
-@torch.no_grad()
-def test_a_gpt_state_can_be_continued_twice():
+@pytest.mark.parametrize("backend", ["seqkern", "torch"])
+def test_prompts_of_different_lengths_are_read_together(name, backend):
+    """And what stands behind a row's prompt changes nothing."""
+    model = make(name, backend).double().eval()
+    x, lengths = tokens(3, 6), torch.tensor([2, 6, 1])
+    logits, state = model.next_logits(x, None, lengths)
+    if model.keeps_state:
+        logits, state = model.next_logits(tokens(3, 1, seed=4), state)
+    for b, n in enumerate(lengths.tolist()):
+        alone = x[b : b + 1, :n]
+        if model.keeps_state:
+            alone = torch.cat((alone, tokens(3, 1, seed=4)[b : b + 1]), 1)
+        torch.testing.assert_close(logits[b], model(alone)[0, -1])
+
+
+def test_several_tokens_are_scored_and_taken_back(name):
+    model = make(name).double().eval()
+    x = tokens(3, CONTEXT)
+    _, before = model.next_logits(x[:, :3])
+    logits, after = model.step_logits(x[:, 3:7], before)
+    torch.testing.assert_close(logits, model(x[:, :7])[:, 3:])
+    keep = torch.tensor([1, 4, 2])
+    state = model.rewind(after, before, x[:, 3:7], keep)
+    logits, _ = model.next_logits(x[:, 7:8], state)
+    for b, n in enumerate(keep.tolist()):
+        read = torch.cat((x[b : b + 1, : 3 + n], x[b : b + 1, 7:8]), 1)
+        torch.testing.assert_close(logits[b], model(read)[0, -1])
+
+
+def test_a_state_of_some_rows_goes_on_without_the_others(name):
+    model = make(name).double().eval()
+    x, rows = tokens(4, 5), torch.tensor([3, 1])
+    _, state = model.next_logits(x[:, :4])
+    logits, _ = model.next_logits(x[rows, 4:], model.select_rows(state, rows))
+    torch.testing.assert_close(logits, model(x[rows])[:, -1])
+
+
+@pytest.mark.parametrize("rows", [[1], [0, 1, 2], [2, 0]])
+@pytest.mark.parametrize("width", [0, 3])
+def test_a_gpt_rereads_rows(rows, width):
     model = make("gpt").double().eval()
-    x = tokens(2, 4)
-    _, state = model.next_logits(x[:, :2])
-    for last in (x[:, 2:3], x[:, 3:4]):
-        logits, _ = model.next_logits(last, state)
-        torch.testing.assert_close(logits, model(torch.cat([x[:, :2], last], 1))[:, -1])
+    x, new = tokens(3, 5), tokens(3, 3, seed=7)
+    _, state = model.next_logits(x[:, :4])
+    state = model.reread(state, rows, new[rows, :width])
+    logits, _ = model.next_logits(x[:, 4:], state)
+    for b in range(3):
+        held = new[b, :width] if b in rows else x[b, :4]
+        torch.testing.assert_close(logits[b], model(torch.cat((held, x[b, 4:]))[None])[0, -1])
 
 
-@torch.no_grad()
 def test_a_gpt_reads_more_tokens_than_a_step_takes():
     torch.manual_seed(0)
     sizes = {"vocab_size": V, "context": 50, "hidden": 16, "layers": 2, "heads": 2}
@@ -130,14 +165,6 @@ def test_a_gpt_reads_more_tokens_than_a_step_takes():
     _, state = model.next_logits(x[:, :5])
     logits, _ = model.next_logits(x[:, 5:], state)
     torch.testing.assert_close(logits, model(x)[:, -1])
-
-
-def test_gpt_past_the_context_reads_the_last_window():
-    model = make("gpt").double().eval()
-    x = tokens(2, CONTEXT + 5)
-    _, state = model.next_logits(x[:, :CONTEXT], None)
-    logits, _ = model.next_logits(x[:, CONTEXT:], state)
-    torch.testing.assert_close(logits, model(x[:, -CONTEXT:])[:, -1])
 
 
 @pytest.mark.parametrize("recurrent", ["lstm", "rnn"])

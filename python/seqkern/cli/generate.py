@@ -1,14 +1,17 @@
 """`seqkern generate`."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqkern.cli.running import set_threads
+from seqkern.data import Tokenizer
 from seqkern.errors import UserError, require
-from seqkern.generate import Sampling
+from seqkern.generation import Sampling, check_draft
 from seqkern.models.backends import BACKENDS
 from seqkern.run_folder import load_run
 
@@ -45,32 +48,88 @@ def add(commands: Any) -> None:
         default=0.0,
         help="keep tokens at least this fraction as probable as the best (default: 0)",
     )
+    generate.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        help="divide the score of tokens seen; above 1 repeats less (default: 1)",
+    )
+    generate.add_argument(
+        "--presence-penalty", type=float, default=0.0, help="off the score of tokens seen (0)"
+    )
+    generate.add_argument(
+        "--frequency-penalty", type=float, default=0.0, help="the same once per occurrence (0)"
+    )
+    generate.add_argument(
+        "--draft",
+        type=Path,
+        metavar="DIR",
+        help="run folder of a smaller model with the same tokenizer, which proposes tokens; their "
+        "distribution stays the large model's",
+    )
+    generate.add_argument(
+        "--draft-tokens", type=int, default=4, help="proposals at a time (default: %(default)s)"
+    )
     generate.add_argument("--seed", type=int, help="same seed, same text (default: a new one)")
     generate.add_argument("--backend", choices=BACKENDS, default="seqkern", help="whose layers")
     generate.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     generate.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
 
 
+class _TextStream:
+    """Prints tokens as text, as soon as they make whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.waiting: list[int] = []
+
+    def show(self, ids: Sequence[int], last: bool = False) -> None:
+        self.waiting.extend(ids)
+        text = self.tokenizer.decode(self.waiting)
+        # U+FFFD stands for the first bytes of a character whose last are still to come.
+        if last or not text.endswith("\ufffd"):
+            print(text, end="", flush=True)
+            self.waiting = []
+
+
 def _generate(args: argparse.Namespace) -> int:
-    Sampling(args.temperature, args.top_k, args.top_p, args.min_p)  # before the model is read
+    options = {field.name: getattr(args, field.name) for field in fields(Sampling)}
+    Sampling(**options)  # before the model is read
     seed = args.seed
     require(seed is None or 0 <= seed < 2**63, f"seed must be in [0, 2**63), got {seed}")
     set_threads(args.threads)
     require(args.prompt != "", "--prompt must hold at least one character")
     model, tokenizer = load_run(args.run, args.backend, args.device)
+    draft = None
+    if args.draft is not None:
+        draft, its_tokenizer = load_run(args.draft, args.backend, args.device)
+        require(
+            its_tokenizer.dumps() == tokenizer.dumps(),
+            f"--draft must have the tokenizer of {args.run}, got another in {args.draft}",
+        )
     try:
         ids = tokenizer.encode(args.prompt)
     except UserError as error:
         raise UserError(f"--prompt: {error}") from error
     device = next(model.parameters()).device
-    tokens = model.generate(
-        torch.tensor([ids], device=device),
-        args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
+    prompt = torch.tensor([ids], device=device)
+    new = args.max_new_tokens
+    require(new >= 0, f"max_new_tokens must be at least 0, got {new}")
+    model.check(prompt)  # nothing is printed for a prompt that is refused
+    if draft is not None:
+        check_draft(model, draft, args.draft_tokens)
+        draft.check(prompt)
+    stream = _TextStream(tokenizer)
+    stream.show(ids)
+    model.generate(
+        prompt,
+        new,
+        **options,
         seed=seed,
+        draft=draft,
+        draft_tokens=args.draft_tokens,
+        on_token=lambda token: stream.show(token.tolist()),
     )
-    print(tokenizer.decode(tokens[0].tolist()), flush=True)
+    stream.show([], last=True)
+    print(flush=True)
     return 0

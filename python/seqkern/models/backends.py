@@ -2,13 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqkern import nn, ops
 from seqkern.errors import require
+
+OURS = (nn.LSTM,)  # recurrent modules whose forward takes lengths
+
+
+def run_recurrent(
+    module: torch.nn.Module, x: Tensor, state: Any, lengths: Tensor | None
+) -> tuple[Tensor, Any]:
+    """Run layers over x [B, T, I] of either backend: hidden [B, T, H], and the last state.
+
+    Where `lengths` [B] (from 1) are given, the state is that after each row's last token.
+    """
+    if lengths is None or isinstance(module, OURS):
+        options = {} if lengths is None else {"lengths": lengths}
+        output, state = module(x, state, **options)
+        return output, state
+    packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+    output, state = module(packed, state)
+    return pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])[0], state
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,12 @@ from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.models.backends import Layers
-from seqkern.models.language_model import LanguageModel, check_dropout, check_sizes
+from seqkern.models.language_model import (
+    LanguageModel,
+    check_dropout,
+    check_sizes,
+    last_of,
+)
 from seqkern.nn import KVCache
 from seqkern.ops.attention_step import MAX_STEP_TOKENS
 
@@ -41,23 +46,6 @@ class GPTConfig:
         )
 
 
-@dataclass
-class GPTState:
-    """What a `GPT` has read: the tokens [B, <= context], and their keys and values if kept.
-
-    The next tokens are written into the cache, so a state gives it away with its first
-    continuation. Another continuation of the same state reads the window anew.
-    """
-
-    window: Tensor
-    cache: KVCache | None
-
-    def take_cache(self) -> KVCache | None:
-        """The cache, the first time."""
-        cache, self.cache = self.cache, None
-        return cache
-
-
 class Attention(nn.Module):
     """Causal self-attention: position t reads positions 1 .. t."""
 
@@ -71,12 +59,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden)
         self.layers = layers
 
-    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
-        """[B, T, C] to [B, T, C]; with a cache, of tokens that follow the `held` ones in it."""
+    def forward(self, x: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
+        """[B, T, C] to [B, T, C]; keys and values begin an empty cache, or are appended to it."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
-        if cache is not None and held > 0:
+        if cache is not None and append:
             assert self.layers.attention_step is not None
             y = self.layers.attention_step(
                 q, k, v, *cache[self.layer], cache.lengths, counters=cache.counters
@@ -103,9 +91,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
-        """[B, T, C] to [B, T, C]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), held, cache))
+    def forward(self, x: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
+        """[B, T, C] to [B, T, C]; the cache as `Attention` takes it."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, append))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
@@ -178,17 +166,19 @@ class GPT(LanguageModel):
         """The normalised stream [B, T, C] above the last block, for tokens [B, T]."""
         return self.stream(tokens)
 
-    def stream(self, tokens: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
+    def stream(self, tokens: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block.
 
-        With a cache, of tokens that follow the `held` ones in it, which they join.
+        With a cache, its first T places are filled, or the tokens follow those that it holds.
         """
-        positions = torch.arange(held, held + tokens.shape[1], device=tokens.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)  # [T]
+        if cache is not None and append:
+            # The spare places of a cache, beyond the context, have no position of their own.
+            positions = cache.lengths.unsqueeze(1) + positions  # [B, T]
+            positions = positions.clamp_(max=self.config.context - 1)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
         for block in self.blocks:
-            x = block(x, held, cache)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
+            x = block(x, cache, append)
         out: Tensor = self.norm(x)
         return out
 
@@ -196,33 +186,75 @@ class GPT(LanguageModel):
         """The embedding's weight where it is tied."""
         return (self.embedding if self.head is None else self.head).weight, None
 
-    def next_logits(self, tokens: Tensor, state: GPTState | None = None) -> tuple[Tensor, GPTState]:
+    @property
+    def keeps_state(self) -> bool:
+        """Whether there is a kernel that reads a cache."""
+        return self.layers.attention_step is not None
+
+    @torch.no_grad()
+    def next_logits(
+        self, tokens: Tensor, state: KVCache | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, KVCache | None]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
 
-        Up to the context a token is read once, and its keys and values kept. Past it the window
-        slides: every token's position changes, and the window is read anew.
+        The state is a cache, which is changed in place; there is none where no kernel reads one.
         """
-        held = 0 if state is None else state.window.shape[1]
-        window = tokens if state is None else torch.cat([state.window, tokens], dim=1)
-        weight, _ = self.head_parameters()
-        fits = window.shape[1] <= self.config.context
-        if not fits or self.layers.attention_step is None or torch.is_grad_enabled():
-            window = window[:, -self.config.context :]
-            return F.linear(self.stream(window)[:, -1], weight), GPTState(window, None)
-        cache = None if state is None else state.take_cache()
-        if cache is None:
-            cache, held = self.empty_cache(len(window)), 0
-        # A step takes a few tokens; the first read takes any number.
-        most = MAX_STEP_TOKENS if held > 0 else window.shape[1]
-        while held < window.shape[1]:
-            x = self.stream(window[:, held : held + most], held, cache)
-            held += x.shape[1]
-        return F.linear(x[:, -1], weight), GPTState(window, cache)  # [B, V]
+        weight, bias = self.head_parameters()
+        if not self.keeps_state:
+            return F.linear(last_of(self.stream(tokens), lengths), weight, bias), None
+        if state is None:
+            state = self.empty_cache(len(tokens))
+            hidden = self.stream(tokens, state)
+            state.lengths += tokens.shape[1] if lengths is None else lengths
+        else:
+            hidden = self._append(tokens, state)
+        return F.linear(last_of(hidden, lengths), weight, bias), state
 
-    def empty_cache(self, batch: int) -> KVCache:
-        """A cache of the model's sizes for `batch` rows."""
+    @torch.no_grad()
+    def step_logits(self, tokens: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state."""
+        weight, bias = self.head_parameters()
+        return F.linear(self._append(tokens, state), weight, bias), state
+
+    def _append(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        parts = []
+        for part in torch.split(tokens, MAX_STEP_TOKENS, 1):
+            parts.append(self.stream(part, cache, append=True))
+            cache.advance(part.shape[1])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [B, S, C]
+
+    def rewind(self, state: KVCache, before: KVCache, tokens: Tensor, keep: Tensor) -> KVCache:
+        """The cache without the last S - keep [B] of tokens [B, S]."""
+        state.lengths -= tokens.shape[1] - keep
+        return state
+
+    @torch.no_grad()
+    def reread(self, state: KVCache, rows: list[int], tokens: Tensor) -> KVCache:
+        """Let `rows` of the cache hold just tokens [R, W]."""
+        W = tokens.shape[1]
+        index = torch.tensor(rows, device=tokens.device)
+        if W > 0:
+            fresh = self.empty_cache(len(rows), capacity=W)
+            self.stream(tokens, fresh)
+            state.memory[:, :, index, :, :W] = fresh.memory
+        state.lengths[index] = W
+        return state
+
+    def select_rows(self, state: KVCache, rows: Tensor) -> KVCache:
+        """The cache of rows, int64 [R]."""
+        state.reorder(rows)
+        return state
+
+    def empty_cache(self, batch: int, capacity: int | None = None) -> KVCache:
+        """A cache of the model's sizes for `batch` rows, by default for the context."""
         c, weight = self.config, self.embedding.weight
-        width = c.hidden // c.heads
         return KVCache(
-            c.layers, batch, c.heads, c.context, width, dtype=weight.dtype, device=weight.device
+            c.layers,
+            batch,
+            c.heads,
+            # To spare: what speculative decoding reads and forgets again.
+            c.context + MAX_STEP_TOKENS - 1 if capacity is None else capacity,
+            c.hidden // c.heads,
+            dtype=weight.dtype,
+            device=weight.device,
         )

@@ -6,7 +6,7 @@ where row (b, t) scores the token that follows x_b1 .. x_bt.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqkern.errors import require
-from seqkern.generate import Sampling, generate
+from seqkern.generation import Sampling, check_draft, generate
 from seqkern.models.backends import Layers, layers
 
 _INTEGERS = (torch.int64, torch.int32)
@@ -40,9 +40,35 @@ class LanguageModel(nn.Module, ABC):
         self.head_loss = self.layers.LinearCrossEntropyLoss()
         self.token_losses = self.layers.LinearCrossEntropyLoss(reduction="none")
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether generation reads each token once; else whole windows."""
+        return True
+
     @abstractmethod
-    def next_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Read tokens [B, T] after `state` (None at the start): logits [B, V] and the new state."""
+    def next_logits(
+        self, tokens: Tensor, state: Any = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
+
+        At the start, state None, rows may have lengths [B] from 1 to T. There are no gradients.
+        """
+
+    @abstractmethod
+    def step_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Read a few tokens [B, S] after `state`: logits [B, S, V], and the new state."""
+
+    @abstractmethod
+    def rewind(self, state: Any, before: Any, tokens: Tensor, keep: Tensor) -> Any:
+        """The state after keep [B] >= 1 of tokens [B, S], which were read from `before` on."""
+
+    @abstractmethod
+    def reread(self, state: Any, rows: list[int], tokens: Tensor) -> Any:
+        """The state in which `rows` hold just tokens [R, W], W from 0; the others as they are."""
+
+    @abstractmethod
+    def select_rows(self, state: Any, rows: Tensor) -> Any:
+        """The state of rows, int64 [R]."""
 
     def check(self, tokens: Tensor, targets: Tensor | None = None) -> None:
         """Raise `UserError` for tokens that are not integers [B, T] of the vocabulary.
@@ -191,50 +217,86 @@ class LanguageModel(nn.Module, ABC):
         prompt: Tensor,
         max_new_tokens: int,
         *,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
+        lengths: Tensor | None = None,
+        temperature: float | Tensor = 1.0,
+        top_k: int | Tensor = 0,
+        top_p: float | Tensor = 1.0,
+        min_p: float | Tensor = 0.0,
+        repetition_penalty: float | Tensor = 1.0,
+        presence_penalty: float | Tensor = 0.0,
+        frequency_penalty: float | Tensor = 0.0,
+        seed: int | Tensor | None = None,
         stop_tokens: Collection[int] | None = None,
         on_token: Callable[[Tensor], None] | None = None,
-    ) -> Tensor:
-        """Continue a prompt token by token; `seqkern.generate` defines the sampling exactly.
+        return_logprobs: bool = False,
+        draft: "LanguageModel | None" = None,
+        draft_tokens: int = 4,
+    ) -> Any:
+        """Continue a prompt token by token; `seqkern.ops.sample` defines the sampling exactly.
 
-        A transformer reads the last `context` tokens: past the context the window slides, and
-        positions count from the window's start. Recurrent models carry their state and have no
-        limit.
+        A row's tokens depend on its prompt, options and seed, not on the rows beside it. A
+        transformer reads at most `context` tokens: when its window is full, the next token drops
+        the window's older half, and positions count from the new start
+        (`seqkern.generation.window_start`). Recurrent models carry their state and have no limit.
 
         Args:
             prompt: int64 or int32 [B, T], T from 1 to the context.
             max_new_tokens: tokens to add to each row.
-            temperature: divides the logits; 0 picks the largest logit.
+            lengths: int64 or int32 [B], tokens of each row's prompt, from 1 to T, where they
+                differ; what stands behind is not read.
+            temperature: divides the logits; 0 picks the largest logit. This and the options to
+                frequency_penalty are a number or a tensor [B].
             top_k: keep the k most probable tokens; 0 keeps all.
             top_p: keep the smallest set of most probable tokens that holds this probability.
             min_p: keep tokens at least this fraction as probable as the most probable.
-            seed: the same seed gives the same tokens; None draws a new one.
-            stop_tokens: a row that produces one of these ends; its remaining places repeat it,
-                and generation ends when every row has ended.
-            on_token: called with each new token [B].
+            repetition_penalty: divides positive, multiplies negative logits of tokens seen, in
+                the prompt or since.
+            presence_penalty: taken off the logit of each token seen.
+            frequency_penalty: taken off once per occurrence.
+            seed: the same seed gives the same tokens; None draws a new one. Row b draws what a
+                batch of one would draw with seed + b; int64 [B] gives each row its own.
+            stop_tokens: a row that produces one of these ends.
+            on_token: called with the i-th new token of all rows [B], i = 0, 1, ...; rows that
+                have ended repeat their last. On a GPU it makes every step wait for the device;
+                without it the host looks for stop tokens at every 16th step only.
+            return_logprobs: return also the tokens' log-probabilities under the model,
+                log softmax(logits), whatever the sampling options.
+            draft: a smaller model of the same vocabulary that proposes tokens for this one to
+                judge, several in one reading. The distribution of the tokens is this model's,
+                whatever the draft; at temperature 0 the tokens are those without it.
+            draft_tokens: proposals per reading, 1 to 15.
 
         Returns:
-            int64 [B, T + new], the prompt included; new < max_new_tokens only where all rows
-            stopped.
+            int64 [B, longest], each row its prompt and its new tokens right behind; beyond a
+            row's end its last token is repeated. With return_logprobs also float32
+            [B, most new tokens], 0 beyond a row's end.
 
         Raises:
             UserError: a prompt that `forward` would refuse, or an option outside its range.
         """
-        sampling = Sampling(temperature, top_k, top_p, min_p)
+        sampling = Sampling(
+            *(temperature, top_k, top_p, min_p),
+            *(repetition_penalty, presence_penalty, frequency_penalty),
+        )
         self.check(prompt)
-        with self._evaluating():
+        if lengths is not None:
+            check_lengths(lengths, *prompt.shape)
+        if draft is not None:
+            check_draft(self, draft, draft_tokens)
+            draft.check(prompt)
+        with self._evaluating(), nullcontext() if draft is None else draft._evaluating():
             return generate(
                 self,
                 prompt,
                 max_new_tokens,
                 sampling,
+                lengths=lengths,
                 seed=seed,
                 stop_tokens=stop_tokens,
                 on_token=on_token,
+                return_logprobs=return_logprobs,
+                draft=draft,
+                draft_tokens=draft_tokens,
             )
 
     def num_parameters(self) -> int:
@@ -254,6 +316,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
+
+
+def last_of(hidden: Tensor, lengths: Tensor | None) -> Tensor:
+    """The hidden state [B, H] of each row's last token, of hidden [B, T, H]."""
+    if lengths is None:
+        return hidden[:, -1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
 
 
 def check_sizes(**sizes: int) -> None:

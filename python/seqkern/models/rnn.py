@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from seqkern.models.language_model import LanguageModel, check_dropout, check_sizes
+from seqkern.models.language_model import check_dropout, check_sizes
+from seqkern.models.recurrent import RecurrentLanguageModel
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RNNConfig:
         check_dropout(self.dropout)
 
 
-class RNNLanguageModel(LanguageModel):
+class RNNLanguageModel(RecurrentLanguageModel):
     """p(x_i | x_<i) by a simple recurrent network.
 
         x_t = E[token_t];  h_t = tanh(W_x x_t + W_h h_{t-1} + b);  logits_t = W h_t + b'
@@ -74,37 +75,8 @@ class RNNLanguageModel(LanguageModel):
         nn.init.uniform_(self.head.weight, -(H**-0.5), H**-0.5)
         nn.init.zeros_(self.head.bias)
 
-    def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, return_logits: bool = False
-    ) -> Tensor | tuple[Tensor | None, Tensor]:
-        """Logits at every position, and the loss where targets are given.
-
-        Args:
-            tokens: int64 or int32 [B, T], T >= 1.
-            targets: int64 [B, T], the tokens that follow.
-            return_logits: make the logits beside the loss too, which costs their memory.
-
-        Returns:
-            logits [B, T, V]; with targets (None, loss) or, with return_logits, (logits, loss);
-            loss is the mean cross-entropy in nats.
-
-        Raises:
-            UserError: tokens of the wrong dtype, shape or range.
-        """
-        self.check(tokens, targets)
-        return self.output(self.hidden_states(tokens), targets, return_logits)
-
-    def hidden_states(self, tokens: Tensor) -> Tensor:
-        """The last layer's, [B, T, H], for tokens [B, T] from a zero state."""
-        hidden, _ = self.rnn(self.dropout(self.embedding(tokens)))  # [B, T, H]
-        out: Tensor = self.dropout(hidden)
-        return out
-
-    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The output layer's."""
-        return self.head.weight, self.head.bias
-
-    def next_logits(self, tokens: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state."""
-        hidden, state = self.rnn(self.dropout(self.embedding(tokens)), state)  # [B, T, H]
-        return self.head(self.dropout(hidden[:, -1])), state  # [B, V]
+    @property
+    def recurrence(self) -> nn.Module:
+        """The layers."""
+        module: nn.Module = self.rnn
+        return module

@@ -81,6 +81,7 @@ class KVCache:
         self.lengths.clamp_(max=torch.as_tensor(lengths, device=self.lengths.device))
 
     def reorder(self, rows: Tensor) -> None:
-        """Make row b what row rows[b] is, int64 [B]; beams that survive, for example."""
+        """Make row b what row rows[b] is, int64 [any]: beams that survive, rows that go on."""
         self.memory = self.memory.index_select(2, rows)
         self.lengths = self.lengths.index_select(0, rows)
+        self.counters = self.counters.new_zeros(self.memory.shape[2] * self.memory.shape[3])

@@ -1,0 +1,172 @@
+"""How the next token is chosen, around `seqkern.ops.sample`, which defines it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from seqkern import ops
+from seqkern.errors import UserError, require
+from seqkern.reference import token_distribution
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; the fields are those of `seqkern.ops.sample`.
+
+    Each is a number, or a tensor [B] with a value per row.
+
+    Raises:
+        UserError: a number outside its range.
+    """
+
+    temperature: float | Tensor = 1.0
+    top_k: int | Tensor = 0
+    top_p: float | Tensor = 1.0
+    min_p: float | Tensor = 0.0
+    repetition_penalty: float | Tensor = 1.0
+    presence_penalty: float | Tensor = 0.0
+    frequency_penalty: float | Tensor = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges of numbers, which NaN is in none of; the op checks tensors."""
+        _check(self.temperature, "temperature", "at least 0 and finite", lambda t: t >= 0)
+        _check(self.top_k, "top_k", "at least 0 (0: all tokens)", lambda k: k >= 0)
+        _check(self.top_p, "top_p", "in (0, 1]", lambda p: 0 < p <= 1)
+        _check(self.min_p, "min_p", "in [0, 1]", lambda p: 0 <= p <= 1)
+        _check(self.repetition_penalty, "repetition_penalty", "above 0", lambda r: r > 0)
+        _check(self.presence_penalty, "presence_penalty", "finite", lambda _: True)
+        _check(self.frequency_penalty, "frequency_penalty", "finite", lambda _: True)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens seen before are scored down (or up)."""
+        neutral = (self.repetition_penalty, 1), (self.presence_penalty, 0)
+        return any(
+            isinstance(given, Tensor) or given != none
+            for given, none in (*neutral, (self.frequency_penalty, 0))
+        )
+
+    def select(self, rows: Tensor) -> Sampling:
+        """The options of some rows."""
+        per_row = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value[rows] for name, value in per_row.items()})
+
+
+def _check(value: object, name: str, words: str, valid: object) -> None:
+    if not isinstance(value, Tensor):
+        fits = math.isfinite(value) and valid(value)  # type: ignore[arg-type, operator]
+        require(fits, f"{name} must be {words}, got {value}")
+
+
+class Sampler:
+    """Draws a token per row. Options, seed and counts of a row go with it in any batch.
+
+    Args:
+        sampling: the options.
+        seeds: int64 [B].
+        counts: int32 [B, V] tokens of the prompts where there are penalties; kept up to date.
+    """
+
+    def __init__(self, sampling: Sampling, seeds: Tensor, counts: Tensor | None) -> None:
+        """See the class."""
+        self.sampling, self.seeds, self.counts = sampling, seeds, counts
+        self._numbers = not any(isinstance(v, Tensor) for v in vars(sampling).values())
+        self._options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
+        # A row's own seed and the number alone draw the same; the number is quicker to pass.
+        self._seed = int(seeds[0]) if len(seeds) == 1 and seeds.device.type == "cpu" else seeds
+
+    def draw(self, logits: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B] for logits [B, V] and their log-probabilities under the model, float32 [B].
+
+        Raises:
+            UserError: a row without a distribution: NaN, +inf or only -inf.
+        """
+        return _sample(logits, self._options, self._seed, step, self.counts)
+
+    def stream(self, n: int) -> Sampler:
+        """The same rows with other random numbers, n from 1; the counts are shared."""
+        return Sampler(self.sampling, self.seeds ^ (n << 32), self.counts)
+
+    def distribution(self, logits: Tensor, proposed: Tensor | None = None) -> Tensor:
+        """What `draw` draws from: probabilities float64 [B, V] for logits [B, V].
+
+        With proposed [B, S - 1] it is [B, S, V] for logits [B, S, V], place s as if proposed[:, :s]
+        came before.
+        """
+        s = self.sampling
+        plain = (s.top_k, s.top_p, s.min_p) == (0, 1, 0) if self._numbers else False
+        if plain and not s.penalises and s.temperature != 0:
+            return torch.softmax(logits.double() / s.temperature, -1)
+        if proposed is None:
+            return token_distribution(logits, **self._options, token_counts=self.counts)
+        B, S, V = logits.shape
+        options = {
+            name: value.repeat_interleave(S) if isinstance(value, Tensor) else value
+            for name, value in self._options.items()
+        }
+        counts = None
+        if self.counts is not None:
+            before = torch.nn.functional.one_hot(proposed, V).cumsum(1).to(self.counts.dtype)
+            first = torch.zeros_like(self.counts).unsqueeze(1)
+            counts = self.counts.unsqueeze(1) + torch.cat((first, before), 1)  # [B, S, V]
+            counts = counts.flatten(0, 1)
+        return token_distribution(logits.flatten(0, 1), **options, token_counts=counts).view(
+            B, S, V
+        )
+
+    def draw_from(self, probabilities: Tensor, steps: Tensor) -> Tensor:
+        """Tokens [B, S] from probabilities [B, S, V], place s at step steps[b] + s."""
+        B, S, _ = probabilities.shape
+        step = steps.unsqueeze(1) + torch.arange(S, device=steps.device)  # [B, S]
+        token, _ = ops.sample(
+            probabilities.log().float().flatten(0, 1),
+            seed=self.seeds.repeat_interleave(S),
+            step=step.flatten(),
+        )
+        return token.view(B, S)
+
+    def count(self, tokens: Tensor, weights: Tensor | None = None) -> None:
+        """Count tokens [B, S] as seen; `weights` [B, S], 0 leaves one out, -1 takes it back."""
+        if self.counts is not None:
+            if weights is None:
+                weights = torch.ones_like(tokens)
+            self.counts.scatter_add_(1, tokens, weights.to(self.counts.dtype))
+
+    def select(self, rows: Tensor) -> Sampler:
+        """The sampler of some rows."""
+        counts = None if self.counts is None else self.counts[rows]
+        return Sampler(self.sampling.select(rows), self.seeds[rows], counts)
+
+
+def _sample(
+    logits: Tensor,
+    options: dict[str, int | float | Tensor],
+    seed: int | Tensor,
+    step: int | Tensor,
+    counts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    try:
+        return ops.sample(
+            logits,
+            **options,  # type: ignore[arg-type]
+            token_counts=counts,
+            seed=seed,
+            step=step,
+            logprobs="model",
+        )
+    except ValueError as error:  # NaN: a run that diverged, not a defect
+        raise UserError(str(error)) from None
+
+
+def count_tokens(prompt: Tensor, lengths: Tensor | None, vocab_size: int) -> Tensor:
+    """How often each token occurs in each row: int32 [B, V] of prompt [B, T] and lengths [B]."""
+    counts = torch.zeros(len(prompt), vocab_size, dtype=torch.int32, device=prompt.device)
+    real = torch.ones_like(prompt, dtype=torch.int32)
+    if lengths is not None:
+        times = torch.arange(prompt.shape[1], device=prompt.device)
+        real = (times < lengths.to(prompt.device).unsqueeze(1)).to(torch.int32)  # [B, T]
+    return counts.scatter_add_(1, prompt, real)

@@ -1,0 +1,197 @@
+"""All that has to be seen on a GPU, unattended, in stages that each end within ten minutes.
+
+    python tools/gpu_session.py --out DIR            every stage, in order
+    python tools/gpu_session.py build test --out DIR some of them
+    python tools/gpu_session.py --list               what they run
+
+Every command's output goes to DIR/<stage>.log, benchmark results to DIR/results, and a line per
+command with its time and exit code to DIR/summary.csv. A command that fails or runs out of its
+stage's time does not stop the others. Exit code 1 if any failed.
+
+Needs what a CUDA machine for PyTorch has: torch with CUDA, nvcc, cmake, ninja, pybind11,
+scikit-build-core and pytest in the interpreter that runs this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shlex
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE_SECONDS = 570.0
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands that run one after the other; `{out}` stands for the folder of results."""
+
+    name: str
+    why: str
+    commands: tuple[str, ...]
+    seconds: float = STAGE_SECONDS
+
+
+def bench(op: str, options: str = "") -> str:
+    """Of one op, kept; a second per case is enough for medians of GPU times."""
+    return (
+        f"{PYTHON} -m benchmarks {op} --device cuda --seconds-per-case 1 --out {{out}}/results "
+        f"{options}"
+    ).strip()
+
+
+# PyTorch's caching allocator is off under the sanitizer, which could not tell tensors apart.
+SANITIZED = "cuda and (matches_torch or strided)"
+
+
+def sanitizer(tool: str) -> str:
+    """The small-shape tests of all ops under one of compute-sanitizer's tools."""
+    return (
+        f"env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool {tool} --error-exitcode 9 "
+        f'{PYTHON} -m pytest -q -x tests/ops -k "{SANITIZED}" -p no:xdist'
+    )
+
+
+STAGES = (
+    Stage(
+        "build",
+        "from a clean tree, for this GPU alone, with what is installed",
+        (
+            "nvidia-smi",
+            f"{PYTHON} -m pip install --no-build-isolation --no-deps -e . "
+            "--config-settings=build-dir=build/gpu "
+            "--config-settings=cmake.define.SEQKERN_CUDA=ON "
+            "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native",
+            f"{PYTHON} -m seqkern doctor",
+        ),
+    ),
+    Stage(
+        "ceilings",
+        "barriers; copy bandwidth and GEMM rates are measured by every benchmark run",
+        (
+            "nvcc -O3 -std=c++20 -arch=native benchmarks/gpu/barriers.cu -o {out}/barriers",
+            "{out}/barriers",
+        ),
+        120.0,
+    ),
+    Stage(
+        "test",
+        "every op test on the device",
+        (f"{PYTHON} -m pytest -q tests -k cuda -n 8 --maxfail 60",),
+    ),
+    Stage(
+        "memcheck",
+        "reads and writes outside of tensors",
+        (sanitizer("memcheck"),),
+    ),
+    Stage(
+        "racecheck",
+        "races in shared memory",
+        (sanitizer("racecheck"),),
+    ),
+    Stage(
+        "bench-loss",
+        "cross-entropy with and without the head",
+        (
+            bench("cross_entropy", "--dtype bf16 --peers torch,seqkern,torch.compile,liger"),
+            bench("linear_cross_entropy", "--dtype bf16"),
+        ),
+    ),
+    Stage(
+        "bench-attention",
+        "forward and backward beside torch's backends",
+        (bench("attention", "--dtype bf16"),),
+    ),
+    Stage(
+        "bench-recurrent",
+        "beside cuDNN",
+        (bench("lstm", "--dtype fp16"), bench("lstm", "--dtype bf16"), bench("lstm")),
+    ),
+    Stage(
+        "bench-decode",
+        "a step of attention, the sampler, whole models",
+        (bench("attention_step", "--dtype bf16"), bench("sample", "--dtype fp32")),
+    ),
+)
+
+
+def run(command: str, log: Path, seconds: float) -> tuple[int, float]:
+    """Run a command with its output in `log`; exit code (124: out of time) and seconds."""
+    begin = time.monotonic()
+    with log.open("ab") as out:
+        out.write(f"$ {command}\n".encode())
+        out.flush()
+        try:
+            process = subprocess.run(
+                shlex.split(command), cwd=ROOT, stdout=out, stderr=out, timeout=max(seconds, 1)
+            )
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+        except OSError as error:  # no such program
+            out.write(f"{error}\n".encode())
+            code = 127
+        out.write(f"exit {code}\n\n".encode())
+    return code, time.monotonic() - begin
+
+
+def run_stage(stage: Stage, out: Path) -> list[tuple[str, str, int, float]]:
+    """Stage, command, exit code and seconds of each of its commands."""
+    deadline = time.monotonic() + stage.seconds
+    rows = []
+    for template in stage.commands:
+        command = template.replace("{out}", shlex.quote(str(out)))
+        left = deadline - time.monotonic()
+        code, seconds = run(command, out / f"{stage.name}.log", left) if left > 0 else (124, 0.0)
+        rows.append((stage.name, command, code, seconds))
+        print(f"{stage.name:16} exit {code:3} {seconds:7.1f} s  {command[:110]}", flush=True)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [stage.name for stage in STAGES]
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(names)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything is written")
+    parser.add_argument("--list", action="store_true", help="print the commands, and stop")
+    options = parser.parse_args(arguments)
+    for name in options.stages:
+        if name not in names:
+            parser.error(f"argument STAGE: must be one of {', '.join(names)}, got {name!r}")
+    chosen = [stage for stage in STAGES if not options.stages or stage.name in options.stages]
+    if options.list:
+        for stage in chosen:
+            print(f"{stage.name}: {stage.why} (at most {stage.seconds:.0f} s)")
+            print("".join(f"  {command}\n" for command in stage.commands), end="")
+        return 0
+    if options.out is None:
+        parser.error("argument --out: a folder is needed")
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
+    rows = [row for stage in chosen for row in run_stage(stage, out)]
+    summary = out / "summary.csv"
+    new = not summary.exists()
+    with summary.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(("stage", "command", "exit", "seconds"))
+        writer.writerows((stage, command, code, f"{s:.1f}") for stage, command, code, s in rows)
+    if (out / "results").is_dir():
+        with tarfile.open(out / "results.tar.gz", "w:gz") as archive:  # one file to carry home
+            archive.add(out / "results", "results")
+    return 1 if any(code for _, _, code, _ in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
