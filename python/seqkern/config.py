@@ -33,8 +33,8 @@ class RunConfig:
     tied: bool = True
     backend: str = "seqkern"
 
-    data: str | None = None  # a file; None: the embedded text
-    tokenizer: str = "char"
+    data: str | None = None  # a text or a token file; None: the embedded text
+    tokenizer: str | None = None  # None: char, or what a token file was made with
     vocab_size: int = 4096  # the most ids of a word or bpe vocabulary
     val_fraction: float = 0.1
     context: int = 128
@@ -60,7 +60,8 @@ class RunConfig:
         """Check what does not need the data; the models check their sizes themselves."""
         _one_of("model", self.model, MODELS)
         _one_of("backend", self.backend, BACKENDS)
-        _one_of("tokenizer", self.tokenizer, TOKENIZERS)
+        if self.tokenizer is not None:
+            _one_of("tokenizer", self.tokenizer, TOKENIZERS)
         _one_of("dtype", self.dtype, DTYPES)
         for name in ("context", "batch_size", "steps", "eval_every", "save_every"):
             value = getattr(self, name)

@@ -1,7 +1,7 @@
 """Starting, resuming and opening a run folder."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,19 @@ import torch
 
 from seqkern.checkpoint import has_checkpoint, load_checkpoint
 from seqkern.config import RunConfig, config_from_json, resolve_device, resumed
-from seqkern.data import Tokenizer, embedded_text, load_tokenizer, read_text, train_tokenizer
-from seqkern.data.corpus import make_corpus, text_digest
+from seqkern.data import (
+    Corpus,
+    TokenFile,
+    Tokenizer,
+    embedded_text,
+    is_token_file,
+    load_tokenizer,
+    make_corpus,
+    read_text,
+    text_digest,
+    train_tokenizer,
+)
+from seqkern.data.corpus import check_vocabulary, corpus_of_tokens
 from seqkern.errors import UserError, require
 from seqkern.files import replace_content
 from seqkern.metrics import read_metrics
@@ -39,19 +50,24 @@ def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) ->
     if out is not None:
         _check_free(out)
     resolve_device(config.device)
-    text = _read(config)
-    tokenizer = train_tokenizer(config.tokenizer, text, config.vocab_size)
-    corpus = make_corpus(text, tokenizer, config.val_fraction, config.context)
+    source = _read(config)
+    if isinstance(source, TokenFile):
+        tokenizer = source.tokenizer
+    else:
+        tokenizer = train_tokenizer(config.tokenizer or "char", source, config.vocab_size)
+    corpus = _corpus(source, tokenizer, config)
+    check_vocabulary(tokenizer)
+    config = replace(config, tokenizer=tokenizer.kind)
     sizes = config.sizes(tokenizer.vocab_size)
     torch.manual_seed(config.seed)
     model = build_model(config.model, sizes, config.backend)
-    source = "embedded" if config.data is None else Path(config.data).stem
-    run = _make_folder(out, prefix or f"{config.model}-{config.tokenizer}-{source}")
+    name = "embedded" if config.data is None else Path(config.data).stem
+    run = _make_folder(out, prefix or f"{config.model}-{tokenizer.kind}-{name}")
     described = {
         "seqkern": __version__,
         "run": asdict(config),
         "model": {"name": config.model, "sizes": sizes},
-        "text_sha256": text_digest(text),
+        "text_sha256": corpus.digest,
         "unigram_entropy": corpus.unigram_entropy,
     }
     replace_content(run / "tokenizer.json", tokenizer.dumps().encode())
@@ -72,15 +88,13 @@ def resume_run(run: Path, given: dict[str, Any]) -> Trainer:
     """
     described = _describe(run)
     config = resumed(config_from_json(described["run"]), given)
-    text = _read(config)
+    source = _read(config)
     require(
-        text_digest(text) == described["text_sha256"],
+        _digest(source) == described["text_sha256"],
         f"cannot resume: {config.data or 'the embedded text'} is not the text {run} was started "
         "with",
     )
-    corpus = make_corpus(
-        text, load_tokenizer(run / "tokenizer.json"), config.val_fraction, config.context
-    )
+    corpus = _corpus(source, load_tokenizer(run / "tokenizer.json"), config)
     model = build_model(config.model, described["model"]["sizes"], config.backend)
     trainer = Trainer(run, config, model, corpus)
     trainer.restore()
@@ -137,8 +151,29 @@ def _describe(run: Path) -> dict[str, Any]:
     return parsed
 
 
-def _read(config: RunConfig) -> str:
-    return embedded_text() if config.data is None else read_text(config.data)
+def _read(config: RunConfig) -> str | TokenFile:
+    """The text, or the file of its tokens."""
+    if config.data is None:
+        return embedded_text()
+    if not is_token_file(config.data):
+        return read_text(config.data)
+    file = TokenFile(config.data)
+    require(
+        config.tokenizer in (None, file.tokenizer.kind),
+        f"{config.data} holds the tokens of a {file.tokenizer.kind} tokenizer: leave --tokenizer "
+        f"out, got {config.tokenizer}",
+    )
+    return file
+
+
+def _digest(source: str | TokenFile) -> str:
+    return source.digest if isinstance(source, TokenFile) else text_digest(source)
+
+
+def _corpus(source: str | TokenFile, tokenizer: Tokenizer, config: RunConfig) -> Corpus:
+    if isinstance(source, TokenFile):
+        return corpus_of_tokens(source, config.val_fraction, config.context)
+    return make_corpus(source, tokenizer, config.val_fraction, config.context)
 
 
 def _check_free(out: Path) -> None:

@@ -21,7 +21,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from seqkern.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from seqkern.config import RunConfig, resolve_device
-from seqkern.data import BlockSampler, Corpus, validation_batches
+from seqkern.data import Corpus, validation_batches
+from seqkern.data.corpus import make_sampler
 from seqkern.errors import UserError, require
 from seqkern.metrics import MetricsLog, Row
 from seqkern.models import LanguageModel
@@ -85,7 +86,7 @@ class Trainer:
         dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self.model = model.to(self.device, dtype)
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
-        self.sampler = BlockSampler(corpus.training, config.context, config.batch_size, config.seed)
+        self.sampler = make_sampler(corpus, config.context, config.batch_size, config.seed)
         self.step = 0
         self._forward: nn.Module = self.model
         if config.compile:

@@ -291,11 +291,11 @@ def test_impossible_sizes_are_refused(config, named):
         (lambda m: m.forecast(values(8, 2) / 0), "history must be finite, got .* at step 0"),
         (lambda m: m.forecast(values(8, 2), level=0), r"level must be in \(0, 1\), got 0"),
         (lambda m: m.forecast(values(1, 20, 2), lengths=torch.tensor([3])), "context of 12 long"),
-        (lambda m: m.forecast(values(1, 8, 2), lengths=torch.tensor([9])), "from 1 to 8, got 9"),
+        (lambda m: m.forecast(values(1, 8, 2), lengths=torch.tensor([9])), r"in \[1, 8\], got 9"),
         (lambda m: m.sample(values(8, 2), 0), "horizon must be at least 1, got 0"),
         (lambda m: m.sample(values(8, 2), 1, paths=0), "paths must be at least 1, got 0"),
         (lambda m: m.log_prob(values(8, 2)), r"sequences must be \[B, T, 2\]"),
-        (lambda m: m.log_prob(values(1, 8, 2), torch.tensor([0])), "from 1 to 8, got 0"),
+        (lambda m: m.log_prob(values(1, 8, 2), torch.tensor([0])), r"in \[1, 8\], got 0"),
         (lambda m: m.fit_step([values(1, 2)]), "at least 2 steps"),
     ],
 )

@@ -245,11 +245,12 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["train"], ["generate"], ["evaluate"], ["forecast"], ["demo"], ["doctor"]]
+    "command",
+    ["", "prepare", "train", "generate", "evaluate", "examples", "forecast", "demo", "doctor"],
 )
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert stopped.value.code == 0
     assert "usage: seqkern" in capsys.readouterr().out
 

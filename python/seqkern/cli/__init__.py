@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from seqkern.cli import demo, doctor, evaluate, forecast, generate, train
+from seqkern.cli import demo, doctor, evaluate, examples, forecast, generate, prepare, train
 from seqkern.errors import UserError
 
-_COMMANDS = (train, generate, evaluate, forecast, demo, doctor)
+_COMMANDS = (prepare, train, generate, evaluate, examples, forecast, demo, doctor)
 
 
 class _Parser(argparse.ArgumentParser):

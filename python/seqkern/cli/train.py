@@ -44,8 +44,18 @@ def add(commands: Any) -> None:
     option(model, "--backend", "seqkern's layers, or PyTorch's to compare", choices=BACKENDS)
 
     data = train.add_argument_group("data")
-    option(data, "--data", "UTF-8 text file (default: the embedded language reference)")
-    option(data, "--tokenizer", "what a token is", choices=TOKENIZERS)
+    option(
+        data,
+        "--data",
+        "UTF-8 text file, or a token file of `seqkern prepare` (default: the embedded language "
+        "reference)",
+    )
+    option(
+        data,
+        "--tokenizer",
+        "what a token is (default: char, or what the token file was made with)",
+        choices=TOKENIZERS,
+    )
     option(data, "--vocab-size", "most ids of a word or bpe vocabulary", type=int)
     option(data, "--val-fraction", "part of the text, at its end, held out", type=float)
     option(data, "--context", "tokens per training block", type=int)

@@ -5,12 +5,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from seqkern.data.token_blocks import Blocks
 from seqkern.errors import require
+
+_INTEGERS = (torch.int64, torch.int32, torch.uint16)  # the last two: of token files
 
 
 def _check_tokens(tokens: Tensor) -> None:
     require(
-        tokens.dim() == 1 and tokens.dtype == torch.int64,
+        tokens.dim() == 1 and tokens.dtype in _INTEGERS,
         f"tokens must be int64 [N], got {tokens.dtype} {list(tokens.shape)}",
     )
 
@@ -68,6 +71,32 @@ class BlockSampler:
         self._generator.set_state(state)
 
 
+class EpochSampler:
+    """The `Blocks` of a token file as `BlockSampler` gives a text's: inputs and targets.
+
+    Args:
+        blocks: of B blocks at once.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        """See the class."""
+        self._blocks = blocks
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """The next batch: inputs int64 [B, T] and targets int64 [B, T]."""
+        batch = self._blocks.draw()  # [B, T + 1]
+        return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+
+    def state(self) -> Tensor:
+        """int64 [2]: epoch and position; `restore` continues from there."""
+        return torch.tensor(list(self._blocks.state_dict().values()))
+
+    def restore(self, state: Tensor) -> None:
+        """Continue from a `state()`."""
+        epoch, position = state.tolist()
+        self._blocks.load_state_dict({"epoch": epoch, "position": position})
+
+
 def validation_batches(
     tokens: Tensor, context: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -77,7 +106,7 @@ def validation_batches(
     as one shorter row. Weight each batch's mean loss by its number of targets.
 
     Args:
-        tokens: int64 [N].
+        tokens: int64 [N], or the smaller integers of a token file.
         context: T.
         batch_size: rows per batch; the last full batch may have fewer.
 
@@ -93,11 +122,11 @@ def validation_batches(
     if full:
         inputs = tokens[:full].view(-1, context)  # [n, T]
         targets = tokens[1 : full + 1].view(-1, context)  # [n, T]
-        yield from zip(
-            torch.split(inputs, batch_size), torch.split(targets, batch_size), strict=True
-        )
+        for start in range(0, len(inputs), batch_size):
+            rows = slice(start, start + batch_size)
+            yield inputs[rows].long(), targets[rows].long()
     if len(tokens) - 1 > full:
-        yield tokens[None, full:-1], tokens[None, full + 1 :]
+        yield tokens[None, full:-1].long(), tokens[None, full + 1 :].long()
 
 
 def unigram_entropy(tokens: Tensor) -> float:

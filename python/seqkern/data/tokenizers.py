@@ -2,6 +2,13 @@
 
 Each tokenizer is saved as one JSON file with its kind and its vocabulary. `decode(encode(s)) == s`
 for the characters and byte pairs, and for words wherever no word of `s` is unknown.
+
+What has no id of its own:
+
+* `char`: a character that the training text lacks is an error;
+* `word`: a word is `<unk>`, id 0; white space and punctuation are spelled out, and an error where
+  the training text lacks the character;
+* `bpe`: nothing, every byte has an id.
 """
 
 import hashlib
@@ -9,7 +16,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,17 +57,21 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def train(cls, text: str, max_vocab: int) -> "Tokenizer":
-        """A tokenizer for `text` of at most `max_vocab` ids."""
+    def train_on(cls, chunks: Iterable[str], max_vocab: int) -> "Tokenizer":
+        """A tokenizer of at most `max_vocab` ids for a text that comes in chunks.
+
+        The chunks are cut where `seqkern.data.text.text_chunks` cuts, so that none of them ends
+        within a token; they are read once and not kept.
+        """
+
+    @classmethod
+    def train(cls, text: str, max_vocab: int = 4096) -> "Tokenizer":
+        """A tokenizer of at most `max_vocab` ids for `text`."""
+        return cls.train_on([text], max_vocab)
 
     def dumps(self) -> str:
-        """The JSON form of this tokenizer, which `loads` reads."""
-        vocabulary = self.vocabulary()
-        return json.dumps(
-            {"kind": self.kind, "sha256": _digest(vocabulary), "vocabulary": vocabulary},
-            ensure_ascii=False,
-            indent=1,
-        )
+        """The JSON form of this tokenizer, which `load_tokenizer` reads."""
+        return json.dumps(dump_tokenizer(self), ensure_ascii=False, indent=1)
 
 
 def _digest(vocabulary: Any) -> str:
@@ -82,7 +93,7 @@ class CharTokenizer(Tokenizer):
     The size of the text's alphabet is what it is; `max_vocab` does not apply.
 
     Example:
-        >>> tokenizer = CharTokenizer.train("hello", max_vocab=0)
+        >>> tokenizer = CharTokenizer.train("hello")
         >>> tokenizer.encode("hole"), tokenizer.decode([1, 0])
         ([1, 3, 2, 0], 'he')
     """
@@ -95,9 +106,12 @@ class CharTokenizer(Tokenizer):
         self._ids = {character: i for i, character in enumerate(characters)}
 
     @classmethod
-    def train(cls, text: str, max_vocab: int = 0) -> "CharTokenizer":
+    def train_on(cls, chunks: Iterable[str], max_vocab: int = 0) -> "CharTokenizer":
         """See the class."""
-        return cls("".join(sorted(set(text))))
+        found: set[str] = set()
+        for chunk in chunks:
+            found.update(chunk)
+        return cls("".join(sorted(found)))
 
     @property
     def vocab_size(self) -> int:
@@ -155,16 +169,28 @@ class WordTokenizer(Tokenizer):
         self._ids = {piece: i for i, piece in enumerate(self._vocabulary)}
 
     @classmethod
-    def train(cls, text: str, max_vocab: int, min_count: int = 2) -> "WordTokenizer":
-        """See the class; `UserError` where `max_vocab` cannot hold the single characters."""
-        singles = sorted(set(cls._wordless.findall(text)))
+    def train_on(
+        cls, chunks: Iterable[str], max_vocab: int, min_count: int = 2, max_counted: int = 4_000_000
+    ) -> "WordTokenizer":
+        """See the class; `UserError` where `max_vocab` cannot hold the single characters.
+
+        Memory is bounded: when `max_counted` distinct pieces are being counted, those seen least
+        often so far are forgotten, until half are left.
+        """
+        found: set[str] = set()
+        counts: Counter[str] = Counter()
+        for chunk in chunks:
+            found.update(cls._wordless.findall(chunk))
+            counts.update(cls._pieces.findall(chunk))
+            if len(counts) > max_counted:
+                counts = Counter(dict(counts.most_common(max_counted // 2)))
+        singles = sorted(found)
         room = max_vocab - 1 - len(singles)
         require(
             room >= 0,
             f"vocab_size must be at least {1 + len(singles)} for the {len(singles)} characters "
             f"outside words and {UNKNOWN_WORD}, got {max_vocab}",
         )
-        counts = Counter(cls._pieces.findall(text))
         for single in singles:
             counts.pop(single, None)
         frequent = [piece for piece, count in counts.most_common(room) if count >= min_count]
@@ -221,8 +247,8 @@ class BpeTokenizer(Tokenizer):
         self._tokenizer = library_tokenizer
 
     @classmethod
-    def train(cls, text: str, max_vocab: int) -> "BpeTokenizer":
-        """Learn merges from `text`; the 256 bytes always have an id."""
+    def train_on(cls, chunks: Iterable[str], max_vocab: int) -> "BpeTokenizer":
+        """Learn merges from a text; the 256 bytes always have an id."""
         require(max_vocab >= 256, f"vocab_size must be at least 256 for bpe, got {max_vocab}")
         library = _bpe_library()
         tokenizer = library.Tokenizer(library.models.BPE())
@@ -233,7 +259,8 @@ class BpeTokenizer(Tokenizer):
             initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+        lines = (line for chunk in chunks for line in chunk.splitlines(keepends=True))
+        tokenizer.train_from_iterator(lines, trainer)
         return cls(tokenizer)
 
     @property
@@ -280,6 +307,11 @@ def train_tokenizer(kind: str, text: str, max_vocab: int = 4096) -> Tokenizer:
     return _tokenizer_class(kind).train(text, max_vocab)
 
 
+def train_tokenizer_on(kind: str, chunks: Iterable[str], max_vocab: int = 4096) -> Tokenizer:
+    """The same for a text that comes in chunks, as `Tokenizer.train_on` takes them."""
+    return _tokenizer_class(kind).train_on(chunks, max_vocab)
+
+
 def save_tokenizer(tokenizer: Tokenizer, path: str | Path) -> None:
     """Write the tokenizer as JSON."""
     Path(path).write_text(tokenizer.dumps(), encoding="utf-8")
@@ -289,10 +321,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read what `save_tokenizer` wrote; `UserError` names a missing or damaged file."""
     try:
         parsed = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind, digest, vocabulary = parsed["kind"], parsed["sha256"], parsed["vocabulary"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        raise UserError(f"{path} is damaged or not a tokenizer of seqkern's") from error
+    return parse_tokenizer(parsed, path)
+
+
+def dump_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A tokenizer as JSON can hold it."""
+    vocabulary = tokenizer.vocabulary()
+    return {"kind": tokenizer.kind, "sha256": _digest(vocabulary), "vocabulary": vocabulary}
+
+
+def parse_tokenizer(parsed: Any, path: str | Path) -> Tokenizer:
+    """The tokenizer that `dump_tokenizer` gave; `path` is where it was read, for the errors."""
+    try:
+        kind, digest, vocabulary = parsed["kind"], parsed["sha256"], parsed["vocabulary"]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or not a tokenizer of seqkern's") from error
     require(digest == _digest(vocabulary), f"{path} is damaged: its vocabulary was changed")
     return _tokenizer_class(kind).from_vocabulary(vocabulary)

@@ -43,7 +43,7 @@ def generate(
     starts: list[int] = [T] * B if lengths is None else lengths.tolist()
     sequences = Sequences(prompt, starts, max_new_tokens)
     counts = count_tokens(prompt, lengths, model.vocab_size) if sampling.penalises else None
-    sampler = Sampler(sampling, _seeds(seed, B, prompt.device), counts)
+    sampler = Sampler(sampling, row_seeds(seed, B, prompt.device), counts)
     progress = Progress(sequences, max_new_tokens, stop_tokens, on_token)
     if max_new_tokens > 0:
         if draft is None:
@@ -87,7 +87,7 @@ def _one_by_one(
             graph = StepGraph(model, reader.state, sampler, token, step + 1)
 
 
-def _seeds(seed: int | Tensor | None, B: int, device: torch.device) -> Tensor:
+def row_seeds(seed: int | Tensor | None, B: int, device: torch.device) -> Tensor:
     """A seed per row: row b of seed s draws what a batch of one draws with s + b."""
     if isinstance(seed, Tensor):
         require(

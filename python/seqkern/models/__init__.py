@@ -1,21 +1,31 @@
-"""Language models and forecasters, each whole in one file."""
+"""Models of sequences in every shape: what they read, and what they write."""
 
 from dataclasses import fields
 from typing import Any
 
 from seqkern.errors import require
 from seqkern.models.autoregressive import AutoregressiveModel
+from seqkern.models.conditional import ConditionalLanguageModel
+from seqkern.models.decoder import DecoderConfig
+from seqkern.models.decoding import Decoded
+from seqkern.models.encoder import EncoderConfig
 from seqkern.models.forecast import Forecast
 from seqkern.models.forecaster import ForecasterConfig, SeriesForecaster
 from seqkern.models.gpt import GPT, GPTConfig
+from seqkern.models.labelling import SequenceClassifier, SequenceTagger
 from seqkern.models.language_model import LanguageModel
 from seqkern.models.lstm import LSTMConfig, LSTMLanguageModel
 from seqkern.models.rnn import RNNConfig, RNNLanguageModel
+from seqkern.models.seq2seq import Seq2Seq
 
 __all__ = [
     "GPT",
     "MODELS",
     "AutoregressiveModel",
+    "ConditionalLanguageModel",
+    "Decoded",
+    "DecoderConfig",
+    "EncoderConfig",
     "Forecast",
     "ForecasterConfig",
     "GPTConfig",
@@ -24,6 +34,9 @@ __all__ = [
     "LanguageModel",
     "RNNConfig",
     "RNNLanguageModel",
+    "Seq2Seq",
+    "SequenceClassifier",
+    "SequenceTagger",
     "SeriesForecaster",
     "build_model",
 ]

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from seqkern.errors import require
 from seqkern.models.forecast import Forecast, check_finite, check_horizon, normal_score
-from seqkern.models.language_model import check_lengths, check_sizes
+from seqkern.models.language_model import check_sizes
+from seqkern.models.padding import check_lengths, valid_steps
 
 
 class AutoregressiveModel(nn.Module):
@@ -177,10 +178,7 @@ class AutoregressiveModel(nn.Module):
             f"{list(sequences.shape)}",
         )
         B, T, D = x.shape
-        within = torch.ones(B, T, dtype=torch.bool, device=x.device)
-        if lengths is not None:
-            check_lengths(lengths, B, T)
-            within = torch.arange(T, device=x.device) < lengths[:, None]
+        within = valid_steps(check_lengths(lengths, x), T)
         x = x.double().masked_fill(~within[..., None], 0)
         if self.order >= T:
             return x.new_zeros(B)

@@ -36,6 +36,7 @@ class Layers:
     """Constructors with torch's signatures, and functions with torch's, of one backend."""
 
     LSTM: Callable[..., torch.nn.Module]
+    LengthsLSTM: Callable[..., torch.nn.Module]  # for rows of different lengths
     RNN: Callable[..., torch.nn.Module]
     CrossEntropyLoss: Callable[..., torch.nn.Module]
     LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
@@ -63,6 +64,7 @@ BACKENDS = {
     "seqkern": Layers(
         # Torch's own: nn.LSTM, one layer of 256 and 16 rows, is up to 7% slower in training so far.
         LSTM=torch.nn.LSTM,
+        LengthsLSTM=nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
@@ -71,6 +73,7 @@ BACKENDS = {
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
+        LengthsLSTM=torch.nn.LSTM,
         RNN=torch.nn.RNN,
         CrossEntropyLoss=torch.nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=LogitsLoss,

@@ -13,7 +13,8 @@ from seqkern.models.backends import Layers, layers
 from seqkern.models.forecast import Forecast, check_finite, check_horizon, normal_score
 from seqkern.models.forecast_heads import DEFAULT_QUANTILES, GaussianHead, Head, QuantileHead
 from seqkern.models.gpt import Block, GPTConfig
-from seqkern.models.language_model import check_dropout, check_lengths, check_sizes, evaluating
+from seqkern.models.language_model import check_dropout, check_sizes, evaluating
+from seqkern.models.padding import check_lengths, valid_steps
 
 NETWORKS = ("lstm", "gpt")
 HEADS = ("gaussian", "quantile")
@@ -221,10 +222,7 @@ class SeriesForecaster(nn.Module):
         """
         x = self._checked("sequences", sequences)
         B, T, _ = x.shape
-        within = torch.ones(B, T, dtype=torch.bool, device=x.device)
-        if lengths is not None:
-            check_lengths(lengths, B, T)
-            within = torch.arange(T, device=x.device) < lengths[:, None]
+        within = valid_steps(check_lengths(lengths, x), T)
         x = x.masked_fill(~within[..., None], 0)
         if T == 1:
             return x.new_zeros(B)
@@ -338,8 +336,8 @@ class SeriesForecaster(nn.Module):
         if lengths is None:
             check_finite("history", x.flatten(0, 1))
             return x[:, -self.config.context :]
-        B, T, _ = x.shape
-        check_lengths(lengths, B, T)
+        T = x.shape[1]
+        lengths = check_lengths(lengths, x)
         require(
             self.config.context >= T,
             f"history with lengths must be at most the context of {self.config.context} long, "

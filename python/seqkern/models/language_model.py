@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from seqkern.errors import require
 from seqkern.generation import Sampling, check_draft, generate
 from seqkern.models.backends import Layers, layers
+from seqkern.models.padding import check_lengths, valid_steps
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -185,8 +186,8 @@ class LanguageModel(nn.Module, ABC):
         )
         B, T = sequences.shape
         if lengths is not None:
-            check_lengths(lengths, B, T)
-            within = torch.arange(T, device=sequences.device) < lengths[:, None]  # [B, T]
+            lengths = check_lengths(lengths, sequences)
+            within = valid_steps(lengths, T)  # [B, T]
             sequences = sequences.masked_fill(~within, 0)
         if T == 1:
             self.check(sequences)
@@ -280,7 +281,7 @@ class LanguageModel(nn.Module, ABC):
         )
         self.check(prompt)
         if lengths is not None:
-            check_lengths(lengths, *prompt.shape)
+            lengths = check_lengths(lengths, prompt)
         if draft is not None:
             check_draft(self, draft, draft_tokens)
             draft.check(prompt)
@@ -334,20 +335,3 @@ def check_sizes(**sizes: int) -> None:
 def check_dropout(dropout: float) -> None:
     """Raise `UserError` for a dropout outside [0, 1)."""
     require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
-
-
-def check_lengths(lengths: Tensor, B: int, T: int, least: int = 1) -> None:
-    """Raise `UserError` for lengths that are not integers [B] from `least` to T.
-
-    The range is not looked at on a GPU, where reading it would stall the stream.
-    """
-    require(
-        lengths.shape == (B,) and lengths.dtype in _INTEGERS,
-        f"lengths must be int64 or int32 [{B}], got {lengths.dtype} {list(lengths.shape)}",
-    )
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in torch.aminmax(lengths))
-        require(
-            low >= least and high <= T,
-            f"lengths must be from {least} to {T}, got {low if low < least else high}",
-        )
