@@ -10,6 +10,7 @@ from torch import Tensor
 from seqkern.data import validation_batches
 from seqkern.errors import require
 from seqkern.models import LanguageModel
+from seqkern.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,11 @@ def summarize(sums: Tensor, counts: Tensor) -> Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, tokens: Tensor, context: int, batch_size: int = 32
+    model: LanguageModel,
+    tokens: Tensor,
+    context: int,
+    batch_size: int = 32,
+    progress: bool = False,
 ) -> Evaluation:
     """Predict each token of a text but the first, once, as validation in training does.
 
@@ -77,9 +82,10 @@ def evaluate(
 
     Args:
         model: on any device.
-        tokens: int64 [N], at least 2.
+        tokens: int64 [N], or the smaller integers of a token file; at least 2.
         context: tokens a block reads.
         batch_size: blocks read at once.
+        progress: show a bar on stderr.
 
     Raises:
         UserError: fewer than two tokens, or a size below 1.
@@ -95,10 +101,12 @@ def evaluate(
     )
     device = next(model.parameters()).device
     sums, counts = [], []
-    for inputs, targets in validation_batches(tokens, context, batch_size):
-        terms = model.next_log_probs(inputs.to(device), targets.to(device))  # [b, T]
-        sums.append(-terms.double().sum(1))
-        counts.append(torch.full((len(terms),), terms.shape[1]))
+    with progress_bar(progress, desc="evaluating", total=len(tokens) - 1, unit="tok") as bar:
+        for inputs, targets in validation_batches(tokens, context, batch_size):
+            terms = model.next_log_probs(inputs.to(device), targets.to(device))  # [b, T]
+            sums.append(-terms.double().sum(1))
+            counts.append(torch.full((len(terms),), terms.shape[1]))
+            bar.update(terms.numel())
     return summarize(_joined(sums), _joined(counts))
 
 

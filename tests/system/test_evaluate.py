@@ -28,7 +28,7 @@ def numbers(out):
 
 
 def test_evaluation_is_the_validation_of_training(cli_run, finished_run, held_out):
-    code, out, err = cli_run("evaluate", finished_run, "--data", held_out)
+    code, out, err = cli_run("evaluate", finished_run, "--data", held_out, "--quiet")
     assert (code, err) == (0, "")
     printed = numbers(out)
     expected = read_metrics(finished_run / "metrics.csv")[-1].val_loss
@@ -89,6 +89,23 @@ def test_bits_are_per_character_of_the_text(cli_run, text_file, tmp_path, tokeni
     expected = printed["loss"][0] * tokens / len(text) / math.log(2)
     assert printed["bits"][0] == pytest.approx(expected, abs=1e-3)
     assert ("3 of the tokens are <unk>" in out) == (tokenizer == "word")
+
+
+def test_a_token_file_is_evaluated_as_its_text(cli_run, text_file, tmp_path):
+    tokens = tmp_path / "tokens.bin"
+    options = ("--tokenizer", "char", "--out", tokens, "--quiet")
+    assert cli_run("prepare", text_file, *options)[0] == 0
+    run = tmp_path / "run"
+    assert cli_run("train", "--data", tokens, *TINY, "--out", run)[0] == 0
+    outputs = [cli_run("evaluate", run, "--data", data)[1] for data in (text_file, tokens)]
+    assert outputs[0] == outputs[1]
+    assert numbers(outputs[0]).keys() == {"loss", "perplexity", "bits"}
+    other = tmp_path / "other.bin"
+    options = ("--tokenizer", "word", "--out", other, "--quiet")
+    assert cli_run("prepare", text_file, *options)[0] == 0
+    code, out, err = cli_run("evaluate", run, "--data", other)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "holds the tokens of another tokenizer than the run's" in err
 
 
 @pytest.mark.parametrize(

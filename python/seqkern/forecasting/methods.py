@@ -210,7 +210,9 @@ def find_season(values: Tensor) -> int:
     score = terms.sum(1) / known.sum(1)  # [most + 2]
     inner = score[1:-1]
     peak = (inner > score[:-2]) & (inner >= score[2:]) & (inner > max(0.1, 4 * error))
-    fallen = (r[1 : most + 1] <= 0).cumsum(0) > 0
+    low = r[1 : most + 1] <= 0
+    low[0] = r[1] < -0.6  # noise added to the values alone brings the changes' r(1) down to -0.5
+    fallen = low.cumsum(0) > 0
     best = inner.where(peak & fallen & (lags[1:-1] >= 2), -1.0)
     if float(best.max()) < 0:
         return 1

@@ -73,7 +73,7 @@ def _draw_series(axes: Any, result: ForecastResult, d: int) -> None:
     if cut > first:
         axes.axvline(x[cut], color=_MARK, linestyle="--", linewidth=1, label="held back from here")
     axes.set_ylabel(series.columns[d])
-    axes.set_xlabel(o.time or f"step [{series.interval.text}]")
+    axes.set_xlabel(o.time or "step")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="best")
 
@@ -95,7 +95,7 @@ def _draw_errors(axes: Any, result: ForecastResult) -> None:
             markersize=4 if own else 3,
             label=f"{score.method} (mean {score.mae:.4g})",
         )
-    axes.set_xlabel(f"steps ahead [{series.interval.text}]")
+    axes.set_xlabel(f"steps ahead [1 step = {series.interval.text}]")
     axes.set_ylabel(f"mean absolute error\n[units of {column}]")
     axes.set_ylim(bottom=0)
     axes.set_title(f"errors in {scores[0].windows} held-back windows", fontsize=10)

@@ -1,18 +1,17 @@
 """Training of a `SeriesForecaster` on windows, with the best step kept."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from seqkern.data.series import WindowBatch, WindowSampler, gather_windows
 from seqkern.errors import require
 from seqkern.models import SeriesForecaster
 from seqkern.optimizer import make_optimizer
+from seqkern.progress import progress_bar
 from seqkern.schedule import learning_rate
 
 _VALIDATIONS = 20  # in a training
@@ -76,13 +75,7 @@ def train_forecaster(
     every = max(1, steps // _VALIDATIONS)
     losses: list[float] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    bar = tqdm(
-        range(1, steps + 1),
-        desc="training",
-        unit="step",
-        disable=not progress,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-    )
+    bar = progress_bar(progress, iterable=range(1, steps + 1), desc="training", unit="step")
     for step in bar:
         warmup = min(100, steps // 10)
         rate = learning_rate(step, steps=steps, peak=lr, warmup=warmup, floor=0.1)
