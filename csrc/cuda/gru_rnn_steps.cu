@@ -11,7 +11,7 @@ namespace {
 
 // The recurrent product and the pointwise part. h before is where the output of the step before is.
 template <class T, bool kGru>
-__global__ void __launch_bounds__(kStepWarps* kWarp)
+__global__ void __launch_bounds__(kStepWarps* kWarp, 4)
     hidden_step_kernel(const __grid_constant__ HiddenForwardArgs a, int64_t s) {
   using Acc = AccOf<T>;
   constexpr int G = kGru ? 3 : 1;
