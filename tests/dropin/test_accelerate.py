@@ -70,6 +70,11 @@ def cell(x: Tensor, *hx: Tensor) -> Any:
     return torch.nn.LSTMCell(5, 7, dtype=x.dtype)(x, hx or None)
 
 
+def hidden(kind: str, x: Tensor, h: Tensor) -> Any:
+    torch.manual_seed(1)
+    return getattr(torch.nn, kind)(5, 7, 2, dtype=x.dtype)(x, h)
+
+
 def attention(*qkv: Tensor, **options: Any) -> Tensor:
     return F.scaled_dot_product_attention(*qkv, is_causal=True, **options)
 
@@ -132,6 +137,13 @@ TAKEN: dict[str, tuple[str, Callable[..., Any], list[Tensor]]] = {
     "cell": (CELL, cell, [randn(2, 5), randn(2, 7), randn(2, 7)]),
     "cell-unbatched": (CELL, cell, [randn(5)]),
 }
+for kin in ("GRU", "RNN"):
+    if hasattr(seqkern.nn, kin):
+        TAKEN[kin.lower()] = (
+            f"torch.nn.{kin}",
+            lambda x, h, kin=kin: hidden(kin, x, h),
+            [randn(3, 2, 5), randn(2, 2, 7)],
+        )
 if not hasattr(F, "linear_cross_entropy"):
     TAKEN = {name: case for name, case in TAKEN.items() if case[0] != LINEAR}
 

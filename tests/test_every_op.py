@@ -1,0 +1,146 @@
+"""Every op and module under torch.compile, torch.export, functional_call and autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.export import Dim
+
+from every_op import MODULES, NOT_COMPILED, NOT_MODULES, OPS, build, flat, outcome
+from seqkern import nn, ops
+
+NAMES = [*OPS, *MODULES]
+TRAINED = [*(name for name, case in OPS.items() if case.gradients), *MODULES]
+
+
+def test_there_is_a_case_for_each() -> None:
+    assert set(OPS) | NOT_COMPILED == set(ops.__all__)
+    assert set(MODULES) | NOT_MODULES == set(nn.__all__)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile(name: str) -> None:
+    """Forward and backward whole, with dynamic shapes: a third size needs no other graph."""
+    module, case = build(name)
+    torch.compiler.reset()
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        from torch._dynamo.backends.debugging import aot_eager
+
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    sizes = (10, 11, 13)  # of no other dimension: Dynamo takes equal ones for the same
+    for n in sizes:
+        compiled_before = len(graphs)
+        tensors = case.make(n)
+        for actual, expected in zip(
+            outcome(compiled, module, tensors, case.gradients),
+            outcome(module, module, tensors, case.gradients),
+            strict=True,
+        ):
+            torch.testing.assert_close(actual, expected)
+    assert len(graphs) == compiled_before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export(name: str) -> None:
+    """With one dynamic size; the program gives eager's result for another."""
+    module, case = build(name)
+    module.eval()
+    dynamic = [{d: Dim(s, min=2, max=64) for d, s in sizes.items()} for sizes in case.sizes]
+    signature: Any = (tuple(dynamic),) if name in OPS else tuple(dynamic)
+    program = torch.export.export(module, tuple(case.make(5)), dynamic_shapes=signature)
+    assert "seqkern" in str(program.graph)
+    for n in (5, 9):
+        tensors = case.make(n)
+        results = flat(program.module()(*tensors))
+        for actual, expected in zip(results, flat(module(*tensors)), strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_functional_call(name: str) -> None:
+    """With other parameters and buffers, which get the gradients."""
+    module, case = build(name)
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    other = {key: torch.rand_like(value).requires_grad_() for key, value in own.items()}
+    if "Loss" in name:  # class weights have no gradient
+        other = {key: value.detach() for key, value in other.items()}
+    tensors = case.make(4)
+    before = flat(module(*tensors))
+    results = flat(torch.func.functional_call(module, other, tuple(tensors)))
+    loaded, _ = build(name)
+    loaded.load_state_dict({key: value.detach() for key, value in other.items()})
+    expected = flat(loaded(*tensors))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(results, before, strict=True))
+    if any(t.requires_grad for t in other.values()):
+        sum(r.square().sum() for r in results).backward()  # type: ignore[union-attr]
+        sum(r.square().sum() for r in expected).backward()  # type: ignore[union-attr]
+        for key, parameter in loaded.named_parameters():
+            torch.testing.assert_close(other[key].grad, parameter.grad)
+    assert all(p.grad is None for p in module.parameters())
+
+
+# ---------------------------------------------------------------- mixed precision
+
+#: Under autocast, ops that are GEMMs run in its dtype, as F.linear does. Losses stay float32, and
+#: attention and the recurrent ops take what they are given, as torch.library's ops do.
+SIXTEEN_BIT = {"LSTM", "GRU", "RNN", "LSTMCell", "CausalSelfAttention"}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_autocast(backend: Any, name: str) -> None:
+    """Results near float32's; gradients in the dtype of what they belong to."""
+    module, case = build(name)
+    module.to(backend.device)
+    tensors = [t.to(backend.device) for t in case.make(4)]
+
+    def cast(*inputs: Any) -> Any:
+        with torch.autocast(backend.device, torch.bfloat16):
+            return module(*inputs)
+
+    results = outcome(cast, module, tensors)
+    exact = outcome(module, module, tensors)
+    count = len(flat(module(*tensors)))
+    for i, (actual, expected) in enumerate(zip(results, exact, strict=True)):
+        low = i < count and name in SIXTEEN_BIT
+        assert actual.dtype == (torch.bfloat16 if low else torch.float32)
+        scale = expected.detach().abs().max().item()
+        torch.testing.assert_close(actual.float(), expected, atol=0.06 * scale, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_gradient_scaler(backend: Any, name: str) -> None:
+    """Scaled gradients of float16 activations are unscaled to the plain ones, and a step made."""
+    head = torch.nn.Linear(3, {"CrossEntropyLoss": 7, "CausalSelfAttention": 16}.get(name, 5))
+    module, case = build(name)
+    both = torch.nn.ModuleList([head, module]).to(backend.device)
+    optimizer = torch.optim.SGD(both.parameters(), 0.1)
+    scaler = torch.amp.GradScaler(backend.device, init_scale=256.0)
+    _, *others = (t.to(backend.device) for t in case.make(4))
+    size = {"LSTM": (4, 3), "GRU": (4, 3), "RNN": (4, 3), "CausalSelfAttention": (2, 4)}
+    x = torch.randn(*size.get(name, (4,)), 3, device=backend.device)
+
+    def loss() -> torch.Tensor:
+        return sum(r.float().mean() for r in flat(module(head(x), *others)))  # type: ignore[return-value]
+
+    loss().backward()
+    plain = {key: p.grad.clone() for key, p in both.named_parameters() if p.grad is not None}
+    before = head.weight.detach().clone()
+    optimizer.zero_grad()
+    with torch.autocast(backend.device, torch.float16):
+        scaled = loss()
+    scaler.scale(scaled).backward()
+    scaler.unscale_(optimizer)
+    for key, parameter in both.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[key], atol=3e-3, rtol=0.05)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() == 256.0
+    assert not torch.equal(head.weight, before)
