@@ -23,10 +23,11 @@ struct Tile {
   Vec<Acc> c[R][NV];
 };
 
-// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: Acc [K, NV vectors].
-template <class Acc, int R, int NV>
+// tile += A B. a: element (r, k) at a[r * row_stride + k * k_stride]; b: [K, NV vectors] of Acc or
+// of a type that is converted to it.
+template <class Acc, int R, int NV, class B>
 SEQKERN_INLINE void multiply_add(Tile<Acc, R, NV>& tile, const Acc* a, int64_t row_stride,
-                                 int64_t k_stride, const Acc* b, int64_t K,
+                                 int64_t k_stride, const B* b, int64_t K,
                                  int64_t b_stride = NV * kLanes<Acc>) {
   // A copy the compiler can see has no other address, so it stays in registers.
   Tile<Acc, R, NV> sum = tile;

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/dense.h"
+#include "cpu/lstm_step.h"
 #include "ops/attention.h"
 #include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
@@ -31,15 +32,17 @@
   X(attention_step, AttentionStepArgs)                             \
   X(attention_step_combine, AttentionStepArgs)                     \
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
-  X(lstm_cell_backward, LstmCellBackwardArgs)
+  X(lstm_cell_backward, LstmCellBackwardArgs)                      \
+  X(lstm_step_forward, LstmStepForwardArgs)
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
 // its number, in any order and at any time (team.h), after one has called kernel_prepare.
-#define SEQKERN_CPU_TEAM_KERNELS(X)      \
-  X(lstm_forward, LstmForwardArgs)       \
-  X(lstm_backward, LstmBackwardArgs)     \
-  X(hidden_forward, HiddenForwardArgs)   \
-  X(hidden_backward, HiddenBackwardArgs) \
+#define SEQKERN_CPU_TEAM_KERNELS(X)           \
+  X(lstm_forward, LstmForwardArgs)            \
+  X(lstm_backward, LstmBackwardArgs)          \
+  X(lstm_step_backward, LstmStepBackwardArgs) \
+  X(hidden_forward, HiddenForwardArgs)        \
+  X(hidden_backward, HiddenBackwardArgs)      \
   X(dense, DenseArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);

@@ -16,6 +16,18 @@ SEQKERN_INLINE Gates<Acc> activate(Gates<Acc> a) {
   return {sigmoid<Acc>(a.i), sigmoid<Acc>(a.f), vtanh(a.g), sigmoid<Acc>(a.o)};
 }
 
+template <class Acc>
+struct CellState {
+  Vec<Acc> c, m;  // m = o tanh(c)
+};
+
+// One step of the same units, from their activated gates.
+template <class Acc>
+SEQKERN_INLINE CellState<Acc> next_state(Gates<Acc> y, Vec<Acc> c_before) {
+  const Vec<Acc> c = y.f * c_before + y.i * y.g;
+  return {c, y.o * vtanh(c)};
+}
+
 // Gradients at the four gates' inputs; dc, the gradient at c, becomes the one at c before.
 template <class Acc>
 SEQKERN_INLINE Gates<Acc> gate_gradients(Gates<Acc> y, Vec<Acc> c_before, Vec<Acc> tanh_c,

@@ -36,9 +36,9 @@ void forward_rows(const LstmCellForwardArgs& args, int64_t begin, int64_t end) {
         store_part<Acc>(y_b + 2 * H, y.g, count);
         store_part<Acc>(y_b + 3 * H, y.o, count);
       }
-      const V c = y.f * load_part<Acc>(row(args.c0, b, H) + u, count) + y.i * y.g;
+      const auto [c, m] = next_state<Acc>(y, load_part<Acc>(row(args.c0, b, H) + u, count));
       store_part<Acc>(static_cast<T*>(args.c) + b * H + u, c, count);
-      store_part<Acc>(static_cast<T*>(args.h) + b * H + u, V(y.o * vtanh(c)), count);
+      store_part<Acc>(static_cast<T*>(args.h) + b * H + u, m, count);
     }
   }
 }

@@ -141,11 +141,10 @@ struct Forward {
           store_part<Acc>(y_t + 3 * H + u, y.o, count);
         }
         Acc* c_p = c + p * c_row + u;
-        const V c_t = y.f * load(c_p) + y.i * y.g;
+        const auto [c_t, m_t] = next_state<Acc>(y, load(c_p));
         store(c_p, c_t);
         if (args.c) store_part<Acc>(cells(t, b) + u, c_t, count);
         if (is_last) store_part<Acc>(last(args.c_n, b, H) + u, c_t, count);
-        const V m_t = y.o * vtanh(c_t);
         if (m) {
           store(m + p * c_row + u, m_t);
         } else {

@@ -5,6 +5,32 @@
 
 namespace seqkern::cpu::SEQKERN_ISA {
 
+// to[k * row + i] = from[k * k_stride + i * i_stride] for k < K and lanes i < count; zeros in the
+// other lanes of the vector.
+template <class Acc, class T>
+SEQKERN_INLINE void pack_lanes(Acc* to, int64_t row, const T* from, int64_t k_stride,
+                               int64_t i_stride, int64_t K, int64_t count) {
+  constexpr int L = kLanes<Acc>;
+  int64_t k = 0;
+  if (i_stride == 1 && count == L) {
+    for (; k < K; ++k) store(to + k * row, load(from + k * k_stride));
+  }
+  // Lines along k, as many at a time as fill a square.
+  for (; k_stride == 1 && k + L <= K; k += L) {
+    Vec<Acc> square[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) square[i] = i < count ? load(from + i * i_stride + k) : Vec<Acc>{};
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store(to + (k + i) * row, square[i]);
+  }
+  for (; k < K; ++k) {
+    Vec<Acc> lanes = {};
+    for (int64_t i = 0; i < count; ++i) lanes[i] = load1(from + k * k_stride + i * i_stride);
+    store(to + k * row, lanes);
+  }
+}
+
 // A weight matrix as tiles read it: B [K, units] for each of G gates. Units are divided into blocks
 // of `width` vectors or one fewer, which are the items that threads share. A block is contiguous:
 // with few rows all gates of a unit lie together, [K, G width], so that the tile has accumulators
@@ -79,22 +105,7 @@ void PackedMatrix<Acc>::pack(int64_t block, const T* source, int64_t k_stride,
       const int64_t u = first + v * L;
       const int64_t count = units - u < L ? units - u : L;
       const T* from = source + (gate * units + u) * u_stride;
-      Acc* to = panel + v * L;
-      if (u_stride == 1 && count == L) {
-        for (int64_t k = 0; k < K; ++k) store(to + k * row, load(from + k * k_stride));
-      } else {
-        // Columns are read along k, a cache line of each at a time.
-        constexpr int64_t kLine = 16;
-        for (int64_t k0 = 0; k0 < K; k0 += kLine) {
-          const int64_t k1 = K - k0 < kLine ? K : k0 + kLine;
-          Acc lines[kLine][L] = {};
-          for (int64_t lane = 0; lane < count; ++lane) {
-            const T* line = from + lane * u_stride;
-            for (int64_t k = k0; k < k1; ++k) lines[k - k0][lane] = load1(line + k * k_stride);
-          }
-          for (int64_t k = k0; k < k1; ++k) store(to + k * row, load(lines[k - k0]));
-        }
-      }
+      pack_lanes<Acc>(panel + v * L, row, from, k_stride, u_stride, K, count);
     }
   }
 }

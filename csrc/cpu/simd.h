@@ -230,4 +230,65 @@ SEQKERN_INLINE auto hsum(V v) {
   return fold(v, [](auto a, auto b) __attribute__((always_inline)) { return a + b; });
 }
 
+// ---------------------------------------------------------------- as many vectors as lanes
+
+template <int... kIndices>
+struct Indices {};
+template <int n, int... kIndices>
+struct CountUp : CountUp<n - 1, n - 1, kIndices...> {};
+template <int... kIndices>
+struct CountUp<0, kIndices...> {
+  using type = Indices<kIndices...>;
+};
+template <class V>
+using LanesOf = typename CountUp<sizeof(V) / sizeof(V{}[0])>::type;
+
+// The lower (or upper) halves of all blocks of 2 w lanes of a and b: a's first, b's first, a's
+// second and so on.
+template <int w, bool kUpper, class V, int... i>
+SEQKERN_INLINE V halves_of_blocks(V a, V b, Indices<i...>) {
+  constexpr int n = sizeof...(i);
+  return __builtin_shufflevector(
+      a, b, (i / w % 2 * n + i / (2 * w) * 2 * w + i % w + (kUpper ? w : 0))...);
+}
+
+// Lane i is hsum(v[i]), bit for bit; v is used up.
+template <class V, int n = sizeof(V) / sizeof(V{}[0])>
+SEQKERN_INLINE V hsums(V* v) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    constexpr int w = n / 2;
+#pragma GCC unroll 16
+    for (int i = 0; i < w; ++i) {
+      v[i] = halves_of_blocks<w, false>(v[i], v[i + w], LanesOf<V>{}) +
+             halves_of_blocks<w, true>(v[i], v[i + w], LanesOf<V>{});
+    }
+    return hsums<V, w>(v);
+  }
+}
+
+// b's lanes in place of a's (kUpper: the other way round) wherever the blocks of w lanes that they
+// would have to come from, or go to, lie off the diagonal.
+template <int w, bool kUpper, class V, int... i>
+SEQKERN_INLINE V exchange_blocks(V a, V b, Indices<i...>) {
+  constexpr int n = sizeof...(i);
+  return __builtin_shufflevector(
+      a, b, ((i & w) == 0 ? i + (kUpper ? w : 0) : n + i - (kUpper ? 0 : w))...);
+}
+
+// Lane j of v[i] for lane i of v[j].
+template <class V, int w = sizeof(V) / sizeof(V{}[0]) / 2>
+SEQKERN_INLINE void transpose(V* v) {
+  constexpr int n = sizeof(V) / sizeof(V{}[0]);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    if (i & w) continue;
+    const V a = v[i], b = v[i + w];
+    v[i] = exchange_blocks<w, false>(a, b, LanesOf<V>{});
+    v[i + w] = exchange_blocks<w, true>(a, b, LanesOf<V>{});
+  }
+  if constexpr (w > 1) transpose<V, w / 2>(v);
+}
+
 }  // namespace seqkern::cpu::SEQKERN_ISA

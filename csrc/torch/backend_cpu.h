@@ -49,12 +49,15 @@ struct Cpu {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }
 
-  // Threads that a recurrence is worth: a step of each should take longer than their meeting.
-  static int64_t team_members(const RecurrentInputs& r, int64_t gates) {
-    constexpr int64_t kProductsOfAMember = 32768;  // multiply-adds a step
-    const int64_t worth = r.B * gates * r.H * r.P / kProductsOfAMember;
+  // Threads that a recurrence is worth: a step of each, of so many multiply-adds in all, should
+  // take longer than their meeting.
+  static int64_t team_members(int64_t products) {
+    constexpr int64_t kProductsOfAMember = 32768;
     const int64_t threads = torch::stable::get_num_threads();
-    return std::max<int64_t>(1, std::min(threads, worth));
+    return std::clamp<int64_t>(products / kProductsOfAMember, 1, threads);
+  }
+  static int64_t team_members(const RecurrentInputs& r, int64_t gates) {
+    return team_members(r.B * gates * r.H * r.P);
   }
 
   template <class Kernel, class Args>
@@ -101,6 +104,26 @@ struct Cpu {
   }
   static void run(const LstmCellForwardArgs& a) { rows(cpu::lstm_cell_forward, a, a.B, 4 * a.H); }
   static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
+
+  // Rows up to which one step is better made whole, its weights read where they are; with more,
+  // matrix products of packed weights are as fast.
+  static constexpr int64_t kStepRows = 64;
+
+  static int64_t step_members(const cpu::LstmStepInputs& in) {
+    return team_members(in.B * 4 * in.H * (in.I + in.H));
+  }
+  static void run(const cpu::LstmStepForwardArgs& a) {
+    const int64_t items = (a.in.H + cpu::kStepUnits - 1) / cpu::kStepUnits;
+    rows(cpu::lstm_step_forward, a, items, a.in.B * 4 * cpu::kStepUnits * (a.in.I + a.in.H) / 4);
+  }
+  static void run(const cpu::LstmStepBackwardArgs& a) {
+    const int64_t members = step_members(a.in);
+    cpu::lstm_step_backward_prepare(a, members);
+    team(cpu::lstm_step_backward, a, members);
+  }
+  static int64_t workspace_bytes(const cpu::LstmStepBackwardArgs& a) {
+    return cpu::lstm_step_backward_workspace(a, step_members(a.in));
+  }
 
   static int64_t workspace_bytes(const LstmForwardArgs& a) {
     return cpu::lstm_forward_workspace(a, team_members(a.in.r, 4));

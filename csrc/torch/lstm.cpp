@@ -1,8 +1,8 @@
 // ops::lstm and its backward, one direction of one layer: check, allocate, run.
 #include "ops/lstm.h"
 
+#include "torch/lstm.h"
 #include "torch/ops_recurrent.h"
-#include "torch/recurrent.h"
 #include "torch/tokens.h"
 
 namespace seqkern {
@@ -14,7 +14,9 @@ struct Inputs {
   Tensor input;
   Tensor w_ih;
   Tensor w_hh;
-  OptionalTensor bias;
+  OptionalTensor b_ih;
+  OptionalTensor b_hh;
+  OptionalTensor bias;  // their sum, where that is wanted
   OptionalTensor w_hr;
   OptionalTensor h0;
   OptionalTensor c0;
@@ -41,7 +43,9 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
             .input = input.is_contiguous() ? input : torch::stable::contiguous(input),
             .w_ih = checked(w_ih, "w_ih", {4 * H, I}),
             .w_hh = checked(w_hh, "w_hh", {4 * H, P}),
-            .bias = bias_sum(checked(b_ih, "b_ih", {4 * H}), checked(b_hh, "b_hh", {4 * H})),
+            .b_ih = checked(b_ih, "b_ih", {4 * H}),
+            .b_hh = checked(b_hh, "b_hh", {4 * H}),
+            .bias = {},
             .w_hr = checked(w_hr, "w_hr", {P, H}),
             .h0 = checked(h0, "h0", {B, P}),
             .c0 = checked(c0, "c0", {B, H}),
@@ -56,7 +60,7 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
                    .H = H,
                    .P = P,
                    .w_hh = in.w_hh.const_data_ptr(),
-                   .b_hh = data(in.bias),
+                   .b_hh = nullptr,
                    .h0 = data(in.h0),
                    .lengths = static_cast<const int64_t*>(data(in.lengths)),
                    .reverse = reverse,
@@ -66,20 +70,43 @@ Inputs prepare(std::string_view op, const Tensor& input, const OptionalTensor& h
   return in;
 }
 
-void* mutable_data(const Tensor& t, bool wanted = true) {
-  return wanted ? t.mutable_data_ptr() : nullptr;
+#if defined(SEQKERN_BACKEND_CPU)
+// A sequence of one step, as in generation: no product over time, so no weight worth packing.
+bool is_step(const Inputs& in) {
+  const RecurrentInputs& r = in.args.r;
+  return r.T == 1 && r.B > 0 && r.B <= Backend::kStepRows && !in.w_hr && !in.lengths;
 }
 
-// Which gradients lstm_backward is asked for; python/seqkern/ops/lstm.py has the same numbers.
-enum Needs : int64_t {
-  kInput = 1,
-  kH0 = 2,
-  kC0 = 4,
-  kWih = 8,
-  kWhh = 16,
-  kBias = 32,
-  kWhr = 64,
-};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const Inputs& in, bool save_gates,
+                                                        bool save_cells) {
+  const RecurrentInputs& r = in.args.r;
+  const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
+    return wanted ? empty_on(in.input, Sizes(size.begin(), size.size()), in.input.scalar_type())
+                  : nothing(in.input);
+  };
+  const Tensor output = fresh(true, {1, r.B, r.H}), h_n = fresh(true, {r.B, r.H});
+  const Tensor c = fresh(save_cells, {1, r.B, r.H}), c_n = fresh(true, {r.B, r.H});
+  const Tensor gates = fresh(save_gates, {1, r.B, 4 * r.H});
+  Backend::run(cpu::LstmStepForwardArgs{.in = {.dtype = r.dtype,
+                                               .B = r.B,
+                                               .I = in.input.size(2),
+                                               .H = r.H,
+                                               .x = in.input.const_data_ptr(),
+                                               .h0 = r.h0,
+                                               .c0 = in.args.c0,
+                                               .w_ih = in.w_ih.const_data_ptr(),
+                                               .w_hh = r.w_hh,
+                                               .b_ih = data(in.b_ih),
+                                               .b_hh = data(in.b_hh)},
+                                        .gates = mutable_data(gates, save_gates),
+                                        .h = mutable_data(output),
+                                        .c = mutable_data(c_n)});
+  const size_t bytes = static_cast<size_t>(h_n.numel()) * h_n.element_size();
+  std::memcpy(h_n.mutable_data_ptr(), output.const_data_ptr(), bytes);
+  if (save_cells) std::memcpy(c.mutable_data_ptr(), c_n.const_data_ptr(), bytes);
+  return {output, h_n, c_n, c, gates};
+}
+#endif
 
 }  // namespace
 
@@ -89,7 +116,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
     const OptionalTensor& w_hr, const OptionalTensor& lengths, bool reverse, bool save_gates,
     bool save_cells) {
   [[maybe_unused]] const Backend::Guard guard(input);
-  const Inputs in = prepare("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, reverse);
+  Inputs in = prepare("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, reverse);
+#if defined(SEQKERN_BACKEND_CPU)
+  if (is_step(in)) return step(in, save_gates, save_cells);
+#endif
+  in.bias = bias_sum(in.b_ih, in.b_hh);
+  in.args.r.b_hh = data(in.bias);
   const RecurrentInputs& r = in.args.r;
   const ScalarType type = input.scalar_type();
   // The gates take the place of their inputs: a buffer of 4 H fewer to fetch and to write. Without
@@ -206,87 +238,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
       needs & kWhh ? w_hh_gradient() : nothing(input),
       needs & kBias ? torch::stable::sum(flat, Sizes(rows, 1)) : nothing(input),
       project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(input),
-  };
-}
-
-std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& h0,
-                                             const Tensor& c0, const Tensor& w_ih,
-                                             const Tensor& w_hh, const OptionalTensor& b_ih,
-                                             const OptionalTensor& b_hh, bool save_gates) {
-  constexpr std::string_view kOp = "lstm_cell";
-  [[maybe_unused]] const Backend::Guard guard(input);
-  const DType dtype = float_dtype(input, kOp, "input");
-  check(input.dim() == 2, kOp, ": input must be [B, I], got ", describe(input));
-  check(w_ih.dim() == 2 && w_ih.size(0) >= 4 && w_ih.size(0) % 4 == 0, kOp,
-        ": w_ih must be [4 H, I], got ", describe(w_ih));
-  const int64_t B = input.size(0), H = w_ih.size(0) / 4;
-  const Checker checked{kOp, input};
-  const Tensor x = checked(input, "input", {B, input.size(1)});
-  const Tensor h = checked(h0, "h", {B, H});
-  const Tensor c = checked(c0, "c", {B, H});
-  const Tensor w_x = checked(w_ih, "w_ih", {4 * H, input.size(1)});
-  const Tensor w_h = checked(w_hh, "w_hh", {4 * H, H});
-  const auto bias = bias_sum(checked(b_ih, "b_ih", {4 * H}), checked(b_hh, "b_hh", {4 * H}));
-  const Tensor gates_x = mm(x, torch::stable::transpose(w_x, 0, 1), {B, 4 * H});
-  const Tensor gates_h = mm(h, torch::stable::transpose(w_h, 0, 1), {B, 4 * H});
-  const Tensor h1 = empty_on(input, h.sizes(), input.scalar_type());
-  const Tensor c1 = empty_on(input, c.sizes(), input.scalar_type());
-  if (B > 0) {
-    Backend::run(LstmCellForwardArgs{.dtype = dtype,
-                                     .B = B,
-                                     .H = H,
-                                     .gates_x = gates_x.const_data_ptr(),
-                                     .gates_h = gates_h.const_data_ptr(),
-                                     .bias = data(bias),
-                                     .c0 = c.const_data_ptr(),
-                                     .gates = mutable_data(gates_x, save_gates),
-                                     .h = mutable_data(h1),
-                                     .c = mutable_data(c1)});
-  }
-  return {h1, c1, save_gates ? gates_x : nothing(input)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(
-    const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& input,
-    const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& c,
-    const Tensor& gates, int64_t needs) {
-  constexpr std::string_view kOp = "lstm_cell_backward";
-  [[maybe_unused]] const Backend::Guard guard(input);
-  const DType dtype = float_dtype(input, kOp, "input");
-  check(input.dim() == 2 && w_hh.dim() == 2, kOp, ": input must be [B, I], got ", describe(input));
-  const int64_t B = input.size(0), H = w_hh.size(1);
-  const Checker checked{kOp, input};
-  const Tensor x = checked(input, "input", {B, input.size(1)});
-  const Tensor h_before = checked(h0, "h", {B, H});
-  const Tensor c_before = checked(c0, "c", {B, H});
-  const Tensor w_x = checked(w_ih, "w_ih", {4 * H, input.size(1)});
-  const Tensor w_h = checked(w_hh, "w_hh", {4 * H, H});
-  const Tensor c_after = checked(c, "saved c", {B, H});
-  const Tensor kept = checked(gates, "gates", {B, 4 * H});
-  const auto dh = checked(grad_h, "grad_h", {B, H});
-  const auto dc = checked(grad_c, "grad_c", {B, H});
-  const Tensor dgates = empty_on(input, kept.sizes(), input.scalar_type());
-  const Tensor dc0 = empty_on(input, c_before.sizes(), input.scalar_type());
-  if (B > 0) {
-    Backend::run(LstmCellBackwardArgs{.dtype = dtype,
-                                      .B = B,
-                                      .H = H,
-                                      .gates = kept.const_data_ptr(),
-                                      .c0 = c_before.const_data_ptr(),
-                                      .c = c_after.const_data_ptr(),
-                                      .dh = data(dh),
-                                      .dc = data(dc),
-                                      .dgates = mutable_data(dgates),
-                                      .dc0 = mutable_data(dc0)});
-  }
-  const int64_t rows[] = {0};
-  return {
-      needs & kInput ? mm(dgates, w_x, {B, x.size(1)}) : nothing(input),
-      needs & kH0 ? mm(dgates, w_h, {B, H}) : nothing(input),
-      dc0,
-      needs & kWih ? transposed_mm(dgates, x) : nothing(input),
-      needs & kWhh ? transposed_mm(dgates, h_before) : nothing(input),
-      needs & kBias ? torch::stable::sum(dgates, Sizes(rows, 1)) : nothing(input),
   };
 }
 

@@ -237,3 +237,26 @@ def test_compile_in_a_fresh_process() -> None:
         "torch.testing.assert_close(compiled(x), module(x))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("change", ["optimizer", "data", "swap", "state_dict", "to"])
+def test_cell_sees_changed_weights(change: str) -> None:
+    ours, theirs = seqkern.nn.LSTMCell(5, 7), torch.nn.LSTMCell(5, 7)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 5)
+    ours(x)
+    for cell in (ours, theirs):
+        if change == "optimizer":
+            torch.func.functional_call(cell, dict(cell.named_parameters()), x)[0].sum().backward()
+            torch.optim.SGD(cell.parameters(), lr=1.0).step()
+        elif change == "data":
+            cell.weight_ih.data.mul_(-2)
+        elif change == "swap":
+            cell.weight_ih.data = torch.ones(28, 5)
+        elif change == "state_dict":
+            cell.load_state_dict({k: v + 1 for k, v in cell.state_dict().items()})
+        else:
+            cell.to(torch.float64)
+    x = x.to(ours.weight_ih.dtype)
+    for actual, expected in zip(ours(x), theirs(x), strict=True):
+        torch.testing.assert_close(actual, expected)

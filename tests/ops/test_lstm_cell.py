@@ -12,7 +12,11 @@ from torch.library import opcheck
 from recurrent import DTYPES, compare, run, weights
 from seqkern import ops, reference
 
-SHAPES = [(1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)]  # B, input width D, H
+#: B, input width D, H: rows read weights in place, packed on the way, or packed by a GEMM.
+SHAPES = [
+    *((1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)),
+    *((6, 70, 20), (64, 33, 18), (65, 3, 5)),
+]
 
 
 def make(
@@ -53,6 +57,20 @@ def test_inference_is_the_same(backend: Any) -> None:
     with torch.no_grad():
         found = ours(*tensors)
     for actual, expected in zip(found, run(ours, tensors), strict=False):
+        assert torch.equal(actual, expected)
+
+
+def test_threads_change_no_bit() -> None:
+    tensors = make((9, 130, 140), torch.float32, "cpu")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(ours, tensors)
+        torch.set_num_threads(3)
+        together = run(ours, tensors)
+    finally:
+        torch.set_num_threads(before)
+    for actual, expected in zip(together, alone, strict=True):
         assert torch.equal(actual, expected)
 
 

@@ -1,0 +1,190 @@
+// One step of an LSTM with its products, backward: first the gradients at the gates, then all
+// products with them.
+#include "cpu/kernels.h"
+#include "cpu/lstm.h"
+#include "cpu/recurrent.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+namespace {
+
+template <class T>
+struct StepBackward {
+  using Acc = AccOf<T>;
+  using V = Vec<Acc>;
+  static constexpr int L = kLanes<Acc>;
+  static constexpr int64_t kWeightRows = 4 * kTileRows;  // of a weight's gradient, an item
+
+  const LstmStepBackwardArgs& args;
+  const LstmStepInputs& in;
+  int64_t members;
+  Arena arena;
+  int64_t panel;  // columns of an item of dx and dh0
+  int64_t items[2];
+  Counter* counters;
+  int64_t d_row;
+  Acc* d;  // [B, d_row] gradients at the gates, as the products read them: rounded to T
+
+  StepBackward(const LstmStepBackwardArgs& args, int64_t members, char* base)
+      : args(args),
+        in(args.in),
+        members(members),
+        arena{base},
+        panel((in.B == 1 ? 8 : kTileVectors) * L),
+        items{blocks(in.H, kStepUnits), (args.dx ? blocks(in.I, panel) : 0) +
+                                            (args.dh0 ? blocks(in.H, panel) : 0) +
+                                            blocks(4 * in.H, kWeightRows)},
+        d_row(padded<Acc>(4 * in.H)) {
+    counters = arena.take<Counter>(counter_count());
+    d = arena.take<Acc>(in.B * d_row);
+  }
+
+  SEQKERN_INLINE int64_t blocks(int64_t n, int64_t of) { return (n + of - 1) / of; }
+  int64_t counter_count() const { return 1 + items[0] + items[1]; }
+  void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
+
+  void run(int64_t member) const {
+    run_chain(Chain{1, {items[0], items[1]}, counters}, member, members,
+              [&](int64_t, int phase, int64_t item) {
+                if (phase == 0) {
+                  gate_gradients_of(item);
+                } else {
+                  product_of(item);
+                }
+              });
+  }
+
+  void gate_gradients_of(int64_t item) const {
+    const int64_t H = in.H, first = item * kStepUnits;
+    const int64_t end = H - first < kStepUnits ? H : first + kStepUnits;
+    for (int64_t b = 0; b < in.B; ++b) {
+      for (int64_t u = first; u < end; u += L) {
+        const int64_t count = end - u < L ? end - u : L;
+        const auto part = [&](const void* rows, int64_t n) __attribute__((always_inline)) {
+          return rows ? load_part<Acc>(static_cast<const T*>(rows) + n * H + u, count) : V{};
+        };
+        const Gates<Acc> y = {part(args.gates, 4 * b), part(args.gates, 4 * b + 1),
+                              part(args.gates, 4 * b + 2), part(args.gates, 4 * b + 3)};
+        V dc = part(args.dc, b);
+        const Gates<Acc> g =
+            gate_gradients<Acc>(y, part(in.c0, b), vtanh(part(args.c, b)), part(args.dh, b), dc);
+        Acc* d_b = d + b * d_row + u;
+        store_part<Acc>(d_b, rounded<T, Acc>(g.i), count);
+        store_part<Acc>(d_b + H, rounded<T, Acc>(g.f), count);
+        store_part<Acc>(d_b + 2 * H, rounded<T, Acc>(g.g), count);
+        store_part<Acc>(d_b + 3 * H, rounded<T, Acc>(g.o), count);
+        if (args.dc0) store_part<Acc>(static_cast<T*>(args.dc0) + b * H + u, dc, count);
+      }
+    }
+  }
+
+  void product_of(int64_t item) const {
+    if (args.dx) {
+      const int64_t panels = blocks(in.I, panel);
+      if (item < panels) return row_gradient(item, in.w_ih, in.I, args.dx);
+      item -= panels;
+    }
+    if (args.dh0) {
+      const int64_t panels = blocks(in.H, panel);
+      if (item < panels) return row_gradient(item, in.w_hh, in.H, args.dh0);
+      item -= panels;
+    }
+    const int64_t j = item * kWeightRows;
+    const int64_t end = 4 * in.H - j < kWeightRows ? 4 * in.H : j + kWeightRows;
+    if (args.dw_ih) weight_gradient(j, end, in.x, in.I, args.dw_ih);
+    if (args.dw_hh) weight_gradient(j, end, in.h0, in.H, args.dw_hh);
+    for (int64_t n = j; args.db && n < end; ++n) {
+      Acc sum = 0;
+      for (int64_t b = 0; b < in.B; ++b) sum += d[b * d_row + n];
+      store1(static_cast<T*>(args.db) + n, sum);
+    }
+  }
+
+  // Columns of d w for w [4 H, width]: rows of w are contiguous along them.
+  void row_gradient(int64_t item, const void* w, int64_t width, void* out) const {
+    const int64_t first = item * panel;
+    const int64_t columns = width - first < panel ? width - first : panel;
+    const T* w_i = static_cast<const T*>(w) + first;
+    T* to = static_cast<T*>(out) + first;
+    if (in.B == 1) {
+      times<1, 8>(d, 0, 1, w_i, width, 4 * in.H, columns, to, 0);
+      return;
+    }
+    for (int64_t b = 0; b < in.B; b += kTileRows) {
+      const int64_t rows = in.B - b < kTileRows ? in.B - b : kTileRows;
+      with_tile_rows(rows, [&](auto count) __attribute__((always_inline)) {
+        times<decltype(count)::value, kTileVectors>(d + b * d_row, d_row, 1, w_i, width, 4 * in.H,
+                                                    columns, to + b * width, width);
+      });
+    }
+  }
+
+  // Rows [j, end) of d^T x for x [B, width]; zeros without x.
+  void weight_gradient(int64_t j, int64_t end, const void* x, int64_t width, void* out) const {
+    T* to = static_cast<T*>(out);
+    if (!x) {
+      __builtin_memset(to + j * width, 0, (end - j) * width * sizeof(T));
+      return;
+    }
+    for (; j < end; j += kTileRows) {
+      const int64_t rows = end - j < kTileRows ? end - j : kTileRows;
+      with_tile_rows(rows, [&](auto count) __attribute__((always_inline)) {
+        for (int64_t i = 0; i < width; i += kPanel<Acc>) {
+          const int64_t columns = width - i < kPanel<Acc> ? width - i : kPanel<Acc>;
+          times<decltype(count)::value, kTileVectors>(d + j, 1, d_row, static_cast<const T*>(x) + i,
+                                                      width, in.B, columns, to + j * width + i,
+                                                      width);
+        }
+      });
+    }
+  }
+
+  // out [R, columns] = a [R, K] b [K, columns]; columns up to NV vectors.
+  template <int R, int NV>
+  static void times(const Acc* a, int64_t row_stride, int64_t k_stride, const T* b,
+                    int64_t b_stride, int64_t K, int64_t columns, T* out, int64_t out_stride) {
+    if (columns == NV * L) {
+      Tile<Acc, R, NV> tile = {};
+      multiply_add(tile, a, row_stride, k_stride, b, K, b_stride);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; ++j) store(out + r * out_stride + j * L, tile.c[r][j]);
+      }
+      return;
+    }
+    // The last columns, a vector at a time.
+    for (int64_t i = 0; i < columns; i += L) {
+      const int64_t count = columns - i < L ? columns - i : L;
+      V sum[R] = {};
+      for (int64_t k = 0; k < K; ++k) {
+        const V b_k = load_part<Acc>(b + k * b_stride + i, count);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r] += splat<V>(a[r * row_stride + k * k_stride]) * b_k;
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) store_part<Acc>(out + r * out_stride + i, sum[r], count);
+    }
+  }
+};
+
+}  // namespace
+
+int64_t lstm_step_backward_workspace(const LstmStepBackwardArgs& args, int64_t members) {
+  return dispatch_dtype(args.in.dtype, [&](auto tag) {
+    return StepBackward<typename decltype(tag)::type>(args, members, nullptr).arena.used;
+  });
+}
+void lstm_step_backward_prepare(const LstmStepBackwardArgs& args, int64_t members) {
+  dispatch_dtype(args.in.dtype, [&](auto tag) {
+    StepBackward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
+        .prepare();
+  });
+}
+void lstm_step_backward(const LstmStepBackwardArgs& args, int64_t members, int64_t member) {
+  dispatch_dtype(args.in.dtype, [&](auto tag) {
+    StepBackward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
+        .run(member);
+  });
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA
