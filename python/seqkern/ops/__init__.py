@@ -4,6 +4,7 @@ from seqkern.ops.attention import causal_attention
 from seqkern.ops.attention_step import attention_step
 from seqkern.ops.cross_entropy import cross_entropy
 from seqkern.ops.linear_cross_entropy import linear_cross_entropy
+from seqkern.ops.linear_step import linear_step
 from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
 from seqkern.ops.sample import sample
@@ -14,6 +15,7 @@ __all__ = [
     "causal_attention",
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_step",
     "lstm",
     "lstm_cell",
     "sample",

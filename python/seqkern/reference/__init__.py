@@ -8,6 +8,7 @@ from seqkern.reference.attention import causal_attention
 from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
+from seqkern.reference.linear_step import linear_step
 from seqkern.reference.lstm import lstm, lstm_cell
 from seqkern.reference.sample import token_distribution
 
@@ -16,6 +17,7 @@ __all__ = [
     "causal_attention",
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_step",
     "lstm",
     "lstm_cell",
     "token_distribution",
