@@ -12,6 +12,7 @@
 #include "ops/cross_entropy.h"
 #include "ops/gru_rnn.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/linear_step.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
 
@@ -31,6 +32,8 @@
   X(attention_step_prepare, AttentionStepArgs)                     \
   X(attention_step, AttentionStepArgs)                             \
   X(attention_step_combine, AttentionStepArgs)                     \
+  X(linear_step_prepare, LinearStepArgs)                           \
+  X(linear_step, LinearStepArgs)                                   \
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
   X(lstm_step_forward, LstmStepForwardArgs)

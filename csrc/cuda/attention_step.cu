@@ -9,6 +9,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/math.cuh"
+#include "cuda/mixed.cuh"
 #include "cuda/vec.cuh"
 #include "ops/attention_step.h"
 
@@ -325,25 +326,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
 }
 
-// f(TypeTag<T>, TypeTag<C>, name) for each pair of an element type and a cache's.
-template <class F>
-void for_each_step(F&& f) {
-  f(TypeTag<float>{}, TypeTag<float>{}, "attention_step<float32>");
-  f(TypeTag<float>{}, TypeTag<BFloat16>{}, "attention_step<float32, bfloat16 cache>");
-  f(TypeTag<float>{}, TypeTag<Half>{}, "attention_step<float32, float16 cache>");
-  f(TypeTag<double>{}, TypeTag<double>{}, "attention_step<float64>");
-  f(TypeTag<Half>{}, TypeTag<Half>{}, "attention_step<float16>");
-  f(TypeTag<BFloat16>{}, TypeTag<BFloat16>{}, "attention_step<bfloat16>");
-}
-
-template <class T>
-constexpr DType dtype_of() {
-  return std::is_same_v<T, double>     ? DType::kFloat64
-         : std::is_same_v<T, Half>     ? DType::kFloat16
-         : std::is_same_v<T, BFloat16> ? DType::kBFloat16
-                                       : DType::kFloat32;
-}
-
 int64_t runs_of(const AttentionStepArgs& a) { return ceil_div<int64_t>(a.L, kRun); }
 
 }  // namespace
@@ -366,7 +348,7 @@ void attention_step(const AttentionStepArgs& a, Stream stream) {
                                          static_cast<unsigned>(a.NKV), static_cast<unsigned>(a.B)),
                             .block = kThreads,
                             .stream = stream};
-  for_each_step([&](auto tag, auto cache_tag, const char*) {
+  for_each_mixed("attention_step", [&](auto tag, auto cache_tag, const std::string&) {
     using T = typename decltype(tag)::type;
     using C = typename decltype(cache_tag)::type;
     if (a.dtype == dtype_of<T>() && a.cache_dtype == dtype_of<C>()) {
@@ -376,10 +358,10 @@ void attention_step(const AttentionStepArgs& a, Stream stream) {
 }
 
 void visit_attention_step_kernels(VisitKernel visit, void* context) {
-  for_each_step([&](auto tag, auto cache_tag, const char* name) {
+  for_each_mixed("attention_step", [&](auto tag, auto cache_tag, const std::string& name) {
     using T = typename decltype(tag)::type;
     using C = typename decltype(cache_tag)::type;
-    visit(context, name, reinterpret_cast<const void*>(&attention_step_kernel<T, C>));
+    visit(context, name.c_str(), reinterpret_cast<const void*>(&attention_step_kernel<T, C>));
   });
 }
 

@@ -9,6 +9,7 @@
 #include "ops/cross_entropy.h"
 #include "ops/gru_rnn.h"
 #include "ops/linear_cross_entropy.h"
+#include "ops/linear_step.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
 
@@ -37,7 +38,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(accumulate, AccumulateArgs)                                    \
   X(attention_forward, AttentionForwardArgs)                       \
   X(attention_backward, AttentionBackwardArgs)                     \
-  X(attention_step, AttentionStepArgs)
+  X(attention_step, AttentionStepArgs)                             \
+  X(linear_step, LinearStepArgs)
 
 #define SEQKERN_DECLARE_CUDA_KERNEL(name, Args) void name(const Args& args, Stream stream);
 SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
@@ -71,5 +73,6 @@ void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);
 void visit_attention_step_kernels(VisitKernel visit, void* context);
+void visit_linear_step_kernels(VisitKernel visit, void* context);
 
 }  // namespace seqkern::cuda

@@ -33,6 +33,8 @@ __device__ __forceinline__ double expm1_of(double x) { return ::expm1(x); }
 __device__ __forceinline__ float tanh_of(float x) { return ::tanhf(x); }
 __device__ __forceinline__ double tanh_of(double x) { return ::tanh(x); }
 
+__device__ __forceinline__ float erfc_of(float x) { return ::erfcf(x); }
+__device__ __forceinline__ double erfc_of(double x) { return ::erfc(x); }
 __device__ __forceinline__ float exp_of(float x) { return ::expf(x); }
 __device__ __forceinline__ double exp_of(double x) { return ::exp(x); }
 

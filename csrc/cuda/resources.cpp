@@ -51,6 +51,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   seqkern::cuda::visit_attention_forward_mma_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_attention_backward_mma_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_attention_step_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_linear_step_kernels(seqkern::cuda::append, &out);
   out << "]";
   table = out.str();
   return table.c_str();

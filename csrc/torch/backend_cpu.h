@@ -3,11 +3,13 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "cpu/attention_plan.h"
 #include "cpu/attention_step_plan.h"
 #include "cpu/kernels.h"
+#include "cpu/linear_step_plan.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
 
@@ -188,16 +190,53 @@ struct Cpu {
     tasks(cpu::attention_sum_dq, a, plan.sum_tasks, work);
   }
 
+  // Partial results, and for each key head how many of its runs are done.
   static int64_t workspace_bytes(const AttentionStepArgs& a) {
+    return partial_bytes(a) + a.B * a.NKV * static_cast<int64_t>(sizeof(int32_t));
+  }
+  static int64_t partial_bytes(const AttentionStepArgs& a) {
     const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
     return cpu::StepPlan(a).elements(a) * item;
   }
   static void run(const AttentionStepArgs& a) {
     const cpu::StepPlan plan(a);
-    const int64_t keys = plan.runs == 1 ? a.positions[0] + a.S : cpu::kStepRun;
-    rows(cpu::attention_step_prepare, a, a.B * a.NKV, 8 * a.S * a.D * (plan.group + 2));
-    rows(cpu::attention_step, a, a.B * a.NKV * plan.runs, keys * a.D * plan.rows);
-    rows(cpu::attention_step_combine, a, a.B * a.NH, 2 * a.S * a.D * plan.runs);
+    rows(cpu::attention_step_prepare, a, a.B * a.NKV,
+         (a.cos ? 8 : 1) * a.S * a.D * (plan.group + 2));
+    auto* done = reinterpret_cast<int32_t*>(static_cast<char*>(a.workspace) + partial_bytes(a));
+    std::fill_n(done, a.B * a.NKV, 0);
+    // Whoever ends a head's last run combines them: no second meeting of the threads.
+    const auto attend = [&](const AttentionStepArgs& args, int64_t task, int64_t end) {
+      cpu::attention_step(args, task, end);
+      const int64_t head = task / plan.runs;
+      if (plan.runs == 1 || std::atomic_ref(done[head]).fetch_add(1) == plan.runs - 1) {
+        cpu::attention_step_combine(args, head * plan.group, (head + 1) * plan.group);
+      }
+    };
+    const int64_t keys = plan.runs == 1 ? a.positions[0] + a.S : plan.runs * cpu::kStepRun;
+    const int64_t heads = a.B * a.NKV;
+    // Reading the cache is what takes time: a multiplication of a step counts as four.
+    tasks(attend, a, heads * plan.runs, 8 * heads * keys * a.D * plan.rows);
+  }
+
+  static int64_t workspace_bytes(const LinearStepArgs& a) {
+    return a.N * cpu::LinearStepPlan(a).stride * (a.dtype == DType::kFloat64 ? 8 : 4);
+  }
+  static void run(const LinearStepArgs& a) {
+    const cpu::LinearStepPlan plan(a);
+    rows(cpu::linear_step_prepare, a, a.N, 4 * a.K);
+    // Long enough that memory is read in long stretches, short enough that threads end together.
+    constexpr int64_t kTaskBytes = 128 << 10;
+    const int64_t item = a.weight_dtype == DType::kFloat64   ? 8
+                         : a.weight_dtype == DType::kFloat32 ? 4
+                                                             : 2;
+    const int64_t outputs = cpu::kStepOutputs * (a.gated ? 2 : 1);
+    const int64_t some = std::max<int64_t>(1, kTaskBytes / (outputs * a.K * item));
+    const auto project = [&](const LinearStepArgs& args, int64_t task, int64_t) {
+      cpu::linear_step(args, task * some, std::min(plan.groups, (task + 1) * some));
+    };
+    // Reading a weight takes longer than multiplying by it.
+    const int64_t work = 2 * plan.groups * outputs * a.K * a.N;
+    tasks(project, a, (plan.groups + some - 1) / some, work);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

@@ -85,6 +85,8 @@ struct Cuda {
     return cuda::attention_step_workspace(args);
   }
 
+  static int64_t workspace_bytes(const LinearStepArgs&) { return 0; }
+
   static void before_first_write(const Tensor&) {}
 };
 

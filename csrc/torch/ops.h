@@ -29,6 +29,11 @@ Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
                       bool interleaved, double scale, int64_t window, double softcap,
                       const std::optional<Tensor>& counters);
 
+Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                   int64_t norm, const std::optional<Tensor>& norm_weight,
+                   const std::optional<Tensor>& norm_bias, double eps, int64_t activation,
+                   bool gated, const std::optional<Tensor>& residual);
+
 std::tuple<Tensor, Tensor> sample(
     const Tensor& logits, const std::optional<Tensor>& token_counts, double temperature,
     int64_t top_k, double top_p, double min_p, double repetition_penalty, double presence_penalty,

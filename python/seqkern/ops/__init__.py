@@ -5,6 +5,7 @@ from seqkern.ops.attention_step import attention_step
 from seqkern.ops.cross_entropy import cross_entropy
 from seqkern.ops.gru import gru
 from seqkern.ops.linear_cross_entropy import linear_cross_entropy
+from seqkern.ops.linear_step import linear_step
 from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
 from seqkern.ops.rnn import rnn
@@ -17,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "gru",
     "linear_cross_entropy",
+    "linear_step",
     "lstm",
     "lstm_cell",
     "rnn",

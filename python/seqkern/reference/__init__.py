@@ -9,6 +9,7 @@ from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.gru import gru, gru_cell
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
+from seqkern.reference.linear_step import linear_step
 from seqkern.reference.lstm import lstm, lstm_cell
 from seqkern.reference.rnn import rnn, rnn_cell
 from seqkern.reference.sample import token_distribution
@@ -20,6 +21,7 @@ __all__ = [
     "gru",
     "gru_cell",
     "linear_cross_entropy",
+    "linear_step",
     "lstm",
     "lstm_cell",
     "rnn",

@@ -1,0 +1,88 @@
+// Dot products of a few rows, in registers, with rows that are read once from memory: those of a
+// cache of keys, those of a weight.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+namespace {
+
+// f(TypeTag of `dtype`, TypeTag of `stored`), where stored is dtype or a 16-bit type beside
+// float32.
+template <class F>
+SEQKERN_INLINE void dispatch_mixed(DType dtype, DType stored, F f) {
+  dispatch_dtype(dtype, [&](auto tag) {
+    if constexpr (std::is_same_v<typename decltype(tag)::type, float>) {
+      if (stored == DType::kBFloat16) return f(tag, TypeTag<BFloat16>{});
+      if (stored == DType::kFloat16) return f(tag, TypeTag<Half>{});
+    }
+    f(tag, tag);
+  });
+}
+
+// Sums that fit beside the loads into the registers.
+constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+
+// Elements [d, D) of a row, less than a vector, and zeros.
+template <class C>
+SEQKERN_INLINE Vec<AccOf<C>> load_last(const C* x, int64_t d, int64_t D) {
+  Vec<AccOf<C>> v = {};
+  for (int64_t i = 0; d + i < D; ++i) v[i] = load1(x + d + i);
+  return v;
+}
+
+// sum[n kStepN + r kStepR] = x_r * w_n, lane by lane: kN rows w of D elements, R rows x that are
+// zero from there to whole vectors. Every kParts-th vector adds to the same sum, so that the order
+// of a sum depends on neither kN nor R.
+template <int kN, int R, int kParts, int kStepN, int kStepR, class C, class Acc>
+SEQKERN_INLINE void multiply_rows(const Acc* x, int64_t x_stride, const C* const (&w)[kN],
+                                  int64_t D, Vec<Acc>* sum) {
+  constexpr int L = kLanes<Acc>;
+  Vec<Acc> part[kParts][R][kN];
+#pragma GCC unroll 2
+  for (int u = 0; u < kParts; ++u) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) part[u][r][n] = Vec<Acc>{};
+    }
+  }
+  const auto add = [&](int u, int64_t d, const Vec<Acc>(&of_w)[kN]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec<Acc> of_x = load(x + r * x_stride + d);
+#pragma GCC unroll 4
+      for (int n = 0; n < kN; ++n) part[u][r][n] += of_x * of_w[n];
+    }
+  };
+  const auto add_whole = [&](int u, int64_t d) __attribute__((always_inline)) {
+    Vec<Acc> of_w[kN];
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) of_w[n] = load(w[n] + d);
+    add(u, d, of_w);
+  };
+  int64_t d = 0;
+  for (; d + kParts * L <= D; d += kParts * L) {
+#pragma GCC unroll 2
+    for (int u = 0; u < kParts; ++u) add_whole(u, d + u * L);
+  }
+  for (; d + L <= D; d += L) add_whole(0, d);
+  if (d < D) {
+    Vec<Acc> of_w[kN];
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) of_w[n] = load_last(w[n], d, D);
+    add(0, d, of_w);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kN; ++n) {
+      Vec<Acc>& to = sum[n * kStepN + r * kStepR];
+      to = part[0][r][n];
+      if constexpr (kParts == 2) to += part[1][r][n];
+    }
+  }
+}
+
+}  // namespace
+}  // namespace seqkern::cpu::SEQKERN_ISA
