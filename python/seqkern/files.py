@@ -59,9 +59,10 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     name. `UserError` where the name is taken or the disk refuses.
     """
     require_new_folder(path)
-    beside = path.with_name(f".{path.name}.new")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.mkdir()
         try:
             write(beside)
             for file in beside.iterdir():

@@ -174,6 +174,13 @@ def test_a_table_of_several_series_of_different_lengths(save):
         read_series(save(table), ["y"], time="t", group="id")
 
 
+def test_the_index_of_a_parquet_file_is_a_column(tmp_path):
+    index = pd.DatetimeIndex(dates("2024-01-01", 3, "D"), name="day")
+    pd.DataFrame({"y": [1.0, 2, 3]}, index=index).to_parquet(tmp_path / "table.parquet")
+    (series,) = read_series(tmp_path / "table.parquet", ["y"], time="day")
+    assert series.interval.text == "1 day"
+
+
 def test_without_a_time_column_rows_are_steps(save):
     (series,) = read_series(save(pd.DataFrame({"y": [3.0, 1.0, 2.0]})), ["y"])
     assert series.stamps.tolist() == [0, 1, 2]

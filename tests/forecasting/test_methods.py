@@ -103,6 +103,17 @@ def test_order_is_found_by_aic(coefficients, expected):
     assert min(found) >= min(expected)
 
 
+@pytest.mark.parametrize("columns", [1, 2])
+def test_order_has_the_least_aic_of_all_fits(columns):
+    """Each order fitted on its own to the same steps, those from the tenth on."""
+    series = [noise(n, columns, seed=n).cumsum(0).sin() for n in (60, 35)]
+    aic = []
+    for p in range(1, 11):
+        model = AutoregressiveModel(p, columns).fit([one[10 - p :] for one in series])
+        aic.append(torch.logdet(model.covariance).item() + 2 * p * columns**2 / (50 + 25))
+    assert select_order(series, 10) == 1 + aic.index(min(aic))
+
+
 def test_short_series_have_order_one():
     assert select_order([noise(6, 1)], 5) == 1
 

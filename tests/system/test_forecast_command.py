@@ -226,6 +226,7 @@ def sabotage(table, kind):
         ("", ["--order", "0"], "order must be at least 1, got 0"),
         ("", ["--order", "97", "--model", "ar"], "order must be at most the 96 steps"),
         ("", ["--season", "-1"], "season must be at least 1, got -1"),
+        ("", ["--season", "96"], "season must be shorter than the training part of 96 steps"),
         ("", ["--paths", "-1"], "paths must be at least 0, got -1"),
         ("", ["--steps", "0"], "steps must be at least 1, got 0"),
         ("", ["--seed", "-1"], "seed must be in"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from seqkern.data.series import Normalizer, gather_windows
 from seqkern.errors import require
 from seqkern.models import AutoregressiveModel, Forecast, SeriesForecaster
+from seqkern.models.autoregressive import lagged
 from seqkern.models.forecast import normal_score
 
 Ends = Sequence[tuple[int, int]]  # (s, t): what is known are the first t steps of series s
@@ -229,14 +230,28 @@ def select_order(training: Sequence[Tensor], most: int) -> int:
         most: largest order to try.
 
     Source: Luetkepohl 2005, section 4.3.2.
+
+    Example:
+        >>> select_order([torch.sin(torch.arange(200.0))[:, None] + torch.randn(200, 1)], 10) >= 1
+        True
     """
     D = training[0].shape[1]
-    n = sum(max(len(part) - most, 0) for part in training)
+    parts = [part.double() for part in training if len(part) > most]
+    n = sum(len(part) - most for part in parts)
+    limit = min(most, (n - 2) // D)  # orders with more coefficients than steps have no residuals
+    if limit < 1:
+        return 1
+    targets = torch.cat([part[most:] for part in parts])  # [n, D]
+    lags = torch.cat([lagged(part, most) for part in parts])[:, : limit * D]
+    # The columns of all orders begin alike: what one QR leaves of the targets in the rows from
+    # 1 + p D on is what order p does not explain.
+    design = torch.cat([torch.ones(n, 1, dtype=torch.float64), lags], dim=1)
+    q, _ = torch.linalg.qr(design)
+    explained = q.T @ targets  # [1 + limit D, D]
+    left = targets - q @ explained
+    residual = left.T @ left
     scores = []
-    for p in range(1, most + 1):
-        parts = [part[most - p :] for part in training if len(part) > most]
-        if n < p * D + 2:
-            break
-        covariance = AutoregressiveModel(p, D).fit(parts).covariance
-        scores.append(float(torch.logdet(covariance)) + 2 * p * D * D / n)
-    return 1 + min(range(len(scores)), key=scores.__getitem__) if scores else 1
+    for p in range(1, limit + 1):
+        rest = explained[1 + p * D :]
+        scores.append(float(torch.logdet((residual + rest.T @ rest) / n)) + 2 * p * D * D / n)
+    return 1 + min(range(limit), key=scores.__getitem__)

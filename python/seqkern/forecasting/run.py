@@ -116,6 +116,11 @@ def run_forecast(options: ForecastOptions, progress: bool = True) -> ForecastRes
             cut >= 3,
             f"{o.file}: {named} has {cut} steps in the training part, at least 3 are needed",
         )
+    require(
+        o.season is None or o.season < max(cuts),
+        f"{o.file}: season must be shorter than the training part of {max(cuts)} steps, "
+        f"got {o.season}",
+    )
     training = [x[:cut] for x, cut in zip(values, cuts, strict=True)]
     normalizers = [Normalizer.fit(part, o.columns) for part in training]
     normal = [n.apply(part) for n, part in zip(normalizers, training, strict=True)]

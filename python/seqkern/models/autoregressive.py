@@ -81,7 +81,7 @@ class AutoregressiveModel(nn.Module):
         for d in range(D):
             require(bool((every[:, d] != every[0, d]).any()), f"column {d} of series is constant")
         # Standardised, so that columns of different sizes are conditioned alike.
-        lags = [_lagged((part - mean) / scale, p) for part in parts]
+        lags = [lagged((part - mean) / scale, p) for part in parts]
         ones = torch.ones(len(targets), 1, dtype=torch.float64)
         design = torch.cat([ones, torch.cat(lags)], dim=1)  # [n, 1 + p D]
         solved = torch.linalg.lstsq(design, (targets - mean) / scale, driver="gelsd").solution
@@ -210,7 +210,7 @@ class AutoregressiveModel(nn.Module):
         return x
 
 
-def _lagged(x: Tensor, p: int) -> Tensor:
+def lagged(x: Tensor, p: int) -> Tensor:
     """[T, D] to [T - p, p D]: beside each step from the p-th on, the p before, latest first."""
     T = len(x)
     return torch.cat([x[p - j : max(T - j, p - j)] for j in range(1, p + 1)], dim=1)

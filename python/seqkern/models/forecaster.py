@@ -343,7 +343,6 @@ class SeriesForecaster(nn.Module):
             f"history with lengths must be at most the context of {self.config.context} long, "
             f"got {T}",
         )
-        within = torch.arange(T, device=x.device) < lengths[:, None]
-        x = x.masked_fill(~within[..., None], 0)
+        x = x.masked_fill(~valid_steps(lengths, T)[..., None], 0)
         check_finite("history", x.flatten(0, 1))
         return x

@@ -174,6 +174,13 @@ def read_series(
     Raises:
         UserError: a file that cannot be read or has no rows, a column that is not there or not
             numeric, or what `make_series` refuses. The message names file and first place.
+
+    Example:
+        >>> Path("demand.csv").write_text("day,y\\n2024-01-01,3\\n2024-01-02,4\\n")
+        33
+        >>> (series,) = read_series("demand.csv", ["y"], time="day")
+        >>> series.interval.text, series.values.tolist()
+        ('1 day', [[3.0], [4.0]])
     """
     table = _read(Path(path))
     require(len(table) > 0, f"{path} has no rows")
@@ -210,7 +217,11 @@ def _read(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             require(file.read(1) != b"", f"{path} is empty")
-        return pd.read_parquet(path) if parquet else pd.read_csv(path, encoding="utf-8-sig")
+        if not parquet:
+            return pd.read_csv(path, encoding="utf-8-sig")
+        table = pd.read_parquet(path)
+        # An index with a name is a column to whoever wrote it.
+        return table if table.index.names == [None] else table.reset_index()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except ImportError as error:

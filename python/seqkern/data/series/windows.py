@@ -46,7 +46,13 @@ def time_cuts(series: Sequence[Series], fraction: float) -> list[int]:
 def split_by_time(series: Sequence[Series], fraction: float) -> tuple[list[Series], list[Series]]:
     """Training and validation parts: what comes before and after the moment of `time_cuts`.
 
-    A series that has no step on one side is left out there.
+    A series that has no step on one side is left out there. Arguments and errors are those of
+    `time_cuts`.
+
+    Example:
+        >>> training, validation = split_by_time([make_series(torch.arange(10.0))], 0.2)
+        >>> len(training[0]), validation[0].stamps.tolist()
+        (8, [8, 9])
     """
     cuts = time_cuts(series, fraction)
     pairs = list(zip(series, cuts, strict=True))
@@ -56,7 +62,13 @@ def split_by_time(series: Sequence[Series], fraction: float) -> tuple[list[Serie
 
 @dataclass(frozen=True)
 class Normalizer:
-    """z = (x - mean) / std of each column, fitted on a training part."""
+    """z = (x - mean) / std of each column, fitted on a training part.
+
+    Example:
+        >>> normalizer = Normalizer.fit(torch.tensor([[1.0], [3.0]]))
+        >>> normalizer.invert(normalizer.apply(torch.tensor([[4.0]])))
+        tensor([[4.]])
+    """
 
     mean: Tensor  # [D]
     std: Tensor  # [D]
