@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from seqkern.data import BlockSampler, make_corpus, train_tokenizer, unigram_entropy
+from seqkern.data import (
+    BlockSampler,
+    make_corpus,
+    pad_rows,
+    train_tokenizer,
+    unigram_entropy,
+)
 from seqkern.data import validation_batches as batches
 from seqkern.errors import UserError
 
@@ -103,3 +109,24 @@ def test_corpus_too_short_is_refused_with_numbers(length, fraction, message):
     text = "a" * length
     with pytest.raises(UserError, match=message):
         make_corpus(text, train_tokenizer("char", text), fraction, context=8)
+
+
+def test_rows_are_padded_in_their_order():
+    padded, lengths = pad_rows([[1, 2], [], torch.tensor([3, 4, 5])])
+    assert padded.tolist() == [[1, 2, 0], [0, 0, 0], [3, 4, 5]]
+    assert lengths.tolist() == [2, 0, 3]
+    records, _ = pad_rows([torch.ones(1, 2), torch.ones(3, 2)])
+    assert records.tolist() == [[[1, 1], [0, 0], [0, 0]], [[1, 1]] * 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "at least one row, got none"),
+        ([[1, 2], [1.5]], r"got torch.float32 \[1\] in row 1"),
+        ([torch.ones(1, 2), torch.ones(3, 3)], r"\[3, 3\] in row 1"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(rows, message):
+    with pytest.raises(UserError, match=message):
+        pad_rows(rows)

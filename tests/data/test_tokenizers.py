@@ -82,6 +82,18 @@ def test_word_vocabulary_is_cut_at_its_largest_size():
     assert WordTokenizer.train("x y y z z z w", max_vocab=3).vocabulary() == ["<unk>", " ", "z"]
 
 
+def test_counting_words_takes_bounded_memory_and_keeps_the_frequent():
+    chunks = [f"often rare{n} often " for n in range(1000)]
+    made = WordTokenizer.train_on(iter(chunks), max_vocab=10, max_counted=20)
+    assert made.vocabulary() == [UNKNOWN_WORD, " ", "often"]
+    twice = WordTokenizer.train_on([*chunks, *chunks], max_vocab=10_000)
+    assert twice.vocab_size == 3 + 1000
+    # Where there is no room to remember it, a word that comes again is new.
+    forgotten = WordTokenizer.train_on([*chunks, *chunks], max_vocab=10_000, max_counted=20)
+    assert forgotten.vocabulary()[:3] == [UNKNOWN_WORD, " ", "often"]
+    assert forgotten.vocab_size < 3 + 20
+
+
 def test_unknown_word_costs_neither_its_space_nor_a_whitespace_run():
     made = WordTokenizer.train("a b, \n", max_vocab=50)
     assert made.decode(made.encode("zz \n\n  zz,zz")) == "<unk> \n\n  <unk>,<unk>"

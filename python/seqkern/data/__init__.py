@@ -1,7 +1,7 @@
 """Text, tokenizers, token files and batches; time series in `seqkern.data.series`."""
 
 from seqkern.data import series
-from seqkern.data.batches import BlockSampler, unigram_entropy, validation_batches
+from seqkern.data.batches import BlockSampler, pad_rows, unigram_entropy, validation_batches
 from seqkern.data.corpus import Corpus, make_corpus, text_digest
 from seqkern.data.text import embedded_text, read_text, split_text
 from seqkern.data.token_blocks import Blocks, blocks, prefix_examples
@@ -31,6 +31,7 @@ __all__ = [
     "is_token_file",
     "load_tokenizer",
     "make_corpus",
+    "pad_rows",
     "prefix_examples",
     "read_text",
     "save_tokenizer",

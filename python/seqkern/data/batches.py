@@ -1,9 +1,11 @@
 """Training and validation batches: blocks of T + 1 tokens, T next-token examples each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from seqkern.data.token_blocks import Blocks
 from seqkern.errors import require
@@ -127,6 +129,36 @@ def validation_batches(
             yield inputs[rows].long(), targets[rows].long()
     if len(tokens) - 1 > full:
         yield tokens[None, full:-1].long(), tokens[None, full + 1 :].long()
+
+
+def pad_rows(rows: Sequence[Tensor | Sequence[Any]]) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one batch, in the order in which they come.
+
+    Args:
+        rows: each [T] or [T, F], a tensor or (nested) numbers; T may be 0.
+
+    Returns:
+        [B, longest] or [B, longest, F] with zeros behind the shorter rows, and lengths int64 [B].
+
+    Raises:
+        UserError: no rows, or rows of different widths or types.
+
+    Example:
+        >>> pad_rows([[1, 2, 3], [4]])
+        (tensor([[1, 2, 3],
+                [4, 0, 0]]), tensor([3, 1]))
+    """
+    require(len(rows) >= 1, "rows must hold at least one row, got none")
+    lengths = torch.tensor([len(row) for row in rows])
+    full = next((torch.as_tensor(row) for row in rows if len(row)), torch.zeros(0))
+    tensors = [torch.as_tensor(row) if len(row) else full[:0] for row in rows]
+    for n, one in enumerate(tensors):
+        require(
+            one.dtype == full.dtype and one.shape[1:] == full.shape[1:],
+            f"rows must be {full.dtype} {['T', *full.shape[1:]]}, got {one.dtype} "
+            f"{list(one.shape)} in row {n}",
+        )
+    return pad_sequence(tensors, batch_first=True), lengths
 
 
 def unigram_entropy(tokens: Tensor) -> float:

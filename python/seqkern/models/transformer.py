@@ -4,6 +4,7 @@ Attention of an element to later ones has no kernel of ours: it is PyTorch's
 `scaled_dot_product_attention` with the padding masked. Causal attention is ours.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ def positions(start: int, T: int, C: int, like: Tensor) -> Tensor:
 
     Vaswani et al. 2017: wavelengths from 2 pi to 10000 * 2 pi, sines first.
     """
-    rates = torch.exp(torch.arange(0, C, 2, device=like.device) * (-9.210340371976184 / C))
+    rates = torch.exp(torch.arange(0, C, 2, device=like.device) * (-math.log(10000) / C))
     angles = torch.arange(start, start + T, device=like.device)[:, None] * rates  # [T, C / 2]
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :C].to(like.dtype)
 
