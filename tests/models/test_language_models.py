@@ -112,6 +112,16 @@ def test_reading_in_pieces_gives_the_logits_of_one_forward(name, piece, grad):
 
 
 @torch.no_grad()
+def test_an_lstm_reads_single_tokens_and_pieces_in_turn():
+    model = make("lstm").double().eval()
+    x = tokens(2, 6)
+    state = None
+    for start, end in ((0, 1), (1, 3), (3, 4), (4, 6)):
+        logits, state = model.next_logits(x[:, start:end], state)
+        torch.testing.assert_close(logits, model(x[:, :end])[:, -1])
+
+
+@torch.no_grad()
 def test_a_gpt_state_can_be_continued_twice():
     model = make("gpt").double().eval()
     x = tokens(2, 4)

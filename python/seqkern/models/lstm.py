@@ -1,12 +1,16 @@
 """The LSTM language model: embedding, stacked LSTM, linear head."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from seqkern import ops
 from seqkern.models.language_model import LanguageModel, check_dropout, check_sizes
 
-LSTMState = tuple[Tensor, Tensor]  # h and c, each [layers, B, H]
+# h and c, each [layers, B, H], or [B, H] for each layer.
+LSTMState = tuple[Tensor | tuple[Tensor, ...], Tensor | tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -103,5 +107,21 @@ class LSTMLanguageModel(LanguageModel):
         self, tokens: Tensor, state: LSTMState | None = None
     ) -> tuple[Tensor, LSTMState]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state."""
-        hidden, state = self.lstm(self.dropout(self.embedding(tokens)), state)  # [B, T, H]
-        return self.head(self.dropout(hidden[:, -1])), state  # [B, V]
+        if tokens.shape[1] == 1 and self.backend == "seqkern" and not self.training:
+            return self._step(tokens[:, 0], state)
+        stacked = state and tuple(s if isinstance(s, Tensor) else torch.stack(s) for s in state)
+        hidden, last = self.lstm(self.dropout(self.embedding(tokens)), stacked)  # [B, T, H]
+        return self.head(self.dropout(hidden[:, -1])), last  # [B, V]
+
+    def _step(self, tokens: Tensor, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
+        """One token [B] of evaluation: a call per layer, and states that are not stacked."""
+        x = self.embedding(tokens)  # [B, H]
+        hs, cs = [], []
+        zeros = torch.zeros_like(x) if state is None else x
+        layers: Any = self.lstm.all_weights
+        for n, weights in enumerate(layers):
+            before = (zeros, zeros) if state is None else (state[0][n], state[1][n])
+            x, c = ops.lstm_cell(x, before, *weights)
+            hs.append(x)
+            cs.append(c)
+        return self.head(x), (tuple(hs), tuple(cs))  # [B, V]
