@@ -144,6 +144,16 @@ def test_a_state_of_some_rows_goes_on_without_the_others(name):
     torch.testing.assert_close(logits, model(x[rows])[:, -1])
 
 
+@torch.no_grad()
+def test_an_lstm_reads_single_tokens_and_pieces_in_turn():
+    model = make("lstm").double().eval()
+    x = tokens(2, 6)
+    state = None
+    for start, end in ((0, 1), (1, 3), (3, 4), (4, 6)):
+        logits, state = model.next_logits(x[:, start:end], state)
+        torch.testing.assert_close(logits, model(x[:, :end])[:, -1])
+
+
 @pytest.mark.parametrize("rows", [[1], [0, 1, 2], [2, 0]])
 @pytest.mark.parametrize("width", [0, 3])
 def test_a_gpt_rereads_rows(rows, width):

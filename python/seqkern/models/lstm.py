@@ -1,11 +1,16 @@
 """The LSTM language model: embedding, stacked LSTM, linear head."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from seqkern import ops
 from seqkern.models.language_model import check_dropout, check_sizes
 from seqkern.models.recurrent import RecurrentLanguageModel
+
+LSTMState = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # h and c, each [B, H] per layer
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,29 @@ class LSTMLanguageModel(RecurrentLanguageModel):
         """The layers."""
         module: nn.Module = self.lstm
         return module
+
+    def _read(
+        self, tokens: Tensor, state: LSTMState | None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        stacked = None if state is None else tuple(torch.stack(s) for s in state)
+        hidden, (h, c) = super()._read(tokens, stacked, lengths)
+        return hidden, (h.unbind(), c.unbind())
+
+    @torch.no_grad()
+    def next_logits(
+        self, tokens: Tensor, state: LSTMState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
+
+        One token is one call per layer, which moves no state.
+        """
+        if state is None or tokens.shape[1] > 1 or self.backend != "seqkern" or self.training:
+            return super().next_logits(tokens, state, lengths)
+        x = self.embedding(tokens[:, 0])  # [B, H]
+        hs, cs = [], []
+        layers: Any = self.lstm.all_weights
+        for weights, h, c in zip(layers, *state, strict=True):
+            x, c_new = ops.lstm_cell(x, (h, c), *weights)
+            hs.append(x)
+            cs.append(c_new)
+        return self.head(x), (tuple(hs), tuple(cs))  # [B, V]

@@ -14,7 +14,7 @@ from seqkern.models.language_model import LanguageModel, last_of
 class RecurrentLanguageModel(LanguageModel):
     """Base of the language models with a state of fixed size and no longest input.
 
-    A state is what the recurrence returns: tensors [layers, B, H].
+    A state holds tensors [layers, B, H] or [B, H].
     """
 
     embedding: nn.Embedding
@@ -86,7 +86,7 @@ class RecurrentLanguageModel(LanguageModel):
 
     def select_rows(self, state: Any, rows: Tensor) -> Any:
         """The state of rows, int64 [R]."""
-        return tree_map(lambda t: t[:, rows], state)
+        return tree_map(lambda t: t.index_select(-2, rows), state)
 
     def reread(self, state: Any, rows: list[int], tokens: Tensor) -> Any:
         """Never asked for: there is no context to run out of."""
