@@ -120,7 +120,7 @@ def test_a_row_does_not_depend_on_its_padding(backend: Any, cell: str, reverse: 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "reverse-lengths": {"reverse": True, "lengths": True},
-    "no-bias-no-state": {"bias": False, "state": False},
+    "no-bias-no-state": {"bias": False, "state": False, "lengths": True},
 }
 
 
@@ -128,7 +128,7 @@ def differentiable(backend: Any, cell: str, options: dict[str, Any]) -> tuple[An
     """A function of the tensors that are there, and those tensors."""
     options = dict(options)
     created = {k: options.pop(k) for k in ("bias", "state") if k in options}
-    tensors = make(cell, (3, 2, 3, 4), torch.float64, backend.device, **created)
+    tensors = make(cell, (3, 2, 2, 3), torch.float64, backend.device, **created)
     if options.pop("lengths", False):
         options["lengths"] = torch.tensor([2, 3], device=backend.device)
     given = [t is not None for t in tensors]
@@ -163,8 +163,9 @@ def test_second_derivative_of_some_inputs(backend: Any, cell: str) -> None:
     torch.testing.assert_close(penalty(ours(cell)), penalty(exact(cell)))
 
 
-@pytest.mark.parametrize("lengths", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "lengths"), [(torch.float32, True), (torch.bfloat16, False)], ids=str
+)
 def test_opcheck(backend: Any, cell: str, dtype: torch.dtype, lengths: bool) -> None:
     raw: Any = backend.ops
     name = "gru" if cell == "gru" else "rnn"
