@@ -112,13 +112,14 @@ def _summary(result: ForecastResult) -> str:
     o, fit = result.options, result.fit
     steps = sum(len(series) for series in result.series)
     several = f" in {len(result.series)} series" if len(result.series) > 1 else ""
+    found = "no season found" if result.season == 1 else f"season {result.season} (found)"
+    season = found if o.season is None else f"season {o.season}"
     filled = sum(series.filled for series in result.series)
     lines = [
         f"{o.file}: {steps:,} steps of {result.series[0].interval.text}{several}, "
         f"{sum(result.cuts):,} of them for training"
         + (f", {filled:,} filled ({o.fill})" if filled else ""),
-        f"season {result.season if result.season > 1 else 'none'}"
-        f"{'' if o.season else ' (found)'}, order {result.order}{'' if o.order else ' (by AIC)'}",
+        f"{season}, order {result.order}{'' if o.order else ' (by AIC)'}",
     ]
     if fit is not None:
         kept = f"step {fit.step} of {o.steps}"

@@ -123,22 +123,22 @@ class Network:
         self.model, self.name = model, model.config.network
         self._normalizers, self._horizon = normalizers, horizon
         self._paths, self._seed = paths, seed
-        self.widening = 1.0
+        self.widening = torch.ones(model.config.columns, dtype=torch.float64)  # [D]
 
     def calibrate(self, values: Sequence[Tensor], ends: Ends, level: float) -> None:
         """Scale the intervals so that on these windows they cover what they say.
 
         A network is surer of itself than it should be: it fits its training windows better than
-        others. The factor is the quantile, at the level, of the errors in units of the distance
-        from the center to the interval's bound on their side (split conformal prediction, Lei et
-        al. 2018, with windows in place of independent samples).
+        others. The factor of a column is the quantile, at the level, of its errors in units of the
+        distance from the center to the interval's bound on their side (split conformal prediction,
+        Lei et al. 2018, with windows in place of independent samples).
         """
-        self.widening = 1.0
+        self.widening = torch.ones_like(self.widening)
         forecast = self.forecast(values, ends, level)
         actual = torch.stack([values[s][t : t + self._horizon] for s, t in ends])
         above = (actual - forecast.center) / (forecast.upper - forecast.center)
         below = (forecast.center - actual) / (forecast.center - forecast.lower)
-        self.widening = float(torch.maximum(above, below).flatten().quantile(level))
+        self.widening = torch.maximum(above, below).flatten(0, 1).quantile(level, dim=0)
 
     def forecast(self, values: Sequence[Tensor], ends: Ends, level: float) -> Forecast:
         """See `Method`."""

@@ -38,10 +38,9 @@ def _title(result: ForecastResult) -> str:
     o, series = result.options, result.series[0]
     named = f", series {series.name}" if series.name else ""
     more = f" (the first of {len(result.series)})" if len(result.series) > 1 else ""
-    return (
-        f"{Path(o.file).name}{named}{more}: {o.horizon} steps of {series.interval.text} ahead by "
-        f"{result.method.name}"
-    )
+    steps = "1 step" if o.horizon == 1 else f"{o.horizon} steps"
+    of = "" if series.interval.text == "1" else f" of {series.interval.text}"
+    return f"{Path(o.file).name}{named}{more}: {steps}{of} ahead by {result.method.name}"
 
 
 def _draw_series(axes: Any, result: ForecastResult, d: int) -> None:
@@ -95,9 +94,11 @@ def _draw_errors(axes: Any, result: ForecastResult) -> None:
             markersize=4 if own else 3,
             label=f"{score.method} (mean {score.mae:.4g})",
         )
-    axes.set_xlabel(f"steps ahead [1 step = {series.interval.text}]")
+    step = "" if series.interval.text == "1" else f" [1 step = {series.interval.text}]"
+    axes.set_xlabel(f"steps ahead{step}")
     axes.set_ylabel(f"mean absolute error\n[units of {column}]")
     axes.set_ylim(bottom=0)
+    axes.set_xlim(0.5, o.horizon + 0.5)
     axes.set_title(f"errors in {scores[0].windows} held-back windows", fontsize=10)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)

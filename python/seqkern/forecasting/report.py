@@ -60,7 +60,7 @@ def _described(result: ForecastResult) -> dict[str, Any]:
         "season": result.season,
         "order": result.order,
         "network": network,
-        "widening": method.widening if isinstance(method, Network) else None,
+        "widening": method.widening.tolist() if isinstance(method, Network) else None,
         "normalizers": [
             {"series": series.name, "mean": n.mean.tolist(), "std": n.std.tolist()}
             for series, n in zip(result.series, result.normalizers, strict=True)
