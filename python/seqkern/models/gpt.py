@@ -1,6 +1,7 @@
 """The transformer language model: pre-norm blocks of causal attention and an MLP."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,21 +72,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden)
         self.layers = layers
 
-    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
-        """[B, T, C] to [B, T, C]; with a cache, of tokens that follow the `held` ones in it."""
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """[B, T, C] to [B, T, C]; an empty cache is given the keys and values."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
-        if cache is not None and held > 0:
-            assert self.layers.attention_step is not None
-            y = self.layers.attention_step(
-                q, k, v, *cache[self.layer], cache.lengths, counters=cache.counters
-            )  # [B, NH, T, D]
-        else:
-            dropout = self.dropout if self.training else 0.0
-            y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
-            if cache is not None:
-                cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
+        dropout = self.dropout if self.training else 0.0
+        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
+        if cache is not None:
+            cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 
@@ -103,11 +98,18 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         """[B, T, C] to [B, T, C]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), held, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
+
+    def step_parameters(self) -> list[Tensor]:
+        """Those of the block in the order of `seqkern.ops.decoder_step`."""
+        attention, mlp = self.attention, self.mlp
+        layers: tuple[Any, ...] = (self.attention_norm, attention.qkv, attention.out)
+        layers += (self.mlp_norm, mlp[0], mlp[2])
+        return [t for layer in layers for t in (layer.weight, layer.bias)]
 
 
 class GPT(LanguageModel):
@@ -174,19 +176,58 @@ class GPT(LanguageModel):
         self.check(tokens, targets)
         return self.output(self.stream(tokens), targets, return_logits)
 
-    def stream(self, tokens: Tensor, held: int = 0, cache: KVCache | None = None) -> Tensor:
+    def stream(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block.
 
-        With a cache, of tokens that follow the `held` ones in it, which they join.
+        An empty cache is given the tokens' keys and values.
         """
-        positions = torch.arange(held, held + tokens.shape[1], device=tokens.device)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
         for block in self.blocks:
-            x = block(x, held, cache)
+            x = block(x, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
         out: Tensor = self.norm(x)
         return out
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The stream [B, C] above the last block, before the last norm, of the last of S tokens.
+
+        The tokens [B, S], S up to 16, follow those that each row has in the cache, and join them.
+        Dropout is off, and there are no gradients. Activations are float32 also where the weights
+        are 16-bit: that is more exact than 16-bit ones, and what is read is the weights.
+        """
+        places = cache.lengths[:, None]  # [B, 1]
+        if tokens.shape[1] > 1:
+            places = places + torch.arange(tokens.shape[1], device=tokens.device)  # [B, S]
+        x = self.embedding(tokens) + self.positions(places)  # [B, S, C]
+        if x.dtype != torch.float64:
+            x = x.float()
+        assert self.layers.decoder_step is not None
+        blocks: Any = self.blocks
+        x = self.layers.decoder_step(
+            x,
+            [t for block in blocks for t in block.step_parameters()],
+            cache.memory,
+            cache.lengths,
+            eps=self.norm.eps,
+            counters=cache.counters,
+        )  # [B, S, C]
+        cache.advance(tokens.shape[1])
+        return x[:, -1]
+
+    def step_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits [B, V] of the token after the new ones [B, S], read as `step` does."""
+        assert self.layers.linear_step is not None
+        norm = self.norm
+        return self.layers.linear_step(
+            self.step(tokens, cache),
+            self.head_parameters()[0],
+            norm="layer_norm",
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+        )
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The embedding's weight where it is tied."""
@@ -202,18 +243,17 @@ class GPT(LanguageModel):
         window = tokens if state is None else torch.cat([state.window, tokens], dim=1)
         weight, _ = self.head_parameters()
         fits = window.shape[1] <= self.config.context
-        if not fits or self.layers.attention_step is None or torch.is_grad_enabled():
+        if not fits or self.layers.decoder_step is None or torch.is_grad_enabled():
             window = window[:, -self.config.context :]
             return F.linear(self.stream(window)[:, -1], weight), GPTState(window, None)
         cache = None if state is None else state.take_cache()
         if cache is None:
             cache, held = self.empty_cache(len(window)), 0
-        # A step takes a few tokens; the first read takes any number.
-        most = MAX_STEP_TOKENS if held > 0 else window.shape[1]
-        while held < window.shape[1]:
-            x = self.stream(window[:, held : held + most], held, cache)
-            held += x.shape[1]
-        return F.linear(x[:, -1], weight), GPTState(window, cache)  # [B, V]
+        if held == 0:
+            return F.linear(self.stream(window, cache)[:, -1], weight), GPTState(window, cache)
+        for first in range(held, window.shape[1], MAX_STEP_TOKENS):
+            logits = self.step_logits(window[:, first : first + MAX_STEP_TOKENS], cache)  # [B, V]
+        return logits, GPTState(window, cache)
 
     def empty_cache(self, batch: int) -> KVCache:
         """A cache of the model's sizes for `batch` rows."""
