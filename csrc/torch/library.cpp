@@ -36,6 +36,9 @@ void define(torch::stable::detail::StableLibrary& m) {
   m.def(
       "linear_step(Tensor x, Tensor weight, Tensor? bias, int norm, Tensor? norm_weight, "
       "Tensor? norm_bias, float eps, int activation, bool gated, Tensor? residual) -> Tensor");
+  m.def(
+      "decoder_step(Tensor x, Tensor[] parameters, Tensor(a!) cache, Tensor lengths, "
+      "Tensor(b!)? counters, float eps, int activation) -> Tensor");
   // Each option as one number, or per row.
   m.def(
       "sample(Tensor logits, Tensor? token_counts, float temperature, int top_k, float top_p, "
@@ -88,6 +91,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy_forward", TORCH_BOX(&cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("linear_step", TORCH_BOX(&linear_step));
+  m.impl("decoder_step", TORCH_BOX(&decoder_step));
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy));
   m.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy));

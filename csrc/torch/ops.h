@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace seqkern {
 
@@ -33,6 +34,10 @@ Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Te
                    int64_t norm, const std::optional<Tensor>& norm_weight,
                    const std::optional<Tensor>& norm_bias, double eps, int64_t activation,
                    bool gated, const std::optional<Tensor>& residual);
+
+Tensor decoder_step(const Tensor& x, const std::vector<Tensor>& parameters, const Tensor& cache,
+                    const Tensor& lengths, const std::optional<Tensor>& counters, double eps,
+                    int64_t activation);
 
 std::tuple<Tensor, Tensor> sample(
     const Tensor& logits, const std::optional<Tensor>& token_counts, double temperature,

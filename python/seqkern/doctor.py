@@ -31,6 +31,7 @@ OPERATIONS = (
     Operation("models: LSTM layers", None),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
+    Operation("ops.decoder_step, models.GPT.generate", "decoder_step"),
     Operation("ops.linear_step, models.GPT.generate", "linear_step"),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )

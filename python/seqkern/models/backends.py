@@ -41,8 +41,11 @@ class Layers:
     CrossEntropyLoss: Callable[..., torch.nn.Module]
     LinearCrossEntropyLoss: Callable[..., torch.nn.Module]  # hidden, weight, target, bias
     attention: Callable[..., Tensor]  # causal: q, k, v [B, NH, T, D] and dropout_p
-    # Of new tokens over a cache they join; None: generation reads all tokens anew for each.
+    # Of new tokens, over a cache they join: attention, all blocks, and a linear layer with the norm
+    # before it. None: generation reads all tokens anew for each.
     attention_step: Callable[..., Tensor] | None
+    decoder_step: Callable[..., Tensor] | None
+    linear_step: Callable[..., Tensor] | None
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float) -> Tensor:
@@ -70,6 +73,8 @@ BACKENDS = {
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
         attention=ops.causal_attention,
         attention_step=ops.attention_step,
+        decoder_step=ops.decoder_step,
+        linear_step=ops.linear_step,
     ),
     "torch": Layers(
         LSTM=torch.nn.LSTM,
@@ -79,6 +84,8 @@ BACKENDS = {
         LinearCrossEntropyLoss=LogitsLoss,
         attention=_torch_attention,
         attention_step=None,
+        decoder_step=None,
+        linear_step=None,
     ),
 }
 

@@ -1,6 +1,7 @@
 """The transformer language model: pre-norm blocks of causal attention and an MLP."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +60,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden)
         self.layers = layers
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
-        """[B, T, C] to [B, T, C]; keys and values begin an empty cache, or are appended to it."""
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """[B, T, C] to [B, T, C]; an empty cache is given the keys and values."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
-        if cache is not None and append:
-            assert self.layers.attention_step is not None
-            y = self.layers.attention_step(
-                q, k, v, *cache[self.layer], cache.lengths, counters=cache.counters
-            )  # [B, NH, T, D]
-        else:
-            dropout = self.dropout if self.training else 0.0
-            y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
-            if cache is not None:
-                cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
+        dropout = self.dropout if self.training else 0.0
+        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
+        if cache is not None:
+            cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 
@@ -91,11 +86,18 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
-        """[B, T, C] to [B, T, C]; the cache as `Attention` takes it."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache, append))
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """[B, T, C] to [B, T, C]."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
+
+    def step_parameters(self) -> list[Tensor]:
+        """Those of the block in the order of `seqkern.ops.decoder_step`."""
+        attention, mlp = self.attention, self.mlp
+        layers: tuple[Any, ...] = (self.attention_norm, attention.qkv, attention.out)
+        layers += (self.mlp_norm, mlp[0], mlp[2])
+        return [t for layer in layers for t in (layer.weight, layer.bias)]
 
 
 class GPT(LanguageModel):
@@ -166,21 +168,58 @@ class GPT(LanguageModel):
         """The normalised stream [B, T, C] above the last block, for tokens [B, T]."""
         return self.stream(tokens)
 
-    def stream(self, tokens: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
+    def stream(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block.
 
-        With a cache, its first T places are filled, or the tokens follow those that it holds.
+        A cache is given the tokens' keys and values, in its first T places.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)  # [T]
-        if cache is not None and append:
-            # The spare places of a cache, beyond the context, have no position of their own.
-            positions = cache.lengths.unsqueeze(1) + positions  # [B, T]
-            positions = positions.clamp_(max=self.config.context - 1)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
         for block in self.blocks:
-            x = block(x, cache, append)
+            x = block(x, cache)
         out: Tensor = self.norm(x)
         return out
+
+    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The stream [B, S, C] above the last block, before the last norm, of S new tokens.
+
+        The tokens [B, S], S up to 16, follow those that each row has in the cache, and join them.
+        Dropout is off, and there are no gradients. Activations are float32 also where the weights
+        are 16-bit: that is more exact than 16-bit ones, and what is read is the weights.
+        """
+        places = cache.lengths[:, None]  # [B, 1]
+        if tokens.shape[1] > 1:
+            places = places + torch.arange(tokens.shape[1], device=tokens.device)  # [B, S]
+        # The spare places of a cache, beyond the context, have no position of their own.
+        places = places.clamp(max=self.config.context - 1)
+        x = self.embedding(tokens) + self.positions(places)  # [B, S, C]
+        if x.dtype != torch.float64:
+            x = x.float()
+        assert self.layers.decoder_step is not None
+        blocks: Any = self.blocks
+        x = self.layers.decoder_step(
+            x,
+            [t for block in blocks for t in block.step_parameters()],
+            cache.memory,
+            cache.lengths,
+            eps=self.norm.eps,
+            counters=cache.counters,
+        )  # [B, S, C]
+        cache.advance(tokens.shape[1])
+        return x
+
+    def _step_head(self, x: Tensor) -> Tensor:
+        """Logits [..., V] of the stream [..., C] that `step` returns."""
+        assert self.layers.linear_step is not None
+        norm = self.norm
+        return self.layers.linear_step(
+            x,
+            self.head_parameters()[0],
+            norm="layer_norm",
+            norm_weight=norm.weight,
+            norm_bias=norm.bias,
+            eps=norm.eps,
+        )
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The embedding's weight where it is tied."""
@@ -189,7 +228,7 @@ class GPT(LanguageModel):
     @property
     def keeps_state(self) -> bool:
         """Whether there is a kernel that reads a cache."""
-        return self.layers.attention_step is not None
+        return self.layers.decoder_step is not None
 
     @torch.no_grad()
     def next_logits(
@@ -200,28 +239,20 @@ class GPT(LanguageModel):
         The state is a cache, which is changed in place; there is none where no kernel reads one.
         """
         weight, bias = self.head_parameters()
-        if not self.keeps_state:
-            return F.linear(last_of(self.stream(tokens), lengths), weight, bias), None
-        if state is None:
+        if state is not None:
+            for part in torch.split(tokens, MAX_STEP_TOKENS, 1):
+                x = self.step(part, state)  # [B, S, C]
+            return self._step_head(x[:, -1]), state
+        if self.keeps_state:
             state = self.empty_cache(len(tokens))
-            hidden = self.stream(tokens, state)
             state.lengths += tokens.shape[1] if lengths is None else lengths
-        else:
-            hidden = self._append(tokens, state)
-        return F.linear(last_of(hidden, lengths), weight, bias), state
+        hidden = last_of(self.stream(tokens, state), lengths)  # [B, C]
+        return F.linear(hidden, weight, bias), state
 
     @torch.no_grad()
     def step_logits(self, tokens: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state."""
-        weight, bias = self.head_parameters()
-        return F.linear(self._append(tokens, state), weight, bias), state
-
-    def _append(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        parts = []
-        for part in torch.split(tokens, MAX_STEP_TOKENS, 1):
-            parts.append(self.stream(part, cache, append=True))
-            cache.advance(part.shape[1])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [B, S, C]
+        return self._step_head(self.step(tokens, state)), state
 
     def rewind(self, state: KVCache, before: KVCache, tokens: Tensor, keep: Tensor) -> KVCache:
         """The cache without the last S - keep [B] of tokens [B, S]."""

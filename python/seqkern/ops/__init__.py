@@ -3,6 +3,7 @@
 from seqkern.ops.attention import causal_attention
 from seqkern.ops.attention_step import attention_step
 from seqkern.ops.cross_entropy import cross_entropy
+from seqkern.ops.decoder_step import decoder_step
 from seqkern.ops.gru import gru
 from seqkern.ops.linear_cross_entropy import linear_cross_entropy
 from seqkern.ops.linear_step import linear_step
@@ -16,6 +17,7 @@ __all__ = [
     "attention_step",
     "causal_attention",
     "cross_entropy",
+    "decoder_step",
     "gru",
     "linear_cross_entropy",
     "linear_step",

@@ -10,7 +10,8 @@ from torch import Tensor
 from seqkern.ops import _registry
 
 _NORMS = {None: 0, "layer_norm": 1, "rms_norm": 2}
-_ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
+#: By name; decoder_step has the same.
+ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 
 
 def linear_step(
@@ -74,9 +75,9 @@ def linear_step(
         )
     if norm not in _NORMS:
         raise ValueError(f"linear_step: norm must be one of {list(_NORMS)}, got {norm!r}")
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise ValueError(
-            f"linear_step: activation must be one of {list(_ACTIVATIONS)}, got {activation!r}"
+            f"linear_step: activation must be one of {list(ACTIVATIONS)}, got {activation!r}"
         )
     y: Tensor = _registry.call(
         _registry.active.linear_step,
@@ -87,7 +88,7 @@ def linear_step(
         norm_weight,
         norm_bias,
         eps,
-        _ACTIVATIONS[activation],
+        ACTIVATIONS[activation],
         gated,
         residual,
     )
