@@ -1,6 +1,6 @@
 """A transformer language model of characters: random blocks, validation, generation.
 
-    python examples/gpt.py            # about a minute
+    python examples/gpt.py            # minutes
     python examples/gpt.py --small    # seconds; learns nothing
 
 The tutorial beside it: docs/tutorials/language_models.md.

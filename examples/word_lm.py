@@ -1,6 +1,6 @@
 """A language model of words: text, token file, random blocks, training, generation.
 
-    python examples/word_lm.py            # about a minute
+    python examples/word_lm.py            # minutes
     python examples/word_lm.py --small    # seconds; learns nothing
 
 The tutorial beside it: docs/tutorials/language_models.md.

@@ -72,6 +72,23 @@ def test_row_is_the_same_bits_whatever_the_other_rows_hold(model, kind, reads):
             assert torch.equal(made(others, lengths)[row], expected[row])
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (2, 5), (3, 3), (5, 4)], ids=str)
+@pytest.mark.parametrize("hidden", [12, 64])
+def test_row_of_a_tiny_batch_is_the_same_bits_whatever_lengths_the_others_have(kind, shape, hidden):
+    B, T = shape
+    torch.manual_seed(1)
+    made = SequenceTagger(EncoderConfig(features=F, kind=kind, hidden=hidden), K)
+    x = torch.randn(B, T, F)
+    with torch.no_grad():
+        for n in range(1, T + 1):
+            found = []
+            for others in range(1, T + 1):
+                lengths = torch.full((B,), others)
+                lengths[-1] = n
+                found.append(made(x, lengths)[-1])
+            assert all(torch.equal(out, found[0]) for out in found)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_row_alone_and_without_padding_is_what_it_is_in_the_batch(model, kind):
     # Not bit for bit: with fewer rows PyTorch's matrix products take another kernel.

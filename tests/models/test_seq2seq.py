@@ -163,6 +163,22 @@ def test_row_is_the_same_bits_whatever_padding_and_other_rows_hold(model, write)
         assert rows_equal(WRITERS[write](made, other), expected, row)
 
 
+def test_log_prob_of_a_row_is_the_same_bits_whatever_targets_the_others_have(model):
+    made, given = make(model), sources(model)
+    targets = torch.randint(V, (B, 6))
+    with torch.no_grad():
+        for row, n in enumerate((6, 0, 3, 1, 5)):
+            found = []
+            for others in (0, 1, 4, 6):
+                lengths = torch.full((B,), others)
+                lengths[row] = n
+                changed = torch.randint(V, (B, 6))
+                changed[row, :n] = targets[row, :n]
+                log_prob = made.log_prob(**given, targets=changed, target_lengths=lengths)
+                found.append(log_prob[row])
+            assert all(torch.equal(out, found[0]) for out in found)
+
+
 def every_sequence(made, given, max_tokens, alpha):
     """The best of all sequences of at most `max_tokens` tokens, its stop token among them."""
     best = (-math.inf, None)

@@ -121,7 +121,7 @@ class CharTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """One id per character."""
         try:
-            return [self._ids[character] for character in text]
+            return list(map(self._ids.__getitem__, text))
         except KeyError as error:
             raise _unknown_character(text, text.index(error.args[0])) from None
 
@@ -180,11 +180,11 @@ class WordTokenizer(Tokenizer):
         found: set[str] = set()
         counts: Counter[str] = Counter()
         for chunk in chunks:
-            found.update(cls._wordless.findall(chunk))
+            found.update(chunk)
             counts.update(cls._pieces.findall(chunk))
             if len(counts) > max_counted:
                 counts = Counter(dict(counts.most_common(max_counted // 2)))
-        singles = sorted(found)
+        singles = sorted(filter(cls._wordless.match, found))
         room = max_vocab - 1 - len(singles)
         require(
             room >= 0,
@@ -204,24 +204,22 @@ class WordTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """See the class."""
         ids: list[int] = []
-        for match in self._pieces.finditer(text):
-            piece_id = self._ids.get(match.group())
+        for piece in self._pieces.findall(text):
+            piece_id = self._ids.get(piece)
             if piece_id is not None:
                 ids.append(piece_id)
+            elif self._wordless.match(piece):
+                ids.extend(self._spelled(piece, text))
             else:
-                ids.extend(self._spell(text, match.start(), match.end()))
+                ids.append(0)  # an unknown word
         return ids
 
-    def _spell(self, text: str, start: int, end: int) -> list[int]:
-        """Ids of a piece that has none: `<unk>` for a word, the characters of anything else."""
-        if not self._wordless.match(text[start]):
-            return [0]
-        ids: list[int] = []
-        for position in range(start, end):
-            if text[position] not in self._ids:
-                raise _unknown_character(text, position)
-            ids.append(self._ids[text[position]])
-        return ids
+    def _spelled(self, piece: str, text: str) -> list[int]:
+        """Ids of the characters of a piece that is no word, and has no id itself."""
+        try:
+            return [self._ids[character] for character in piece]
+        except KeyError as error:
+            raise _unknown_character(text, text.index(error.args[0])) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The pieces joined."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.models.backends import Layers, run_recurrent
@@ -12,6 +13,7 @@ from seqkern.models.padding import clean_tokens, zero_padding
 from seqkern.models.transformer import EncoderBlock, positions
 
 KINDS = ("lstm", "transformer")
+_FEW = 16  # rows of a matrix product; seen to matter with MKL below 12
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,25 @@ class Encoder(nn.Module):
         """
         x = self.dropout(self._embedded(x, valid))  # [B, T, H]
         if self.lstm is not None:
-            return run_recurrent(self.lstm, x, None, lengths)[0]  # [B, T, H]
+            return self._read(self.lstm, x, lengths)
         x = x + positions(0, x.shape[1], x.shape[2], x)
         for block in self.blocks:
             x = block(x, valid)
         return zero_padding(self.norm(x), valid)
+
+    @staticmethod
+    def _read(lstm: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+        """The layers' output [B, T, H] for x [B, T, C].
+
+        They multiply by weights only the elements that exist, of all rows together. With few of
+        these the matrix product is another kernel, which rounds differently, and a row's bits would
+        depend on the lengths of the others; so a small batch gets one more row.
+        """
+        B, T, _ = x.shape
+        if B < _FEW:
+            x = F.pad(x, (0, 0, 0, max(0, _FEW - T), 0, 1))  # [B + 1, >= _FEW, C]
+            lengths = F.pad(lengths, (0, 1), value=_FEW)
+        return run_recurrent(lstm, x, None, lengths)[0][:B, :T]
 
     def last(self, states: Tensor, lengths: Tensor) -> Tensor:
         """The state [B, H] in which each row ended: of a backward half, at the row's start."""
@@ -127,10 +143,10 @@ class Encoder(nn.Module):
             return zero_padding(
                 self.embedding(clean_tokens(x, valid, self.config.vocab_size)), valid
             )
-        F = self.config.features
+        width = self.config.features
         require(
-            x.dim() == 3 and x.is_floating_point() and x.shape[2] == F,
-            f"records must be floating point [B, T, {F}], got {x.dtype} {list(x.shape)}",
+            x.dim() == 3 and x.is_floating_point() and x.shape[2] == width,
+            f"records must be floating point [B, T, {width}], got {x.dtype} {list(x.shape)}",
         )
         # Once more after the map: its bias.
         return zero_padding(self.embedding(zero_padding(x, valid)), valid)
