@@ -377,3 +377,23 @@ def test_gpt_refuses_a_prompt_longer_than_its_context():
     model = build_model("gpt", SIZES)
     with pytest.raises(UserError, match="at most the context of 6 long, got 7"):
         model.generate(prompt(1, CONTEXT + 1), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gpt_steps_of_several_tokens_give_the_logits_of_a_full_read(dtype):
+    torch.manual_seed(0)
+    model = build_model("gpt", SIZES).to(dtype).eval()
+    tokens = prompt(2, CONTEXT)
+    with torch.no_grad():
+        whole = model.double()(tokens)
+        model.to(dtype)
+        cache = model.empty_cache(2)
+        for first, last in ((0, 1), (1, 4), (4, CONTEXT)):
+            logits = model.step_logits(tokens[:, first:last], cache)
+            # Weights are the same numbers; keys and values are rounded to the cache's dtype.
+            tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+            expected = whole[:, last - 1]
+            error = (logits - expected).abs().max() / expected.abs().max()
+            assert float(error) < tolerance
+    assert cache.lengths.tolist() == [CONTEXT, CONTEXT]
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
