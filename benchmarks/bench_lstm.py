@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.recurrent import CASES, make_layer
 from benchmarks.registry import (
     FORWARD,
     Benchmark,
@@ -21,17 +22,8 @@ from benchmarks.registry import (
 
 
 def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> Problem:
-    """Input of standard deviation 1 and torch's default weights, uniform of 1 / sqrt(H)."""
-    B, T, H = case["B"], case["T"], case["H"]
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=rng, device=device).mul_(2).sub_(1).mul_(H**-0.5)
-
-    x = torch.randn(T, B, H, generator=rng, device=device)
-    weights = (uniform(4 * H, H), uniform(4 * H, H), uniform(4 * H), uniform(4 * H))
-    upstream = torch.randn(T, B, H, generator=rng, device=device).to(dtype)
-    args = tuple(t.to(dtype) for t in (x, *weights))
-    return Problem(args, wrt=(0, 1, 2, 3, 4), upstream=(upstream,))
+    """As `benchmarks.recurrent`."""
+    return make_layer(4, case, dtype, device, rng)
 
 
 def plain(x: Tensor, *weights: Tensor) -> Tensor:
@@ -74,12 +66,7 @@ def seqkern(problem: Problem) -> Forward:
 BENCHMARK = Benchmark(
     op="lstm",
     axes="B x T x H",
-    cases=(
-        Case(B=16, T=128, H=256),
-        Case(B=64, T=256, H=128),
-        Case(B=32, T=128, H=512),
-        Case(B=1, T=64, H=256),
-    ),
+    cases=CASES,
     quick=(Case(B=1, T=16, H=64), Case(B=8, T=16, H=64)),
     cuda_cases=(Case(B=16, T=1024, H=768),),
     make=make,

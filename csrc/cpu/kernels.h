@@ -9,6 +9,7 @@
 #include "ops/attention.h"
 #include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
+#include "ops/gru_rnn.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
@@ -34,9 +35,11 @@
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
 // its number, in any order and at any time (team.h), after one has called kernel_prepare.
-#define SEQKERN_CPU_TEAM_KERNELS(X)  \
-  X(lstm_forward, LstmForwardArgs)   \
-  X(lstm_backward, LstmBackwardArgs) \
+#define SEQKERN_CPU_TEAM_KERNELS(X)      \
+  X(lstm_forward, LstmForwardArgs)       \
+  X(lstm_backward, LstmBackwardArgs)     \
+  X(hidden_forward, HiddenForwardArgs)   \
+  X(hidden_backward, HiddenBackwardArgs) \
   X(dense, DenseArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);

@@ -7,6 +7,7 @@
 #include "ops/attention.h"
 #include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
+#include "ops/gru_rnn.h"
 #include "ops/linear_cross_entropy.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
@@ -26,6 +27,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(lstm_backward, LstmBackwardArgs)                               \
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
+  X(hidden_forward, HiddenForwardArgs)                             \
+  X(hidden_backward, HiddenBackwardArgs)                           \
   X(sample, SampleArgs)                                            \
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
@@ -43,6 +46,8 @@ SEQKERN_CUDA_KERNELS(SEQKERN_DECLARE_CUDA_KERNEL)
 // Bytes of device memory that the kernel wants at args.workspace (which these do not read).
 int64_t lstm_forward_workspace(const LstmForwardArgs& args);
 int64_t lstm_backward_workspace(const LstmBackwardArgs& args);
+int64_t hidden_forward_workspace(const HiddenForwardArgs& args);
+int64_t hidden_backward_workspace(const HiddenBackwardArgs& args);
 // Bytes of scratch the args' workspace must have.
 int64_t attention_forward_workspace(const AttentionForwardArgs& args);
 int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
@@ -57,6 +62,9 @@ void visit_lstm_steps_kernels(VisitKernel visit, void* context);
 void visit_lstm_steps_backward_kernels(VisitKernel visit, void* context);
 void visit_lstm_kernels(VisitKernel visit, void* context);
 void visit_lstm_backward_kernels(VisitKernel visit, void* context);
+void visit_gru_rnn_kernels(VisitKernel visit, void* context);
+void visit_gru_rnn_backward_kernels(VisitKernel visit, void* context);
+void visit_gru_rnn_steps_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);

@@ -5,12 +5,10 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/lstm.cuh"
+#include "cuda/recurrent_steps.cuh"
 
 namespace seqkern::cuda {
 namespace {
-
-constexpr int kRows = 8;   // batch rows of a warp
-constexpr int kWarps = 4;  // per block
 
 // The state between launches, in the workspace. h is in two copies, since the blocks of a step read
 // all of the earlier one while they write the next.
@@ -31,54 +29,6 @@ struct State {
   T* h;    // [2, B, P]
 };
 
-// What a warp works on: one output (a unit, or an element of the projection) of kRows rows.
-struct Task {
-  __device__ Task(int64_t outputs, int64_t B) {
-    const int64_t tiles = (outputs + kWarps - 1) / kWarps;
-    j = blockIdx.x % tiles * kWarps + threadIdx.x / kWarp;
-    b = blockIdx.x / tiles * kRows;
-    rows = static_cast<int>(B - b < kRows ? B - b : int64_t{kRows});
-  }
-  int64_t j;  // may be past the last output
-  int64_t b;
-  int rows;
-};
-
-unsigned blocks_for(int64_t outputs, int64_t B) {
-  return static_cast<unsigned>(ceil_div<int64_t>(outputs, kWarps) * ceil_div<int64_t>(B, kRows));
-}
-
-// Lane r gets in out[q] the product of weight row q [K] with row b + r of x [B, K]. Each is summed
-// in an order that no other row has a part in.
-template <int kOutputs, class T, class X>
-__device__ __forceinline__ void products(const T* const (&w)[kOutputs], const X* x, int64_t K,
-                                         const Task& task, AccOf<T> (&out)[kOutputs]) {
-  using Acc = AccOf<T>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  Acc sum[kOutputs][kRows] = {};
-  for (int64_t k = lane; k < K; k += kWarp) {
-    Acc weight[kOutputs];
-#pragma unroll
-    for (int q = 0; q < kOutputs; ++q) weight[q] = load1(w[q] + k);
-#pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-      if (row >= task.rows) break;
-      const Acc value = load1(x + (task.b + row) * K + k);
-#pragma unroll
-      for (int q = 0; q < kOutputs; ++q) sum[q][row] += weight[q] * value;
-    }
-  }
-#pragma unroll
-  for (int row = 0; row < kRows; ++row) {
-    if (row >= task.rows) break;
-#pragma unroll
-    for (int q = 0; q < kOutputs; ++q) {
-      const Acc total = warp_reduce(sum[q][row], Add{});
-      if (lane == row) out[q] = total;
-    }
-  }
-}
-
 template <class T>
 __device__ __forceinline__ void write_h(const LstmForwardArgs& a, const State<T>& state, int64_t L,
                                         int64_t s, int64_t b, int64_t j, AccOf<T> h) {
@@ -98,17 +48,18 @@ __device__ __forceinline__ void skip_h(const LstmForwardArgs& a, int64_t L, int6
 }
 
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kStepWarps* kWarp)
     lstm_step_kernel(const __grid_constant__ LstmForwardArgs a, State<T> state, int64_t s) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  const Task task(r.H, r.B);
+  const StepTask task(r.H, r.B);
   if (task.j >= r.H) return;  // whole warps leave
   const T* w = static_cast<const T*>(r.w_hh) + task.j * r.P;
   const int64_t gate = r.H * r.P;
   const T* h = s > 0 ? state.h + s % 2 * r.B * r.P : static_cast<const T*>(r.h0);
   Acc gates[4] = {};
-  if (h) products<4>({w, w + gate, w + 2 * gate, w + 3 * gate}, h, r.P, task, gates);
+  const auto rows = [&](int64_t b) { return h ? h + b * r.P : nullptr; };
+  step_products<4>({w, w + gate, w + 2 * gate, w + 3 * gate}, rows, r.P, task, gates);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (lane >= task.rows) return;
@@ -138,15 +89,16 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 
 // h = w_hr m.
 template <class T>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kStepWarps* kWarp)
     lstm_step_projection_kernel(const __grid_constant__ LstmForwardArgs a, State<T> state,
                                 int64_t s) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  const Task task(r.P, r.B);
+  const StepTask task(r.P, r.B);
   if (task.j >= r.P) return;
   Acc h[1] = {};
-  products<1>({static_cast<const T*>(a.in.w_hr) + task.j * r.H}, state.m, r.H, task, h);
+  const auto rows = [&](int64_t b) { return state.m + b * r.H; };
+  step_products<1>({static_cast<const T*>(a.in.w_hr) + task.j * r.H}, rows, r.H, task, h);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (lane >= task.rows) return;
   const int64_t b = task.b + lane, L = length_of(r, b);
@@ -170,12 +122,12 @@ void lstm_forward_steps(const LstmForwardArgs& a, cudaStream_t stream) {
   dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
     const RecurrentInputs& r = a.in.r;
     const State<T> state(a.in, a.workspace);
-    LaunchConfig config{.name = "lstm", .block = kWarps * kWarp, .stream = stream};
+    LaunchConfig config{.name = "lstm", .block = kStepWarps * kWarp, .stream = stream};
     for (int64_t s = 0; s < r.T; ++s) {
-      config.grid = blocks_for(r.H, r.B);
+      config.grid = step_blocks(r.H, r.B);
       launch(lstm_step_kernel<T>, config, a, state, s);
       if (!a.in.w_hr) continue;
-      config.grid = blocks_for(r.P, r.B);
+      config.grid = step_blocks(r.P, r.B);
       launch(lstm_step_projection_kernel<T>, config, a, state, s);
     }
   });

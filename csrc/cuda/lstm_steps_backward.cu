@@ -4,13 +4,10 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/lstm.cuh"
+#include "cuda/recurrent_steps.cuh"
 
 namespace seqkern::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kRows = 8;                   // batch rows of a block of the product
-constexpr int kSlices = kThreads / kWarp;  // parts of the sum, a warp each
 
 // The gradients between launches, in the workspace, in the accumulator type.
 template <class T>
@@ -26,17 +23,13 @@ struct Carried {
   Acc* dm;  // [B, H] of m_t, with a projection only
 };
 
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-}
-
 // Whole gradient at h_t, with a projection.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kStepThreads)
     lstm_step_dh_kernel(const __grid_constant__ LstmBackwardArgs a, Carried<T> carried, int64_t s) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  const int64_t n = thread_number();
+  const int64_t n = step_thread();
   if (n >= r.B * r.P) return;
   const int64_t b = n / r.P, L = length_of(r, b);
   if (s >= L) {
@@ -51,12 +44,12 @@ __global__ void __launch_bounds__(kThreads)
 
 // dgates of the step, and with a projection m.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kStepThreads, 4)
     lstm_step_dgates_kernel(const __grid_constant__ LstmBackwardArgs a, Carried<T> carried,
                             int64_t s) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  const int64_t n = thread_number();
+  const int64_t n = step_thread();
   if (n >= r.B * r.H) return;
   const int64_t b = n / r.H, j = n % r.H, L = length_of(r, b);
   if (s == 0 && L == 0 && a.dgates_0) {
@@ -88,59 +81,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   save_dgates<T>(a, t, s, b, j, d);
 }
 
-// out [B, K] = v W of the rows that have step s: v [T, B, J] at the row's time, W [J, K]. A block
-// takes kWarp columns of kRows rows; its warps take every kSlices-th term of the sums.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    lstm_step_product_kernel(RecurrentInputs r, const T* v, const T* w, AccOf<T>* out, int64_t J,
-                             int64_t K, int64_t s) {
-  using Acc = AccOf<T>;
-  struct Partial {
-    Acc x[kSlices][kRows][kWarp];
-  };
-  Partial& partial = shared<Partial>();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int slice = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t tiles = (K + kWarp - 1) / kWarp;
-  const int64_t k = blockIdx.x % tiles * kWarp + lane;
-  const int64_t b0 = blockIdx.x / tiles * kRows;
-  const T* v_b[kRows];  // null for rows without the step
-#pragma unroll
-  for (int row = 0; row < kRows; ++row) {
-    v_b[row] = nullptr;
-    if (b0 + row >= r.B) continue;
-    const int64_t L = length_of(r, b0 + row);
-    if (s < L) v_b[row] = v + (time_of(r, L, s) * r.B + b0 + row) * J;
-  }
-  Acc sum[kRows] = {};
-  if (k < K) {
-    for (int64_t j = slice; j < J; j += kSlices) {
-      const Acc weight = load1(w + j * K + k);
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        if (v_b[row]) sum[row] += load1(v_b[row] + j) * weight;
-      }
-    }
-  }
-#pragma unroll
-  for (int row = 0; row < kRows; ++row) partial.x[slice][row][lane] = sum[row];
-  // Orders the parts before the sums over them.
-  __syncthreads();
-  const int row = slice;  // as many slices as rows
-  static_assert(kSlices == kRows);
-  if (b0 + row >= r.B || k >= K || s >= length_of(r, b0 + row)) return;
-  Acc total = 0;
-#pragma unroll
-  for (int part = 0; part < kSlices; ++part) total += partial.x[part][row][lane];
-  out[(b0 + row) * K + k] = total;
-}
-
 // Gradients of the initial state: what step 0 left, or what came from outside where no step was.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kStepThreads)
     lstm_steps_end_kernel(const __grid_constant__ LstmBackwardArgs a, Carried<T> carried) {
   const RecurrentInputs& r = a.in.r;
-  const int64_t n = thread_number();
+  const int64_t n = step_thread();
   if (a.dh0 && n < r.B * r.P) {
     const bool any = length_of(r, n / r.P) > 0;
     store_at<T>(a.dh0, n, any ? carried.dh[n] : load_or_zero<T>(a.dh_n, n));
@@ -167,15 +113,17 @@ void lstm_backward_steps(const LstmBackwardArgs& a, cudaStream_t stream) {
     const auto config = [&](int64_t blocks) {
       return LaunchConfig{.name = "lstm_backward",
                           .grid = static_cast<unsigned>(blocks),
-                          .block = kThreads,
+                          .block = kStepThreads,
                           .stream = stream};
     };
-    const auto elements = [&](int64_t n) { return config(ceil_div<int64_t>(r.B * n, kThreads)); };
+    const auto elements = [&](int64_t n) {
+      return config(ceil_div<int64_t>(r.B * n, kStepThreads));
+    };
     const auto product = [&](const void* v, const void* w, AccOf<T>* out, int64_t J, int64_t K,
                              int64_t s) {
-      launch(lstm_step_product_kernel<T>,
-             config(ceil_div<int64_t>(K, kWarp) * ceil_div<int64_t>(r.B, kRows)), r,
-             static_cast<const T*>(v), static_cast<const T*>(w), out, J, K, s);
+      launch(step_product_kernel<T>, config(step_product_blocks(K, r.B)), r,
+             static_cast<const T*>(v), SequenceStrides{r.B * J, J}, static_cast<const T*>(w), out,
+             J, K, s);
     };
     for (int64_t s = r.T - 1; s >= 0; --s) {
       if (a.in.w_hr) {
@@ -196,7 +144,7 @@ void visit_lstm_steps_backward_kernels(VisitKernel visit, void* context) {
     };
     add("lstm_step_dh", lstm_step_dh_kernel<T>);
     add("lstm_step_dgates", lstm_step_dgates_kernel<T>);
-    add("lstm_step_product", lstm_step_product_kernel<T>);
+    add("step_product", step_product_kernel<T>);
     add("lstm_steps_end", lstm_steps_end_kernel<T>);
   });
 }

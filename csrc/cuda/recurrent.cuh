@@ -33,6 +33,14 @@ __device__ __forceinline__ void store_at(void* p, int64_t i, AccOf<T> x) {
   store1(static_cast<T*>(p) + i, x);
 }
 
+// x as a reader of stored values has it.
+template <class T>
+__device__ __forceinline__ AccOf<T> rounded(AccOf<T> x) {
+  T stored;
+  store1(&stored, x);
+  return load1(&stored);
+}
+
 // Loads whose results are first used where their values are asked for: a conversion beside a load
 // would make the thread wait for it.
 template <class T>

@@ -128,7 +128,7 @@ class Resident {
   // The warp's chunks of the inner dimension: the first of group 0 into registers, the others into
   // slots. A lane reads back only what it wrote itself, so nothing has to be ordered.
   __device__ void load_weights(uint4 (&held)[kHeldChunks][4]) {
-    const RecurrentWeight<T> w{static_cast<const T*>(r_.w_hh), static_cast<int>(r_.H)};
+    const RecurrentWeight<T> w{static_cast<const T*>(r_.w_hh), static_cast<int>(r_.H), plan_.gates};
     const int first_group = unit_block_ * plan_.groups;
 #pragma unroll
     for (int c = 0; c < kHeldChunks; ++c) {

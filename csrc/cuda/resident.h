@@ -12,7 +12,7 @@
 
 namespace seqkern::cuda {
 
-inline constexpr int kGates = 4;
+inline constexpr int kGates = 4;         // places for them; of a cell with fewer the rest is zero
 inline constexpr int kUnits = 8;         // hidden units of a group: with their gates, one product
 inline constexpr int kTileRows = 8;      // batch rows that products leave out together
 inline constexpr int kPassRows = 32;     // batch rows of a pass: one thread per unit and row
@@ -29,6 +29,7 @@ struct ResidentPlan {
   int rows;          // batch rows of a batch group, a multiple of kTileRows
   int passes;        // over those rows, in each step
   int chunks;        // of the inner dimension, per warp
+  int gates;         // rows of the weights per unit, kGates at most
   int slots;         // chunks of a thread that are not in registers,
   int shared_slots;  // the first of which are in shared memory, the others in the workspace
   int inner_units;   // H, rounded up to whole chunks
@@ -40,10 +41,10 @@ struct ResidentPlan {
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
 };
 
-// The plan for H units, or none (blocks() is 0) where the device cannot hold the blocks at once.
-// `Product` is one of resident_product.cuh.
+// The plan for H units of `gates`, or none (blocks() is 0) where the device cannot hold the blocks
+// at once. `Product` is one of resident_product.cuh.
 template <class Product>
-ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
+ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
   ResidentPlan p = {};
   constexpr int64_t kAcc = sizeof(typename Product::Acc);
   constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and group
@@ -51,6 +52,7 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device) {
                                               int64_t{Product::kStages} * Product::kStageBytes);
   const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
   if (!device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
+  p.gates = gates;
   const int H = static_cast<int>(r.H);
   const int unit_groups = ceil_div(H, kUnits);
   p.groups = ceil_div(unit_groups, device.multiprocessors);

@@ -29,14 +29,16 @@
 
 namespace seqkern::cuda {
 
-// W [4 H, H], read as zero beyond its ends.
+// W [gates H, H], read as zero beyond its ends.
 template <class T>
 struct RecurrentWeight {
   const T* w;
   int H;
+  int gates;
 
   __device__ __forceinline__ T at(int gate, int unit, int k) const {
-    return unit < H && k < H ? w[(static_cast<int64_t>(gate) * H + unit) * H + k] : T{};
+    return gate < gates && unit < H && k < H ? w[(static_cast<int64_t>(gate) * H + unit) * H + k]
+                                             : T{};
   }
 };
 

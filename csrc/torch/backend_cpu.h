@@ -89,6 +89,16 @@ struct Cpu {
     cpu::lstm_backward_prepare(a, members);
     team(cpu::lstm_backward, a, members);
   }
+  static void run(const HiddenForwardArgs& a) {
+    const int64_t members = team_members(a.r, gates_of(a.cell));
+    cpu::hidden_forward_prepare(a, members);
+    team(cpu::hidden_forward, a, members);
+  }
+  static void run(const HiddenBackwardArgs& a) {
+    const int64_t members = team_members(a.r, gates_of(a.cell));
+    cpu::hidden_backward_prepare(a, members);
+    team(cpu::hidden_backward, a, members);
+  }
   static void run(const LstmCellForwardArgs& a) { rows(cpu::lstm_cell_forward, a, a.B, 4 * a.H); }
   static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
 
@@ -97,6 +107,12 @@ struct Cpu {
   }
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
     return cpu::lstm_backward_workspace(a, team_members(a.in.r, 4));
+  }
+  static int64_t workspace_bytes(const HiddenForwardArgs& a) {
+    return cpu::hidden_forward_workspace(a, team_members(a.r, gates_of(a.cell)));
+  }
+  static int64_t workspace_bytes(const HiddenBackwardArgs& a) {
+    return cpu::hidden_backward_workspace(a, team_members(a.r, gates_of(a.cell)));
   }
 
   static void run(const LinearCrossEntropyStateArgs& a) {

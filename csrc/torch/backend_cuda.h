@@ -50,6 +50,12 @@ struct Cuda {
   static int64_t workspace_bytes(const LstmBackwardArgs& a) {
     return cuda::lstm_backward_workspace(a);
   }
+  static int64_t workspace_bytes(const HiddenForwardArgs& a) {
+    return cuda::hidden_forward_workspace(a);
+  }
+  static int64_t workspace_bytes(const HiddenBackwardArgs& a) {
+    return cuda::hidden_backward_workspace(a);
+  }
 
   // out = a b (+ out). A product of 16-bit operands into float memory cannot be added to it.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {

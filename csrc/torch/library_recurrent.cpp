@@ -2,8 +2,8 @@
 // CMakeLists.txt can leave it out of the libraries whose kernels are not written yet
 // (SEQKERN_CPU_ONLY_OPS).
 //
-// `lstm` and `lstm_cell` are differentiable, with autograd registered from Python; `..._forward`
-// are the same kernels without it.
+// `lstm`, `lstm_cell`, `gru` and `rnn` are differentiable, with autograd registered from Python;
+// `..._forward` are the same kernels without it.
 #include <torch/csrc/stable/library.h>
 
 #include "torch/backend.h"
@@ -19,6 +19,13 @@ namespace {
 #define SEQKERN_LSTM_CELL_SCHEMA                                                              \
   "(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
   "bool save_gates) -> (Tensor h, Tensor c, Tensor gates)"
+#define SEQKERN_GRU_SCHEMA                                                            \
+  "(Tensor input, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
+  "Tensor? lengths, bool reverse, bool save_gates) -> (Tensor output, Tensor h_n, "   \
+  "Tensor gates, Tensor u_n)"
+#define SEQKERN_RNN_SCHEMA                                                            \
+  "(Tensor input, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
+  "Tensor? lengths, bool reverse, bool relu) -> (Tensor output, Tensor h_n)"
 
 #if !defined(SEQKERN_BACKEND_CUDA)
 void define(torch::stable::detail::StableLibrary& m) {
@@ -36,6 +43,19 @@ void define(torch::stable::detail::StableLibrary& m) {
       "lstm_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor h0, Tensor c0, "
       "Tensor w_ih, Tensor w_hh, Tensor c, Tensor gates, int needs) -> (Tensor dinput, "
       "Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db)");
+  m.def("gru" SEQKERN_GRU_SCHEMA);
+  m.def("gru_forward" SEQKERN_GRU_SCHEMA);
+  m.def(
+      "gru_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? h0, Tensor w_ih, "
+      "Tensor w_hh, Tensor? lengths, Tensor output, Tensor gates, Tensor u_n, bool activated, "
+      "bool reverse, int needs) -> (Tensor dinput, Tensor dh0, Tensor dw_ih, Tensor dw_hh, "
+      "Tensor db_ih, Tensor db_hh)");
+  m.def("rnn" SEQKERN_RNN_SCHEMA);
+  m.def("rnn_forward" SEQKERN_RNN_SCHEMA);
+  m.def(
+      "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor? h0, Tensor w_ih, "
+      "Tensor w_hh, Tensor? lengths, Tensor output, bool reverse, bool relu, int needs) -> "
+      "(Tensor dinput, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db)");
 }
 #endif
 
@@ -46,6 +66,12 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
   m.impl("lstm_cell_forward", TORCH_BOX(&lstm_cell));
   m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
+  m.impl("gru", TORCH_BOX(&gru));
+  m.impl("gru_forward", TORCH_BOX(&gru));
+  m.impl("gru_backward", TORCH_BOX(&gru_backward));
+  m.impl("rnn", TORCH_BOX(&rnn));
+  m.impl("rnn_forward", TORCH_BOX(&rnn));
+  m.impl("rnn_backward", TORCH_BOX(&rnn_backward));
 }
 
 }  // namespace

@@ -35,4 +35,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(
     const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& c,
     const Tensor& gates, int64_t needs);
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> gru(const Tensor& input, const OptionalTensor& h0,
+                                               const Tensor& w_ih, const Tensor& w_hh,
+                                               const OptionalTensor& b_ih,
+                                               const OptionalTensor& b_hh,
+                                               const OptionalTensor& lengths, bool reverse,
+                                               bool save_gates);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+    const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
+    const Tensor& output, const Tensor& gates, const Tensor& u_n, bool activated, bool reverse,
+    int64_t needs);
+
+std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& h0, const Tensor& w_ih,
+                               const Tensor& w_hh, const OptionalTensor& b_ih,
+                               const OptionalTensor& b_hh, const OptionalTensor& lengths,
+                               bool reverse, bool relu);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+    const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
+    const Tensor& output, bool reverse, bool relu, int64_t needs);
+
 }  // namespace seqkern

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from seqkern import _load as _load
 from seqkern import data, models, nn, ops
+from seqkern.dropin import accelerate, patch, unpatch
 
 __version__ = version("seqkern")
-__all__ = ["__version__", "data", "models", "nn", "ops"]
+__all__ = ["__version__", "accelerate", "data", "models", "nn", "ops", "patch", "unpatch"]

@@ -9,12 +9,15 @@ from seqkern.data.tokenizers import TOKENIZERS
 from seqkern.errors import UserError, require
 from seqkern.models import MODELS
 from seqkern.models.backends import BACKENDS
+from seqkern.parallel import KINDS
 
 DTYPES = ("float32", "bfloat16", "float64")
 
 # What may differ when a run is resumed: it does not enter the computation. The text itself is
 # compared by its digest, wherever it lies.
-FREE_ON_RESUME = frozenset({"data", "device", "save_every", "tensorboard"})
+FREE_ON_RESUME = frozenset(
+    {"data", "device", "save_every", "tensorboard", "parallel", "accumulate"}
+)
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class RunConfig:
     warmup: int | None = None  # None: a tenth of the steps, at most 100
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1  # parts of a batch, one after the other
     seed: int = 0
 
     device: str = "auto"
     dtype: str = "float32"
     compile: bool = False
+    parallel: str = "ddp"  # with several processes
     eval_every: int = 200
     eval_tokens: int = 65536
     save_every: int = 200
@@ -63,7 +68,8 @@ class RunConfig:
         if self.tokenizer is not None:
             _one_of("tokenizer", self.tokenizer, TOKENIZERS)
         _one_of("dtype", self.dtype, DTYPES)
-        for name in ("context", "batch_size", "steps", "eval_every", "save_every"):
+        _one_of("parallel", self.parallel, KINDS)
+        for name in ("context", "batch_size", "accumulate", "steps", "eval_every", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1, got {value}")
         require(self.eval_tokens >= 0, f"eval_tokens must be at least 0, got {self.eval_tokens}")

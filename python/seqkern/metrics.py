@@ -72,6 +72,19 @@ class MetricsLog:
             self._board.close()
 
 
+class NoLog:
+    """The log of a process that keeps none."""
+
+    def append(self, row: Row) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_metrics(path: Path) -> list[Row]:
     """The rows of a metrics.csv, [] where there is no file; a last row cut short is left out.
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seqkern.errors import UserError
+from seqkern.parallel import as_share
 
 BETAS = (0.9, 0.99)
 
@@ -40,7 +41,11 @@ def restore_optimizer(
     ordered = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(ordered):
         prefix = f"{names[parameter]}/"
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = {
+            key.removeprefix(prefix): as_share(value, parameter)
+            for key, value in tensors.items()
+            if key.startswith(prefix)
+        }
         if state:
             saved["state"][index] = state
     if tensors and len(saved["state"]) != len(ordered):

@@ -26,6 +26,7 @@ from seqkern.errors import UserError, require
 from seqkern.files import replace_content
 from seqkern.metrics import read_metrics
 from seqkern.models import LanguageModel, build_model
+from seqkern.parallel import Parallel
 from seqkern.plot import PlotLabels, plot_losses
 from seqkern.train import Trainer, load_parameters
 
@@ -33,13 +34,19 @@ _OURS = ("config.json", "tokenizer.json", "metrics.csv", "loss.png", "tensorboar
 _TOKEN_NAMES = {"char": "character", "word": "word token", "bpe": "byte pair"}
 
 
-def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) -> Trainer:
+def start_run(
+    config: RunConfig,
+    out: Path | None,
+    prefix: str | None = None,
+    parallel: Parallel | None = None,
+) -> Trainer:
     """Make a run folder and a trainer at step 0.
 
     Args:
         config: the options.
         out: the folder; None makes `runs/<prefix>-<n>` with the first free n.
         prefix: by default model, tokenizer and the name of the text.
+        parallel: the processes that train; this one alone by default.
 
     Raises:
         UserError: a wrong option or text, or a folder that holds something already. All of that
@@ -47,9 +54,16 @@ def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) ->
     """
     from seqkern import __version__
 
-    if out is not None:
-        _check_free(out)
+    parallel = Parallel() if parallel is None else parallel
+
+    def check() -> str:
+        if out is not None:
+            _check_free(out)
+        return ""
+
+    parallel.first(check)
     resolve_device(config.device)
+    parallel.check_batch(config.batch_size, config.accumulate)
     source = _read(config)
     if isinstance(source, TokenFile):
         tokenizer = source.tokenizer
@@ -62,7 +76,6 @@ def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) ->
     torch.manual_seed(config.seed)
     model = build_model(config.model, sizes, config.backend)
     name = "embedded" if config.data is None else Path(config.data).stem
-    run = _make_folder(out, prefix or f"{config.model}-{tokenizer.kind}-{name}")
     described = {
         "seqkern": __version__,
         "run": asdict(config),
@@ -70,18 +83,24 @@ def start_run(config: RunConfig, out: Path | None, prefix: str | None = None) ->
         "text_sha256": corpus.digest,
         "unigram_entropy": corpus.unigram_entropy,
     }
-    replace_content(run / "tokenizer.json", tokenizer.dumps().encode())
-    replace_content(run / "config.json", json.dumps(described, indent=1).encode())
-    return Trainer(run, config, model, corpus)
+
+    def make() -> str:
+        run = _make_folder(out, prefix or f"{config.model}-{tokenizer.kind}-{name}")
+        replace_content(run / "tokenizer.json", tokenizer.dumps().encode())
+        replace_content(run / "config.json", json.dumps(described, indent=1).encode())
+        return str(run)
+
+    return Trainer(Path(parallel.first(make)), config, model, corpus, parallel)
 
 
-def resume_run(run: Path, given: dict[str, Any]) -> Trainer:
+def resume_run(run: Path, given: dict[str, Any], parallel: Parallel | None = None) -> Trainer:
     """The trainer of a run at its last checkpoint.
 
     Args:
         run: the folder.
         given: options the user gave again; they must be the stored ones, but for
             `seqkern.config.FREE_ON_RESUME`.
+        parallel: the processes that train, in any number; this one alone by default.
 
     Raises:
         UserError: no such run, another configuration or text, or a damaged file.
@@ -96,7 +115,9 @@ def resume_run(run: Path, given: dict[str, Any]) -> Trainer:
     )
     corpus = _corpus(source, load_tokenizer(run / "tokenizer.json"), config)
     model = build_model(config.model, described["model"]["sizes"], config.backend)
-    trainer = Trainer(run, config, model, corpus)
+    parallel = Parallel() if parallel is None else parallel
+    parallel.check_batch(config.batch_size, config.accumulate)
+    trainer = Trainer(run, config, model, corpus, parallel)
     trainer.restore()
     return trainer
 
@@ -116,6 +137,11 @@ def load_run(
     model.to(next(iter(checkpoint.model.values())).dtype)
     load_parameters(model, checkpoint.model)
     return model.to(resolve_device(device)).eval(), load_tokenizer(folder / "tokenizer.json")
+
+
+def read_config(run: Path) -> RunConfig:
+    """The options a run was started with; `UserError` where there is no run, or a damaged one."""
+    return config_from_json(_describe(run)["run"])
 
 
 def draw_run(run: Path) -> None:

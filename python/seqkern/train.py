@@ -24,9 +24,10 @@ from seqkern.config import RunConfig, resolve_device
 from seqkern.data import Corpus, validation_batches
 from seqkern.data.corpus import make_sampler
 from seqkern.errors import UserError, require
-from seqkern.metrics import MetricsLog, Row
+from seqkern.metrics import MetricsLog, NoLog, Row
 from seqkern.models import LanguageModel
 from seqkern.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from seqkern.parallel import Parallel, as_shares, whole
 from seqkern.schedule import learning_rate
 
 
@@ -77,20 +78,31 @@ class Trainer:
         config: the options.
         model: on the CPU; the trainer moves it.
         corpus: what to train and validate on.
+        parallel: the processes that train; this one alone by default.
     """
 
-    def __init__(self, run: Path, config: RunConfig, model: LanguageModel, corpus: Corpus) -> None:
+    def __init__(
+        self,
+        run: Path,
+        config: RunConfig,
+        model: LanguageModel,
+        corpus: Corpus,
+        parallel: Parallel | None = None,
+    ) -> None:
         """See the class."""
         self.run, self.config, self.corpus = run, config, corpus
-        self.device = resolve_device(config.device)
+        self.parallel = Parallel() if parallel is None else parallel
+        self.device = self.parallel.device(resolve_device(config.device))
         dtype = torch.float64 if config.dtype == "float64" else torch.float32
         self.model = model.to(self.device, dtype)
+        self._forward: nn.Module = self.parallel.wrap(self.model, config.parallel)
+        if self.parallel.rank:  # other dropout in each process
+            torch.manual_seed(self.parallel.seed(config.seed))
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
         self.sampler = make_sampler(corpus, config.context, config.batch_size, config.seed)
         self.step = 0
-        self._forward: nn.Module = self.model
         if config.compile:
-            self._forward = torch.compile(self.model)  # type: ignore[assignment]
+            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
         # Reading a loss from a GPU waits for it: there only every tenth step.
         self._rows_at_once = 1 if self.device.type == "cpu" else 10
         self._pending: list[tuple[int, float, Tensor, Tensor]] = []
@@ -98,30 +110,37 @@ class Trainer:
     # ------------------------------------------------------------------ state
 
     def save(self) -> None:
-        """Write a checkpoint of the current step."""
-        state = {"sampler": self.sampler.state(), "torch": torch.get_rng_state()}
+        """Write a checkpoint of the current step: the first process does, for all."""
+        state = self.parallel.gathered("torch", torch.get_rng_state())
         if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        save_checkpoint(
-            self.run,
-            Checkpoint(
-                step=self.step,
-                model=self.model.state_dict(),
-                optimizer=optimizer_tensors(self.model, self.optimizer),
-                state=state,
-            ),
+            state |= self.parallel.gathered("cuda", torch.cuda.get_rng_state(self.device))
+        checkpoint = Checkpoint(
+            step=self.step,
+            model=whole(self.model.state_dict()),
+            optimizer=whole(optimizer_tensors(self.model, self.optimizer)),
+            state={"sampler": self.sampler.state(), **state},
         )
+
+        def write() -> str:
+            save_checkpoint(self.run, checkpoint)
+            return ""
+
+        self.parallel.first(write)
 
     def restore(self) -> None:
         """Continue from the run's checkpoint, the generators of dropout and batches included."""
         checkpoint = load_checkpoint(self.run)
         self.step = checkpoint.step
-        load_parameters(self.model, checkpoint.model)
+        load_parameters(self.model, as_shares(checkpoint.model, self.model.state_dict()))
         restore_optimizer(self.model, self.optimizer, checkpoint.optimizer)
         self.sampler.restore(checkpoint.state["sampler"])
-        torch.set_rng_state(checkpoint.state["torch"])
-        if self.device.type == "cuda" and "cuda" in checkpoint.state:
-            torch.cuda.set_rng_state(checkpoint.state["cuda"], self.device)
+        torch.manual_seed(self.parallel.seed(self.config.seed + self.step))  # a process that is new
+        state = self.parallel.own("torch", checkpoint.state)
+        if state is not None:
+            torch.set_rng_state(state)
+        state = self.parallel.own("cuda", checkpoint.state)
+        if self.device.type == "cuda" and state is not None:
+            torch.cuda.set_rng_state(state, self.device)
 
     # ------------------------------------------------------------------ training
 
@@ -144,23 +163,24 @@ class Trainer:
         config = self.config
         began = time.perf_counter()
         last = config.steps if stop_after is None else min(stop_after, config.steps)
-        board = self.run / "tensorboard" if config.tensorboard else None
         fresh = self.step == 0
-        metrics = MetricsLog(self.run / "metrics.csv", -1 if fresh else self.step, board)
+        metrics = self._metrics(-1 if fresh else self.step)
         val_loss = None
-        bar = _progress_bar(self, enabled=progress)
+        bar = _progress_bar(self, enabled=progress and self.parallel.rank == 0)
         with Interrupts() as interrupts, bar, closing(metrics):
             if fresh:
                 self.save()
                 val_loss = self.validate()
                 metrics.append(Row(0, 0, None, val_loss, None, None, None))
             started = time.perf_counter()
-            stopping = self.step >= last
+            stopping, received = self.step >= last, 0
             while not stopping:
                 self._update()
                 # Read once per step: a signal that comes later waits for the next step's end.
-                late = time.perf_counter() - began > max_seconds
-                stopping = self.step == last or late or interrupts.received is not None
+                late, received = self.parallel.largest(
+                    time.perf_counter() - began > max_seconds, interrupts.received or 0
+                )
+                stopping = self.step == last or bool(late) or received > 0
                 ends = late or self.step == config.steps
                 validates = ends or self.step % config.eval_every == 0
                 saves = self.step % config.save_every == 0 or stopping
@@ -177,7 +197,14 @@ class Trainer:
                         metrics.sync()
                         self.save()
                     started = time.perf_counter()
-        return Outcome(self.step, interrupts.received)
+        return Outcome(self.step, received or None)
+
+    def _metrics(self, after_step: int) -> MetricsLog | NoLog:
+        """metrics.csv, which the first process writes."""
+        if self.parallel.rank:
+            return NoLog()
+        board = self.run / "tensorboard" if self.config.tensorboard else None
+        return MetricsLog(self.run / "metrics.csv", after_step, board)
 
     @property
     def tokens_per_step(self) -> int:
@@ -196,19 +223,26 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        inputs, targets = (x.to(self.device, non_blocking=True) for x in self.sampler.draw())
         self.model.train()
-        with self._autocast():
-            _, loss = self._forward(inputs, targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        total = torch.zeros((), device=self.device)
+        parts = self.parallel.parts(*self.sampler.draw(), config.accumulate)
+        for number, part in enumerate(parts, 1):
+            inputs, targets = (x.to(self.device, non_blocking=True) for x in part)
+            with self.parallel.accumulating(self._forward, number == config.accumulate):
+                with self._autocast():
+                    _, loss = self._forward(inputs, targets)
+                loss = loss / config.accumulate  # parts are of one size: the mean of their means
+                loss.backward()
+            total = total + loss.detach()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         self.optimizer.step()
-        self._pending.append((self.step, lr, loss.detach(), norm))
+        self._pending.append((self.step, lr, total, whole({"": norm})[""]))
 
     def _rows(self, started: float) -> list[Row]:
         """The metrics of the steps since `started`, read from the device."""
-        losses = torch.stack([loss for _, _, loss, _ in self._pending]).tolist()  # waits
+        stacked = torch.stack([loss for _, _, loss, _ in self._pending])
+        losses = self.parallel.mean(stacked).tolist()  # waits
         seconds = time.perf_counter() - started
         speed = round(len(losses) * self.tokens_per_step / seconds, 1)
         rows = []

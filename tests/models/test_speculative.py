@@ -7,6 +7,7 @@ from seqkern.generation import Sampling
 from seqkern.generation.graph import StepGraph
 from seqkern.generation.sampler import Sampler, count_tokens
 from seqkern.models import MODELS, build_model
+from seqkern.reference import token_distribution
 
 V, CONTEXT = 11, 12
 SIZES = {"vocab_size": V, "context": CONTEXT, "hidden": 12, "layers": 2, "heads": 2}
@@ -34,24 +35,20 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("draft", MODELS)
 @pytest.mark.parametrize("draft_tokens", [1, 4])
-def test_a_draft_changes_no_token(name, draft, draft_tokens, options):
-    """Also across windows of two contexts, prompts of different lengths, and stops."""
+def test_greedy_tokens_are_those_without_a_draft(name, draft, draft_tokens):
+    """Also across windows of two contexts, prompts of different lengths, penalties, and stops."""
     model, small = make(name), make(draft, seed=1, layers=1, context=8)
     tokens, lengths = prompt(4, 5), torch.tensor([5, 1, 3, 5])
-    arguments = {"lengths": lengths, "seed": 3, "stop_tokens": [2], "return_logprobs": True}
-    plain, plain_logprobs = model.generate(tokens, 40, **arguments, **options)
+    options = {
+        **{"lengths": lengths, "temperature": 0, "frequency_penalty": 0.3},
+        **{"stop_tokens": [2], "return_logprobs": True},
+    }
+    plain, plain_logprobs = model.generate(tokens, 40, **options)
     seen = []
     out, logprobs = model.generate(
-        tokens,
-        40,
-        draft=small,
-        draft_tokens=draft_tokens,
-        on_token=seen.append,
-        **arguments,
-        **options,
+        tokens, 40, draft=small, draft_tokens=draft_tokens, on_token=seen.append, **options
     )
     assert torch.equal(out, plain)
     torch.testing.assert_close(logprobs, plain_logprobs)
@@ -60,8 +57,60 @@ def test_a_draft_changes_no_token(name, draft, draft_tokens, options):
     assert shown[: len(expected)] == expected[: len(shown)]
 
 
+@torch.no_grad()
+def continuations(model, row, new, **options):
+    """The probability of every continuation of row [T] by `new` tokens, V^new of them."""
+    rows, p = row[None], torch.ones(1, dtype=torch.float64)
+    for _ in range(new):
+        counts = torch.stack([torch.bincount(r, minlength=model.vocab_size) for r in rows])
+        q = token_distribution(model(rows)[:, -1], token_counts=counts, **options)  # [n, V]
+        p = (p[:, None] * q).flatten()
+        every = torch.arange(model.vocab_size).repeat(len(rows))
+        rows = torch.cat((rows.repeat_interleave(model.vocab_size, 0), every[:, None]), 1)
+    return p
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.05},
+        {"repetition_penalty": 1.5, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+    ],
+    ids=["plain", "truncated", "penalised"],
+)
+def test_tokens_have_the_distribution_of_the_model(options):
+    """Chi-squared of all 125 continuations by three tokens; the draft knows nothing of them."""
+    model = make("gpt", vocab_size=5, spread=3)
+    draft = make("lstm", seed=3, vocab_size=5, spread=3, layers=1)
+    rows, row = 20_000, torch.tensor([1, 4])
+    out = model.generate(row.repeat(rows, 1), 3, seed=11, draft=draft, draft_tokens=2, **options)
+    digits = out[:, 2:] @ torch.tensor([25, 5, 1])
+    counts = torch.bincount(digits, minlength=125).double()
+    expected = rows * continuations(model, row, 3, **options)
+    assert counts[expected == 0].sum() == 0
+    rare = (expected > 0) & (expected < 5)
+    common = expected >= 5
+    chi_squared = ((counts - expected)[common] ** 2 / expected[common]).sum()
+    chi_squared += (counts - expected)[rare].sum() ** 2 / expected[rare].sum().clamp(min=1)
+    freedom = int(common.sum())
+    # The normal approximation of chi-squared's 99.99 % point.
+    assert float(chi_squared) < freedom + 3.72 * (2 * freedom) ** 0.5 + 10
+    assert freedom > 15
+
+
+@pytest.mark.parametrize("draft", ["gpt", "rnn"])
+def test_a_row_depends_on_nothing_around_it(name, draft):
+    model, small = make(name), make(draft, seed=1, layers=1, context=9)
+    tokens, lengths = prompt(3, 4), torch.tensor([4, 2, 3])
+    out = model.generate(tokens, 30, lengths=lengths, seed=5, draft=small)
+    for b, n in enumerate(lengths.tolist()):
+        alone = model.generate(tokens[b : b + 1, :n], 25, seed=5 + b, draft=small)[0]
+        assert torch.equal(out[b, : len(alone)], alone)
+
+
 def test_a_draft_saves_readings(name):
-    """A draft like the model itself: every proposal is right."""
+    """A draft like the model itself: every proposal is kept."""
     model, twin = make(name), make(name)
     reads = []
     read = model.step_logits
@@ -72,7 +121,8 @@ def test_a_draft_saves_readings(name):
 
     model.step_logits = watched
     out = model.generate(prompt(2, 1), 11, seed=1, draft=twin, draft_tokens=4)
-    assert reads == [5, 5]  # one token from the prompt, then twice four proposals and one more
+    # One token comes from the prompt; then twice four proposals and one more.
+    assert reads == [5, 5]
     assert out.shape == (2, 12)
 
 

@@ -1,4 +1,4 @@
-"""nn.LSTM and nn.LSTMCell are torch's, with another forward."""
+"""nn.LSTM is torch's, with another forward."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from recurrent_modules import Unpacked, assert_same, flat, gradients
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from torch.testing._internal.common_modules import module_db
 
 import seqkern
-from recurrent import run, some_lengths
-
-OURS: dict[str, Any] = {"LSTM": seqkern.nn.LSTM, "LSTMCell": seqkern.nn.LSTMCell}
-THEIRS: dict[str, Any] = {"LSTM": torch.nn.LSTM, "LSTMCell": torch.nn.LSTMCell}
+from recurrent import some_lengths
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,42 +41,6 @@ def states(module: Any, B: int, device: str) -> tuple[Tensor, Tensor]:
     P = module.proj_size or module.hidden_size
     make = lambda *size: torch.randn(*size, dtype=torch.float64, device=device)  # noqa: E731
     return make(rows, B, P), make(rows, B, module.hidden_size)
-
-
-def gradients(module: Any, call: Any, *tensors: Tensor) -> list[Tensor]:
-    """Outputs, then gradients of the tensors and of the parameters."""
-    names = [name for name, _ in module.named_parameters()]
-
-    def function(*given: Tensor) -> Any:
-        parameters = dict(zip(names, given[len(tensors) :], strict=True))
-        return torch.func.functional_call(module, parameters, given[: len(tensors)])
-
-    if call is not None:
-        return run(call, tensors)
-    return run(lambda *t: _flat(function(*t)), [*tensors, *module.parameters()])
-
-
-def _flat(result: Any) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [t for part in result for t in _flat(part)]
-
-
-def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    for actual, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(actual, expected)
-
-
-class Unpacked(torch.nn.Module):
-    """A module as a function of (input, h, c)."""
-
-    def __init__(self, module: Any, call: Any) -> None:
-        super().__init__()
-        self.module = module
-        self.call = call
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.call(self.module, *tensors)
 
 
 @pytest.mark.parametrize("state", [False, True])
@@ -192,58 +153,7 @@ def test_gradients_in_eval_mode(backend: Any) -> None:
     )
 
 
-# ---------------------------------------------------------------- torch's own module inputs
-
-
-def torchs_inputs() -> list[Any]:
-    """(name, description, constructor input, forward input) of PyTorch's own module tests."""
-    found = []
-    for info in module_db:
-        name = info.module_cls.__name__
-        if info.module_cls not in THEIRS.values():
-            continue
-        for training in (False, True):
-            torch.manual_seed(0)
-            inputs = info.module_inputs_func(
-                info, device="cpu", dtype=torch.float64, requires_grad=True, training=training
-            )
-            for i, given in enumerate(inputs):
-                label = f"{name}-{given.desc or 'default'}-{training}-{i}"
-                found.append(pytest.param(name, training, given, id=label))
-    assert {param.values[0] for param in found} == set(THEIRS)
-    return found
-
-
-@pytest.mark.parametrize(("name", "training", "given"), torchs_inputs())
-def test_torchs_module_inputs(backend: Any, name: str, training: bool, given: Any) -> None:
-    make, call = given.constructor_input, given.forward_input
-    options = {k: v for k, v in make.kwargs.items() if k not in ("device", "dtype")}
-    modules = []
-    for classes in (OURS, THEIRS):
-        torch.manual_seed(0)
-        module = classes[name](*make.args, **options).to(backend.device, torch.float64)
-        modules.append(module.train(training))
-    results = []
-    for module in modules:
-        torch.manual_seed(1)
-        args, kwargs = copy.deepcopy((call.args, call.kwargs))
-        outputs = _flat(module(*args, **kwargs))
-        grads = torch.autograd.grad(sum(o.sum() for o in outputs), list(module.parameters()))
-        results.append([*outputs, *grads])
-    assert_same(*results)
-
-
 # ---------------------------------------------------------------- what a torch module is
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_is_torchs(backend: Any, name: str) -> None:
-    ours, theirs = OURS[name](5, 7), THEIRS[name](5, 7)
-    assert isinstance(ours, THEIRS[name])
-    ours.load_state_dict(theirs.state_dict())
-    theirs.load_state_dict(ours.state_dict())
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert repr(ours) == repr(theirs)
 
 
 def test_no_warning_of_flattened_parameters(backend: Any) -> None:
@@ -261,8 +171,8 @@ def test_compile_fullgraph(backend: Any, lengths: bool) -> None:
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     given = {"lengths": torch.tensor([3, 4], device=backend.device)} if lengths else {}
     x = torch.randn(4, 2, 5, device=backend.device)
-    found = _flat(compiled(x, **given))
-    for actual, expected in zip(found, _flat(module(x, **given)), strict=True):
+    found = flat(compiled(x, **given))
+    for actual, expected in zip(found, flat(module(x, **given)), strict=True):
         torch.testing.assert_close(actual, expected)
     grads = [torch.autograd.grad(m(x, **given)[0].sum(), list(module.parameters()))
              for m in (compiled, module)]  # fmt: skip
@@ -276,7 +186,7 @@ def test_export_with_dynamic_batch_and_time(backend: Any) -> None:
     x = torch.randn(4, 3, 5, device=backend.device)
     program = torch.export.export(module, (x,), dynamic_shapes=(sizes,))
     other = torch.randn(9, 6, 5, device=backend.device)
-    for actual, expected in zip(_flat(program.module()(other)), _flat(module(other)), strict=True):
+    for actual, expected in zip(flat(program.module()(other)), flat(module(other)), strict=True):
         torch.testing.assert_close(actual, expected)
 
 

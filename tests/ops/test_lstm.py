@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from recurrent import DTYPES, SHAPES, compare, run, some_lengths, weights
+from recurrent import DTYPES, SHAPES, compare, flip, run, some_lengths, weights
 from seqkern import ops, reference
 
 
@@ -62,7 +62,7 @@ def theirs(reverse: bool = False, lengths: Tensor | None = None) -> Any:
         B, H, P = input.shape[1], w_hh.shape[0] // 4, w_hh.shape[1]
         if h0 is None:
             h0, c0 = input.new_zeros(B, P), input.new_zeros(B, H)
-        x = input if lengths is None or not reverse else _flip(input, lengths)
+        x = input if lengths is None or not reverse else flip(input, lengths)
         x = x.flip(0) if reverse and lengths is None else x
         arguments = ([h0[None], c0[None]], parameters, bias, 1, 0.0, True, False)
         if lengths is None:
@@ -75,18 +75,11 @@ def theirs(reverse: bool = False, lengths: Tensor | None = None) -> Any:
             data, h, c = torch.lstm(packed.data, packed.batch_sizes, state, *arguments[1:])
             packed = packed._replace(data=data)
             output, _ = pad_packed_sequence(packed, total_length=input.shape[0])
-            output = _flip(output, lengths) if reverse else output
+            output = flip(output, lengths) if reverse else output
             h, c = (s.index_select(1, packed.unsorted_indices) for s in (h, c))
         return [output, h[0], c[0]]
 
     return forward
-
-
-def _flip(x: Tensor, lengths: Tensor) -> Tensor:
-    """Every row of [T, B, ...] reversed within its length."""
-    times = torch.arange(x.shape[0], device=x.device).unsqueeze(-1)  # [T, 1]
-    source = torch.where(times < lengths, lengths - 1 - times, times)  # [T, B]
-    return x.gather(0, source.unsqueeze(-1).expand_as(x))
 
 
 # ---------------------------------------------------------------- parity

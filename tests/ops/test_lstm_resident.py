@@ -4,31 +4,19 @@ weights are split there follows from the device, so the emulator pretends to be 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from resident_cases import KB, T16, Device, assert_near, in_double, library, set_device
 from test_lstm import exact, make, ours
 from torch import Tensor
 
 from recurrent import run, some_lengths
 from seqkern import ops
-from seqkern.ops import _registry
 
-KB = 1024
-T16 = [torch.bfloat16, torch.float16]
-
-
-@dataclass(frozen=True)
-class Device:
-    """What seqkern_emu_set_device is told."""
-
-    multiprocessors: int = 4
-    shared_bytes: int = 227 * KB
-    cooperative: bool = True
+__all__ = ["library"]
 
 
 @dataclass(frozen=True)
@@ -65,34 +53,10 @@ CASES = {
 }
 
 
-@pytest.fixture
-def library(emulator_library: Path) -> Iterator[ctypes.CDLL]:
-    loaded = ctypes.CDLL(str(emulator_library))
-    loaded.seqkern_emu_set_seed.argtypes = [ctypes.c_uint64]
-    loaded.seqkern_emu_launches.restype = ctypes.c_uint64
-    with _registry.use_namespace("seqkern_emu"):
-        yield loaded
-    set_device(loaded, Device())
-    loaded.seqkern_emu_set_seed(0)
-
-
-def set_device(library: ctypes.CDLL, device: Device) -> None:
-    library.seqkern_emu_set_device(
-        device.multiprocessors, device.shared_bytes, int(device.cooperative)
-    )
-
-
 def assert_exact(
     found: list[Tensor], case: Case, reverse: bool, lengths: Tensor | None, x: Any
 ) -> None:
-    """Against the float64 reference; how near 16 bits come is test_lstm.py's concern, so a few of
-    their roundings are allowed here."""
-    double = [t if t is None else t.double() for t in x]
-    steps = 4 if case.dtype in T16 else 64
-    tolerance = steps * torch.finfo(case.dtype).eps
-    for actual, truth in zip(found, run(exact(reverse, lengths), double), strict=True):
-        scale = max(1.0, truth.abs().max().item())
-        torch.testing.assert_close(actual.double(), truth, rtol=0, atol=tolerance * scale)
+    assert_near(found, run(exact(reverse, lengths), in_double(x)), case.dtype)
 
 
 @pytest.mark.parametrize("options", ["plain", "reverse-lengths"])

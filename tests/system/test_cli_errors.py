@@ -245,7 +245,21 @@ def test_same_seed_generates_the_same_text(cli_run, finished_run):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "prepare", "train", "generate", "examples", "demo", "doctor"]
+    "command",
+    [
+        "",
+        *[
+            "prepare",
+            "train",
+            "generate",
+            "evaluate",
+            "examples",
+            "forecast",
+            "run",
+            "demo",
+            "doctor",
+        ],
+    ],
 )
 def test_help(capsys, command):
     with pytest.raises(SystemExit) as stopped:

@@ -8,13 +8,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from seqkern.cli import demo, doctor, examples, generate, prepare, train
+from seqkern.cli import demo, doctor, evaluate, examples, forecast, generate, prepare, run, train
 from seqkern.errors import UserError
 
-_COMMANDS = (prepare, train, generate, examples, demo, doctor)
+_COMMANDS = (prepare, train, generate, evaluate, examples, forecast, run, demo, doctor)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,14 +27,17 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     # Text may hold characters that the terminal's encoding lacks.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
+    errors = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
     try:
         args = _parser().parse_args(argv)
-        code: int = args.command(args)
+        code: int | Callable[[], int] = args.command(args)
     except UserError as error:
-        print(f"seqkern: error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))  # of torchrun's processes, which all say it
+        process = f"process {rank}: " if rank else ""
+        print(f"seqkern: {process}error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("seqkern: interrupted", file=sys.stderr)
@@ -43,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has left; Python would complain again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return code
+    if not callable(code):
+        return code
+    # Somebody else's program: its streams, and its errors are not ours to report.
+    for stream, before in zip(streams, errors, strict=True):
+        stream.reconfigure(errors=before)
+    return code()
 
 
 def _parser() -> argparse.ArgumentParser:

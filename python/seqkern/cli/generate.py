@@ -64,8 +64,8 @@ def add(commands: Any) -> None:
         "--draft",
         type=Path,
         metavar="DIR",
-        help="run folder of a smaller model with the same tokenizer, which proposes tokens; the "
-        "text stays what it is",
+        help="run folder of a smaller model with the same tokenizer, which proposes tokens; their "
+        "distribution stays the large model's",
     )
     generate.add_argument(
         "--draft-tokens", type=int, default=4, help="proposals at a time (default: %(default)s)"

@@ -29,6 +29,9 @@ def fit(
 ) -> int:
     """Train, draw the picture, say how it went; the exit code."""
     outcome = trainer.fit(stop_after, progress, max_seconds)
+    code = 0 if outcome.signal is None else 128 + outcome.signal
+    if trainer.parallel.rank:
+        return code
     if plot:
         try:
             draw_run(trainer.run)
@@ -40,7 +43,7 @@ def fit(
             f"stopped and saved at step {outcome.step} of {trainer.config.steps}; continue with: "
             f"seqkern train --resume --out {trainer.run}"
         )
-    return 0 if outcome.signal is None else 128 + outcome.signal
+    return code
 
 
 def set_threads(threads: int | None) -> None:

@@ -11,6 +11,7 @@ from seqkern.data.tokenizers import TOKENIZERS
 from seqkern.errors import require
 from seqkern.models import MODELS
 from seqkern.models.backends import BACKENDS
+from seqkern.parallel import KINDS, Parallel
 from seqkern.run_folder import resume_run, start_run
 
 _DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
@@ -23,7 +24,9 @@ def add(commands: Any) -> None:
         help="train a language model on a text",
         description="Train a language model on a text. Leaves a run folder with config.json, "
         "metrics.csv, loss.png, model.safetensors and the optimizer's state. Ctrl-C saves a "
-        "checkpoint; --resume --out DIR continues bit for bit, with the options of the run.",
+        "checkpoint; --resume --out DIR continues bit for bit, with the options of the run. "
+        "Several processes: torchrun --nproc-per-node=N -m seqkern train ..., which share each "
+        "batch and may be another number on --resume.",
     )
     train.set_defaults(command=_train)
 
@@ -61,7 +64,8 @@ def add(commands: Any) -> None:
     option(data, "--context", "tokens per training block", type=int)
 
     training = train.add_argument_group("training")
-    option(training, "--batch-size", "blocks per step", type=int)
+    option(training, "--batch-size", "blocks per step, over all processes", type=int)
+    option(training, "--accumulate", "parts a batch is taken in, to save memory", type=int)
     option(training, "--steps", "updates in all", type=int)
     option(training, "--lr", "peak learning rate", type=float)
     option(training, "--min-lr-ratio", "last learning rate, as a fraction of the peak", type=float)
@@ -79,6 +83,7 @@ def add(commands: Any) -> None:
     option(running, "--device", "auto, cpu, cuda or cuda:N")
     option(running, "--dtype", "bfloat16: autocast over float32 parameters", choices=DTYPES)
     option(running, "--compile", "torch.compile the model", action=onoff)
+    option(running, "--parallel", "with several processes: copies or shares", choices=KINDS)
     option(running, "--eval-every", "steps between validations", type=int)
     option(running, "--eval-tokens", "held-out tokens per validation; 0: all", type=int)
     option(running, "--save-every", "steps between checkpoints", type=int)
@@ -105,11 +110,17 @@ def _train(args: argparse.Namespace) -> int:
         stop_after is None or stop_after >= 1,
         f"--stop-after must be at least 1, got {stop_after}",
     )
-    if args.resume:
-        require(args.out is not None, "--resume needs --out DIR, the run to continue")
-        trainer = resume_run(args.out, given)
-        print(f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}")
-    else:
-        trainer = start_run(RunConfig(**given), args.out)
-        print(describe(trainer))
-    return fit(trainer, stop_after, progress=not args.quiet, plot=args.plot)
+    parallel = Parallel()
+    try:
+        if args.resume:
+            require(args.out is not None, "--resume needs --out DIR, the run to continue")
+            trainer = resume_run(args.out, given, parallel)
+            started = f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}"
+        else:
+            trainer = start_run(RunConfig(**given), args.out, parallel=parallel)
+            started = describe(trainer)
+        if parallel.rank == 0:
+            print(started)
+        return fit(trainer, stop_after, progress=not args.quiet, plot=args.plot)
+    finally:
+        parallel.close()

@@ -1,5 +1,6 @@
-"""Text, tokenizers, token files and batches."""
+"""Text, tokenizers, token files and batches; time series in `seqkern.data.series`."""
 
+from seqkern.data import series
 from seqkern.data.batches import BlockSampler, pad_rows, unigram_entropy, validation_batches
 from seqkern.data.corpus import Corpus, make_corpus, text_digest
 from seqkern.data.text import embedded_text, read_text, split_text
@@ -34,6 +35,7 @@ __all__ = [
     "prefix_examples",
     "read_text",
     "save_tokenizer",
+    "series",
     "split_text",
     "text_digest",
     "train_tokenizer",

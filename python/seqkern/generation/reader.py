@@ -31,7 +31,10 @@ class Decoder(Protocol):
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state."""
 
     def step_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state."""
+        """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state.
+
+        Beyond the context, by at most 15 tokens, logits mean nothing; `rewind` forgets them.
+        """
 
     def rewind(self, state: Any, before: Any, tokens: Tensor, keep: Tensor) -> Any:
         """The state after keep [B] of tokens [B, S], which were read from `before` on."""
@@ -84,15 +87,12 @@ class Reader:
             self.make_room()
         self._room -= 1
 
-    def make_room(self) -> int:
-        """Let rows whose window is full drop its older half.
-
-        Returns:
-            how many tokens, the sequences' last among them, all windows have room for.
-        """
+    def make_room(self) -> None:
+        """Let rows whose window is full drop its older half; the last token is not read yet."""
         context = self.model.context
         if context is None:
-            return UNLIMITED
+            self._room = UNLIMITED
+            return
         lengths = [self.sequences.lengths[row] for row in self.sequences.batch]
         starts = [window_start(n, context) for n in lengths]
         full = [r for r, start in enumerate(starts) if start != self._starts[r]]
@@ -100,12 +100,20 @@ class Reader:
             tokens = self.sequences.windows(
                 [self.sequences.batch[r] for r in full],
                 [starts[r] for r in full],
-                [lengths[r] - 1 for r in full],  # the last is read with the others'
+                [lengths[r] - 1 for r in full],
             )
             self.state = self.model.reread(self.state, full, tokens)
             self._starts = starts
         self._room = self._count_room() + 1
-        return self._room
+
+    def rooms(self) -> list[int]:
+        """Make room, and say for how many tokens, each row's last among them."""
+        self.make_room()
+        context = self.model.context
+        if context is None:
+            return [UNLIMITED] * len(self._starts)
+        lengths = (self.sequences.lengths[row] for row in self.sequences.batch)
+        return [context - (n - s) + 1 for n, s in zip(lengths, self._starts, strict=True)]
 
     def select(self, rows: list[int]) -> None:
         """Let only these rows of the batch go on."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import ops
 from seqkern.errors import UserError, require
+from seqkern.reference import token_distribution
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, seeds: Tensor, counts: Tensor | None) -> None:
         """See the class."""
         self.sampling, self.seeds, self.counts = sampling, seeds, counts
+        self._numbers = not any(isinstance(v, Tensor) for v in vars(sampling).values())
         self._options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
         # A row's own seed and the number alone draw the same; the number is quicker to pass.
         self._seed = int(seeds[0]) if len(seeds) == 1 and seeds.device.type == "cpu" else seeds
@@ -85,14 +87,22 @@ class Sampler:
         """
         return _sample(logits, self._options, self._seed, step, self.counts)
 
-    def draw_ahead(self, logits: Tensor, proposed: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [B, S] at S places in a row, place s drawn as if proposed[:, :s] came before.
+    def stream(self, n: int) -> Sampler:
+        """The same rows with other random numbers, n from 1; the counts are shared."""
+        return Sampler(self.sampling, self.seeds ^ (n << 32), self.counts)
 
-        Args:
-            logits: [B, S, V].
-            proposed: [B, S - 1].
-            steps: int64 [B], of the first place.
+    def distribution(self, logits: Tensor, proposed: Tensor | None = None) -> Tensor:
+        """What `draw` draws from: probabilities float64 [B, V] for logits [B, V].
+
+        With proposed [B, S - 1] it is [B, S, V] for logits [B, S, V], place s as if proposed[:, :s]
+        came before.
         """
+        s = self.sampling
+        plain = (s.top_k, s.top_p, s.min_p) == (0, 1, 0) if self._numbers else False
+        if plain and not s.penalises and s.temperature != 0:
+            return torch.softmax(logits.double() / s.temperature, -1)
+        if proposed is None:
+            return token_distribution(logits, **self._options, token_counts=self.counts)
         B, S, V = logits.shape
         options = {
             name: value.repeat_interleave(S) if isinstance(value, Tensor) else value
@@ -104,11 +114,20 @@ class Sampler:
             first = torch.zeros_like(self.counts).unsqueeze(1)
             counts = self.counts.unsqueeze(1) + torch.cat((first, before), 1)  # [B, S, V]
             counts = counts.flatten(0, 1)
-        step = steps.unsqueeze(1) + torch.arange(S, device=steps.device)  # [B, S]
-        token, logprob = _sample(
-            logits.flatten(0, 1), options, self.seeds.repeat_interleave(S), step.flatten(), counts
+        return token_distribution(logits.flatten(0, 1), **options, token_counts=counts).view(
+            B, S, V
         )
-        return token.view(B, S), logprob.view(B, S)
+
+    def draw_from(self, probabilities: Tensor, steps: Tensor) -> Tensor:
+        """Tokens [B, S] from probabilities [B, S, V], place s at step steps[b] + s."""
+        B, S, _ = probabilities.shape
+        step = steps.unsqueeze(1) + torch.arange(S, device=steps.device)  # [B, S]
+        token, _ = ops.sample(
+            probabilities.log().float().flatten(0, 1),
+            seed=self.seeds.repeat_interleave(S),
+            step=step.flatten(),
+        )
+        return token.view(B, S)
 
     def count(self, tokens: Tensor, weights: Tensor | None = None) -> None:
         """Count tokens [B, S] as seen; `weights` [B, S], 0 leaves one out, -1 takes it back."""

@@ -1,11 +1,14 @@
 """Speculative decoding: a small model proposes tokens, the large one reads them all at once.
 
-The draw of a token is a function of its logits, the row's seed and the step (`seqkern.ops.sample`).
-So the large model draws at every place as it would have drawn alone, and the proposals are right
-as far as they are what it drew: the tokens are those of generation without a draft, not merely
-tokens of the same distribution. The draft draws with the same random numbers, which is what
-makes two close distributions give the same token most of the time (a coupling by common random
-numbers; Leviathan et al. 2023 and Chen et al. 2023 accept by a second draw instead).
+Leviathan et al. 2023 (arXiv:2211.17192), Chen et al. 2023 (arXiv:2302.01318): a proposal x drawn
+from the draft's distribution q is kept with probability min(1, p(x) / q(x)) under the model's p;
+the first that is not kept is replaced by a draw from max(p - q, 0), renormalised; after the last
+one there is a draw from p. So every token has the distribution p, whatever the draft is; p and q
+are after all sampling options. At temperature 0 the tokens are those without a
+draft.
+
+The three draws of a place (proposal, decision, replacement) have streams of random numbers of
+their own under the row's seed, so a row's tokens depend on nothing around it.
 """
 
 from __future__ import annotations
@@ -62,45 +65,81 @@ def speculate(
                 reader.select(rows)
             index = torch.tensor(rows, device=device)
             sampler, last = sampler.select(index), last[index]
-        left = [
-            sequences.prompts[row] + progress.new - sequences.lengths[row]
-            for row in sequences.batch
-        ]
-        room = min(reader.make_room() for reader in readers)
-        proposals = max(0, min(draft_tokens, room - 1, max(left) - 1))
-        done = torch.tensor(
-            [progress.new - n for n in left], device=device
-        )  # [R] tokens each row has drawn
-        drawn, logprobs, kept = _round(readers, last, proposals, done, sampler)
-        counts = [min(n, m) for n, m in zip(kept.tolist(), left, strict=True)]
+        drawn_before = [sequences.lengths[row] - sequences.prompts[row] for row in sequences.batch]
+        rooms = zip(*(reader.rooms() for reader in readers), strict=True)
+        # A row's own: how far it may go in a round does not depend on the rows beside it.
+        limits = [min(draft_tokens, *(room - 1 for room in pair)) for pair in rooms]
+        drawn, logprobs, kept = _round(
+            readers,
+            last,
+            torch.tensor(limits, device=device),
+            max(limits),
+            torch.tensor(drawn_before, device=device),
+            sampler,
+        )
         last = drawn.gather(1, (kept - 1).unsqueeze(1)).squeeze(1)  # [R]
+        left = (progress.new - n for n in drawn_before)
+        counts = [min(n, m) for n, m in zip(kept.tolist(), left, strict=True)]
         sequences.extend(drawn, logprobs, counts)
 
 
 def _round(
-    readers: tuple[Reader, Reader], last: Tensor, proposals: int, steps: Tensor, sampler: Sampler
+    readers: tuple[Reader, Reader],
+    last: Tensor,
+    limits: Tensor,
+    proposals: int,
+    steps: Tensor,
+    sampler: Sampler,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Propose, read, draw: tokens and log-probabilities [R, S], of which kept [R] are right."""
+    """Propose, read, decide: tokens and log-probabilities [R, S], of which kept [R] count.
+
+    A row uses the first limits[r] of the proposals; what it reads beyond is forgotten.
+    """
     model, draft = readers
+    proposer, judge = sampler.stream(1), sampler.stream(2)
     before: Any = draft.state
-    tokens = [last]
+    tokens, q = [last], []
     for s in range(proposals):
-        logits, draft.state = draft.model.next_logits(tokens[-1].unsqueeze(1), draft.state)
-        token, _ = sampler.draw(logits, steps + s)
+        scores, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
+        q.append(proposer.distribution(scores[:, -1]))
+        token, _ = proposer.draw(scores[:, -1], steps + s)
         sampler.count(token.unsqueeze(1))
         tokens.append(token)
     # The last proposal too, so that the draft has read whatever will be kept.
-    _, draft.state = draft.model.next_logits(tokens[-1].unsqueeze(1), draft.state)
+    _, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
     read = torch.stack(tokens, 1)  # [R, S], S = proposals + 1
     proposed = read[:, 1:]
     sampler.count(proposed, torch.full_like(proposed, -1))
 
     state = model.state
     logits, model.state = model.model.step_logits(read, state)  # [R, S, V]
-    drawn, logprobs = sampler.draw_ahead(logits, proposed, steps)
-    right = (drawn[:, :-1] == proposed).long().cumprod(1)  # [R, S - 1]
-    kept = right.sum(1) + 1
-    sampler.count(drawn, torch.cat((torch.ones_like(kept).unsqueeze(1), right), 1))
+    p = sampler.distribution(logits, proposed)
+    kept = torch.zeros_like(last)
+    if proposals > 0:
+        left, held = _decide(p[:, :-1], torch.stack(q, 1), proposed, steps, judge)
+        kept = held.minimum(limits)
+        within = torch.arange(proposals, device=last.device) < limits.unsqueeze(1)  # [R, S - 1]
+        p = torch.cat((torch.where(within.unsqueeze(2), left, p[:, :-1]), p[:, -1:]), 1)
+    replaced = sampler.draw_from(p, steps).gather(1, kept.unsqueeze(1))  # [R, 1]
+    drawn = torch.cat((proposed, last.unsqueeze(1)), 1).scatter(1, kept.unsqueeze(1), replaced)
+    logprobs = torch.log_softmax(logits.float(), -1).gather(2, drawn.unsqueeze(2)).squeeze(2)
+    kept = kept + 1
+    place = torch.arange(drawn.shape[1], device=drawn.device)
+    sampler.count(drawn, (place < kept.unsqueeze(1)).long())
     model.state = model.model.rewind(model.state, state, read, kept)
     draft.state = draft.model.rewind(draft.state, before, read, kept)
     return drawn, logprobs, kept
+
+
+def _decide(
+    p: Tensor, q: Tensor, proposed: Tensor, steps: Tensor, judge: Sampler
+) -> tuple[Tensor, Tensor]:
+    """What is left of p [R, S, V] where a proposal [R, S] fails, and how many hold [R]."""
+    at = proposed.unsqueeze(2)
+    # The sampler's own rounding may draw what float64 gives no probability: then it is p's matter.
+    ratio = (p.gather(2, at) / q.gather(2, at)).nan_to_num(0.0, 1.0).clamp(max=1)  # [R, S, 1]
+    refused = judge.draw_from(torch.cat((ratio, 1 - ratio), 2), steps)  # [R, S] 0 or 1
+    left = (p - q).clamp(min=0)
+    # Nothing is left where p = q; there nothing is refused either.
+    left = torch.where(left.sum(2, keepdim=True) > 0, left, p)
+    return left / left.sum(2, keepdim=True), (1 - refused).cumprod(1).sum(1)

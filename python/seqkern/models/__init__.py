@@ -4,10 +4,13 @@ from dataclasses import fields
 from typing import Any
 
 from seqkern.errors import require
+from seqkern.models.autoregressive import AutoregressiveModel
 from seqkern.models.conditional import ConditionalLanguageModel
 from seqkern.models.decoder import DecoderConfig
 from seqkern.models.decoding import Decoded
 from seqkern.models.encoder import EncoderConfig
+from seqkern.models.forecast import Forecast
+from seqkern.models.forecaster import ForecasterConfig, SeriesForecaster
 from seqkern.models.gpt import GPT, GPTConfig
 from seqkern.models.labelling import SequenceClassifier, SequenceTagger
 from seqkern.models.language_model import LanguageModel
@@ -18,10 +21,13 @@ from seqkern.models.seq2seq import Seq2Seq
 __all__ = [
     "GPT",
     "MODELS",
+    "AutoregressiveModel",
     "ConditionalLanguageModel",
     "Decoded",
     "DecoderConfig",
     "EncoderConfig",
+    "Forecast",
+    "ForecasterConfig",
     "GPTConfig",
     "LSTMConfig",
     "LSTMLanguageModel",
@@ -31,6 +37,7 @@ __all__ = [
     "Seq2Seq",
     "SequenceClassifier",
     "SequenceTagger",
+    "SeriesForecaster",
     "build_model",
 ]
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from seqkern import nn, ops
 from seqkern.errors import require
 
-OURS = (nn.LSTM,)  # recurrent modules whose forward takes lengths
+OURS = (nn.LSTM, nn.GRU, nn.RNN)  # recurrent modules whose forward takes lengths
 
 
 def run_recurrent(
@@ -65,7 +65,7 @@ BACKENDS = {
         # Torch's own: nn.LSTM, one layer of 256 and 16 rows, is up to 7% slower in training so far.
         LSTM=torch.nn.LSTM,
         LengthsLSTM=nn.LSTM,
-        RNN=torch.nn.RNN,
+        RNN=nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,
         LinearCrossEntropyLoss=nn.LinearCrossEntropyLoss,
         attention=ops.causal_attention,

@@ -160,7 +160,11 @@ class GPT(LanguageModel):
             UserError: tokens of the wrong dtype, shape or range, or longer than the context.
         """
         self.check(tokens, targets)
-        return self.output(self.stream(tokens), targets, return_logits)
+        return self.output(self.hidden_states(tokens), targets, return_logits)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """The normalised stream [B, T, C] above the last block, for tokens [B, T]."""
+        return self.stream(tokens)
 
     def stream(self, tokens: Tensor, cache: KVCache | None = None, append: bool = False) -> Tensor:
         """The normalised residual stream [B, T, C] above the last block.
@@ -169,7 +173,9 @@ class GPT(LanguageModel):
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # [T]
         if cache is not None and append:
+            # The spare places of a cache, beyond the context, have no position of their own.
             positions = cache.lengths.unsqueeze(1) + positions  # [B, T]
+            positions = positions.clamp_(max=self.config.context - 1)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # [B, T, C]
         for block in self.blocks:
             x = block(x, cache, append)
@@ -240,13 +246,14 @@ class GPT(LanguageModel):
         return state
 
     def empty_cache(self, batch: int, capacity: int | None = None) -> KVCache:
-        """A cache of the model's sizes for `batch` rows, of the context's length by default."""
+        """A cache of the model's sizes for `batch` rows, by default for the context."""
         c, weight = self.config, self.embedding.weight
         return KVCache(
             c.layers,
             batch,
             c.heads,
-            c.context if capacity is None else capacity,
+            # To spare: what speculative decoding reads and forgets again.
+            c.context + MAX_STEP_TOKENS - 1 if capacity is None else capacity,
             c.hidden // c.heads,
             dtype=weight.dtype,
             device=weight.device,

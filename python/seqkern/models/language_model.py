@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from seqkern.errors import require
 from seqkern.generation import Sampling, check_draft, generate
 from seqkern.models.backends import Layers, layers
+from seqkern.models.padding import check_lengths, valid_steps
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -38,6 +39,7 @@ class LanguageModel(nn.Module, ABC):
         self.context = context
         self.loss = self.layers.CrossEntropyLoss()
         self.head_loss = self.layers.LinearCrossEntropyLoss()
+        self.token_losses = self.layers.LinearCrossEntropyLoss(reduction="none")
 
     @property
     def keeps_state(self) -> bool:
@@ -99,6 +101,10 @@ class LanguageModel(nn.Module, ABC):
             )
 
     @abstractmethod
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """What the head makes logits of, [B, T, H], for tokens [B, T] from a fresh state."""
+
+    @abstractmethod
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, H] and bias [V] that make logits of hidden states."""
 
@@ -131,6 +137,81 @@ class LanguageModel(nn.Module, ABC):
         with self._evaluating():
             logits: Tensor = self(tokens)
         return torch.softmax(logits, -1, torch.promote_types(logits.dtype, torch.float32))
+
+    def next_log_probs(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The log of p(target | the tokens so far) everywhere, dropout off, without stored logits.
+
+        Args:
+            tokens: int64 or int32 [B, T].
+            targets: int64 [B, T], the tokens that follow.
+
+        Returns:
+            [B, T] in nats.
+        """
+        self.check(tokens, targets)
+        weight, bias = self.head_parameters()
+        with self._evaluating():
+            losses: Tensor = self.token_losses(self.hidden_states(tokens), weight, targets, bias)
+        return -losses.reshape(targets.shape)
+
+    def log_prob(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
+        r"""Log-probability of each sequence by the chain rule, dropout off.
+
+        .. math:: \log p(x_2, .., x_n | x_1) = \sum_{i=2}^{n} \log p(x_i | x_1, .., x_{i-1})
+
+        The first token is conditioned on and not counted: the models have no start token, so they
+        give it no probability. A sequence of one token has log-probability 0. A row's result does
+        not depend on its padding or on the other rows of a batch of the same shape.
+
+        Args:
+            sequences: int64 or int32 [B, T]; for a transformer T is at most the context + 1.
+            lengths: int64 or int32 [B], each from 1 to T: how many tokens of a row count. What
+                comes after them may be any integer.
+
+        Returns:
+            [B] in nats, differentiable in the parameters.
+
+        Raises:
+            UserError: tokens that `forward` would refuse, or lengths of another shape or range.
+
+        Example:
+            >>> model = LSTMLanguageModel(LSTMConfig(vocab_size=10, hidden=8))
+            >>> model.log_prob(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])).shape
+            torch.Size([2])
+        """
+        require(
+            sequences.dim() == 2 and sequences.dtype in _INTEGERS,
+            f"sequences must be int64 or int32 [B, T], got {sequences.dtype} "
+            f"{list(sequences.shape)}",
+        )
+        B, T = sequences.shape
+        if lengths is not None:
+            lengths = check_lengths(lengths, sequences)
+            within = valid_steps(lengths, T)  # [B, T]
+            sequences = sequences.masked_fill(~within, 0)
+        if T == 1:
+            self.check(sequences)
+            return self.head_parameters()[0].new_zeros(B)
+        # Padding is computed and thrown away: left out, it would change the shape of the products
+        # and with it the last bits of every row.
+        terms = self.next_log_probs(sequences[:, :-1], sequences[:, 1:].long())  # [B, T - 1]
+        return (terms if lengths is None else terms.where(within[:, 1:], 0)).sum(1)
+
+    def perplexity(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The exp of the mean negative log-probability per predicted token, over all rows: [].
+
+        A model that knows nothing has perplexity V, one that is always sure and right has 1. The
+        arguments and errors are those of `log_prob`; at least one row must have two tokens.
+
+        Example:
+            >>> LSTMLanguageModel(LSTMConfig(vocab_size=10)).perplexity(torch.tensor([[1, 2, 3]]))
+            tensor(...)
+        """
+        log_prob = self.log_prob(sequences, lengths)
+        B, T = sequences.shape
+        predicted = B * (T - 1) if lengths is None else int((lengths - 1).sum())
+        require(predicted >= 1, "sequences must hold a token that follows another, got none")
+        return torch.exp(-log_prob.sum() / predicted)
 
     def generate(
         self,
@@ -182,8 +263,8 @@ class LanguageModel(nn.Module, ABC):
             return_logprobs: return also the tokens' log-probabilities under the model,
                 log softmax(logits), whatever the sampling options.
             draft: a smaller model of the same vocabulary that proposes tokens for this one to
-                check, several in one reading. The tokens are those without it, up to the rounding
-                of logits.
+                judge, several in one reading. The distribution of the tokens is this model's,
+                whatever the draft; at temperature 0 the tokens are those without it.
             draft_tokens: proposals per reading, 1 to 15.
 
         Returns:
@@ -199,6 +280,8 @@ class LanguageModel(nn.Module, ABC):
             *(repetition_penalty, presence_penalty, frequency_penalty),
         )
         self.check(prompt)
+        if lengths is not None:
+            lengths = check_lengths(lengths, prompt)
         if draft is not None:
             check_draft(self, draft, draft_tokens)
             draft.check(prompt)
@@ -226,14 +309,14 @@ class LanguageModel(nn.Module, ABC):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the block dropout is off; after it the model is in the mode it was in."""
-    was_training = model.training
-    model.eval()
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within the block the module is in evaluation mode; after it, in the mode it was in."""
+    was_training = module.training
+    module.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        module.train(was_training)
 
 
 def last_of(hidden: Tensor, lengths: Tensor | None) -> Tensor:

@@ -44,8 +44,11 @@ class RecurrentLanguageModel(LanguageModel):
             UserError: tokens of the wrong dtype, shape or range.
         """
         self.check(tokens, targets)
-        hidden, _ = self._read(tokens, None)
-        return self.output(hidden, targets, return_logits)
+        return self.output(self.hidden_states(tokens), targets, return_logits)
+
+    def hidden_states(self, tokens: Tensor) -> Tensor:
+        """The last layer's, [B, T, H], for tokens [B, T] from a zero state."""
+        return self._read(tokens, None)[0]
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """The output layer's."""

@@ -2,12 +2,16 @@
 
 from seqkern.nn.attention import CausalSelfAttention
 from seqkern.nn.cross_entropy import CrossEntropyLoss
+from seqkern.nn.gru import GRU
 from seqkern.nn.kv_cache import KVCache
 from seqkern.nn.linear_cross_entropy import LinearCrossEntropyLoss
 from seqkern.nn.lstm import LSTM, LSTMCell
+from seqkern.nn.rnn import RNN
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "CausalSelfAttention",
     "CrossEntropyLoss",
     "KVCache",

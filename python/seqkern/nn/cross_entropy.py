@@ -27,6 +27,10 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         >>> loss = criterion(torch.randn(4, 10), torch.tensor([1, 2, 3, 4]))
     """
 
+    # On the class, for instances of torch's that `seqkern.patch` has made ours.
+    z_loss: float = 0.0
+    softcap: float = 0.0
+
     def __init__(
         self,
         weight: Tensor | None = None,

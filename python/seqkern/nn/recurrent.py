@@ -47,7 +47,7 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     take it.
     """
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t is None else t.to(dtype) for t in tensors)
@@ -135,3 +135,22 @@ def run_layers(
         if layer + 1 < module.num_layers and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
     return x, states
+
+
+def run_hidden(
+    module: torch.nn.RNNBase,
+    op: Callable[..., tuple[Tensor, Tensor]],
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Any, Tensor]:
+    """The forward of a module whose state is h alone, by the op of one layer and direction."""
+    call = prepare(module, input, hx, lengths)
+
+    def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        h0 = None if call.state is None else call.state[0][n]
+        reverse = module.bidirectional and n % 2 == 1
+        return op(x, h0, *weights[:4], lengths=call.lengths, reverse=reverse)
+
+    output, states = run_layers(module, call.input, direction)
+    return call.restore(output), call.restore_state(torch.stack(states))

@@ -3,9 +3,11 @@
 from seqkern.ops.attention import causal_attention
 from seqkern.ops.attention_step import attention_step
 from seqkern.ops.cross_entropy import cross_entropy
+from seqkern.ops.gru import gru
 from seqkern.ops.linear_cross_entropy import linear_cross_entropy
 from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
+from seqkern.ops.rnn import rnn
 from seqkern.ops.sample import sample
 from seqkern.ops.vocab_parallel import vocab_parallel_linear_cross_entropy
 
@@ -13,9 +15,11 @@ __all__ = [
     "attention_step",
     "causal_attention",
     "cross_entropy",
+    "gru",
     "linear_cross_entropy",
     "lstm",
     "lstm_cell",
+    "rnn",
     "sample",
     "vocab_parallel_linear_cross_entropy",
 ]

@@ -126,7 +126,7 @@ def as_autocast(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The arguments as autocast casts those of `F.linear`."""
     device = hidden.device.type
-    if not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
+    if device == "meta" or not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
         return hidden, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._recurrent import needs, second_derivative, unpack
+from seqkern.ops._recurrent import needs, second_derivative, states_before, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -212,15 +212,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
 def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> Tensor:
     """W_ih x_t + b_ih + W_hh h_{t-1} + b_hh of all steps [T, B, 4 H], from the output."""
     input, h0, _, w_ih, w_hh, b_ih, b_hh, _, lengths = inputs
-    T = output.shape[0]
-    first = torch.zeros_like(output[:1]) if h0 is None else h0.unsqueeze(0)
-    if reverse:
-        before = torch.cat((output[1:], first))
-        if lengths is not None and h0 is not None:
-            times = torch.arange(T, device=output.device).unsqueeze(-1)  # [T, 1]
-            before = torch.where((times == lengths - 1).unsqueeze(-1), first, before)
-    else:
-        before = torch.cat((first, output[:-1]))
+    before = states_before(output, h0, lengths, reverse)
     return F.linear(input, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
 
 

@@ -7,16 +7,22 @@ they are differentiable any number of times, which is how the ops' second deriva
 from seqkern.reference.attention import causal_attention
 from seqkern.reference.attention_step import attention_step
 from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.gru import gru, gru_cell
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.lstm import lstm, lstm_cell
+from seqkern.reference.rnn import rnn, rnn_cell
 from seqkern.reference.sample import token_distribution
 
 __all__ = [
     "attention_step",
     "causal_attention",
     "cross_entropy",
+    "gru",
+    "gru_cell",
     "linear_cross_entropy",
     "lstm",
     "lstm_cell",
+    "rnn",
+    "rnn_cell",
     "token_distribution",
 ]

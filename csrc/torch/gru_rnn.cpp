@@ -1,0 +1,284 @@
+// ops::gru, ops::rnn and their backwards, one direction of one layer: check, allocate, run.
+#include "ops/gru_rnn.h"
+
+#include "torch/ops_recurrent.h"
+#include "torch/recurrent.h"
+#include "torch/tokens.h"
+
+namespace seqkern {
+namespace {
+
+// The contract's inputs, and the tensors made for them (kept alive as long as the pointers).
+struct Inputs {
+  RecurrentInputs args;
+  Tensor input;
+  Tensor w_ih;
+  Tensor w_hh;
+  OptionalTensor b_ih;
+  OptionalTensor b_hh;
+  OptionalTensor h0;
+  OptionalTensor lengths;
+  std::optional<Tokens> tokens;  // with lengths that the host can read
+};
+
+Inputs prepare(std::string_view op, HiddenCell cell, const Tensor& input, const OptionalTensor& h0,
+               const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+               const OptionalTensor& b_hh, const OptionalTensor& lengths, bool reverse) {
+  const DType dtype = float_dtype(input, op, "input");
+  check(input.dim() == 3, op, ": input must be [T, B, I], got ", describe(input));
+  const int64_t T = input.size(0), B = input.size(1), I = input.size(2), G = gates_of(cell);
+  check(T >= 1, op, ": input must have at least one step, got ", describe(input));
+  check(w_ih.dim() == 2 && w_ih.size(0) >= G && w_ih.size(0) % G == 0, op, ": w_ih must be ",
+        G == 1 ? "[H, I]" : "[3 H, I]", ", got ", describe(w_ih));
+  const int64_t H = w_ih.size(0) / G;
+  const Checker checked{op, input};
+  Inputs in{.args = {},
+            .input = input.is_contiguous() ? input : torch::stable::contiguous(input),
+            .w_ih = checked(w_ih, "w_ih", {G * H, I}),
+            .w_hh = checked(w_hh, "w_hh", {G * H, H}),
+            .b_ih = checked(b_ih, "b_ih", {G * H}),
+            .b_hh = checked(b_hh, "b_hh", {G * H}),
+            .h0 = checked(h0, "h0", {B, H}),
+            .lengths = checked.lengths(lengths, B, T),
+            .tokens = {}};
+  if (Backend::kHostReadable && in.lengths) {
+    in.tokens.emplace(static_cast<const int64_t*>(in.lengths->const_data_ptr()), T, B);
+  }
+  in.args = {.dtype = dtype,
+             .T = T,
+             .B = B,
+             .H = H,
+             .P = H,
+             .w_hh = in.w_hh.const_data_ptr(),
+             .b_hh = data(in.b_hh),
+             .h0 = data(in.h0),
+             .lengths = static_cast<const int64_t*>(data(in.lengths)),
+             .reverse = reverse,
+             .first_token = in.tokens ? in.tokens->first.data() : nullptr};
+  return in;
+}
+
+struct Result {
+  Tensor output, h_n, gates, u_n;
+};
+
+Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const OptionalTensor& h0,
+               const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
+               const OptionalTensor& b_hh, const OptionalTensor& lengths, bool reverse,
+               bool save_gates) {
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const Inputs in = prepare(op, cell, input, h0, w_ih, w_hh, b_ih, b_hh, lengths, reverse);
+  const RecurrentInputs& r = in.args;
+  const ScalarType type = input.scalar_type();
+  const auto fresh = [&](std::initializer_list<int64_t> size) {
+    const Tensor t = empty_on(input, Sizes(size.begin(), size.size()), type);
+    Backend::before_first_write(t);
+    return t;
+  };
+  // What is made of gates_x takes its place: a buffer fewer to fetch and to write. Without padding
+  // the tokens fill the first rows of it, and are not where an RNN's output is.
+  const Tensor gates_x = fresh({r.T, r.B, gates_of(cell) * r.H});
+  const bool in_place = cell != HiddenCell::kGru && !in.tokens;
+  const Tensor output = in_place ? gates_x : fresh({r.T, r.B, r.H});
+  const Tensor x = in.tokens ? in.tokens->gather(in.input) : rows_2d(in.input);
+  mm_into(x, torch::stable::transpose(in.w_ih, 0, 1), narrow(rows_2d(gates_x), 0, 0, x.size(0)));
+  Result result{.output = output,
+                .h_n = fresh({r.B, r.H}),
+                .gates = save_gates ? gates_x : nothing(input),
+                .u_n = save_gates ? fresh({r.T, r.B, r.H}) : nothing(input)};
+  if (r.B == 0) return result;
+  HiddenForwardArgs args{.r = in.args,
+                         .cell = cell,
+                         .b_ih = data(in.b_ih),
+                         .gates_x = gates_x.const_data_ptr(),
+                         .gates = save_gates ? gates_x.mutable_data_ptr() : nullptr,
+                         .u_n = save_gates ? result.u_n.mutable_data_ptr() : nullptr,
+                         .h = output.mutable_data_ptr(),
+                         .h_n = result.h_n.mutable_data_ptr(),
+                         .workspace = nullptr};
+  const auto scratch = workspace(input, Backend::workspace_bytes(args));
+  if (scratch) args.workspace = scratch->mutable_data_ptr();
+  Backend::run(args);
+  return result;
+}
+
+// Which gradients a backward is asked for; python/seqkern/ops/_recurrent.py has the same numbers.
+enum Needs : int64_t {
+  kInput = 1,
+  kH0 = 2,
+  kWih = 4,
+  kWhh = 8,
+  kBih = 16,
+  kBhh = 32,
+};
+
+struct Gradients {
+  Tensor input, h0, w_ih, w_hh, b_ih, b_hh;
+};
+
+// Rows from `first` on of `to` become `from`.
+void copy_rows(const Tensor& to, int64_t first, const Tensor& from) {
+  Tensor rows = seqkern::narrow(to, 0, first, from.size(0));
+  torch::stable::copy_(rows, from);
+}
+
+// What an RNN has no use for is null.
+struct Saved {
+  const Tensor* gates;
+  const Tensor* u_n;
+  bool activated;
+};
+
+Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& grad_output,
+                   const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& h0,
+                   const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
+                   const Tensor& output, const Saved& saved, bool reverse, int64_t needs) {
+  [[maybe_unused]] const Backend::Guard guard(input);
+  const Inputs in = prepare(op, cell, input, h0, w_ih, w_hh, {}, {}, lengths, reverse);
+  const RecurrentInputs& r = in.args;
+  const bool gru = cell == HiddenCell::kGru;
+  const auto [T, B, H, G] = std::tuple(r.T, r.B, r.H, gates_of(cell));
+  const Checker checked{op, input};
+  const Tensor kept_h = checked(output, "output", {T, B, H});
+  OptionalTensor gates, u_n;
+  if (gru) {
+    gates = checked(*saved.gates, "gates", {T, B, 3 * H});
+    u_n = checked(*saved.u_n, "u_n", {T, B, H});
+    if (in.tokens && !saved.activated) {
+      gates = in.tokens->gather(*gates);
+      u_n = in.tokens->gather(*u_n);
+    }
+  }
+  const auto dh = sequence_gradient(grad_output, checked, "grad_output", {T, B, H});
+  const auto dh_n = checked(grad_h_n, "grad_h_n", {B, H});
+
+  const ScalarType type = input.scalar_type();
+  const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
+    const Tensor t =
+        wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+    Backend::before_first_write(t);
+    return t;
+  };
+  const auto pointer = [](const Tensor& t, bool wanted) {
+    return wanted ? t.mutable_data_ptr() : nullptr;
+  };
+  const bool first_elsewhere = h0 && lengths && !in.tokens && reverse && (needs & kWhh);
+  const Tensor dgates = fresh(true, {T, B, G * H});
+  const Tensor du_n = fresh(gru, {T, B, H});
+  const Tensor du_0 = fresh(first_elsewhere, {B, G * H});
+  const Tensor dh0 = fresh(needs & kH0, {B, H});
+  if (B > 0) {
+    HiddenBackwardArgs args{.r = in.args,
+                            .cell = cell,
+                            .gates = data(gates),
+                            .u_n = data(u_n),
+                            .activated = saved.activated,
+                            .h = kept_h.const_data_ptr(),
+                            .dh = data(dh),
+                            .dh_strides = dh ? sequence_strides(*dh) : SequenceStrides{},
+                            .dh_n = data(dh_n),
+                            .dgates = dgates.mutable_data_ptr(),
+                            .du_n = pointer(du_n, gru),
+                            .du_0 = pointer(du_0, first_elsewhere),
+                            .dh0 = pointer(dh0, needs & kH0),
+                            .workspace = nullptr};
+    const auto scratch = workspace(input, Backend::workspace_bytes(args));
+    if (scratch) args.workspace = scratch->mutable_data_ptr();
+    Backend::run(args);
+  }
+  const int64_t rows_of_tokens = in.tokens ? in.tokens->count : T * B;
+  const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, rows_of_tokens); };
+  const Tensor flat = tokens_of(dgates);  // [T B or tokens, G H]
+  const auto input_gradient = [&] {
+    if (in.tokens) return in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), in.w_ih.size(1)}));
+    return mm(flat, in.w_ih, {T, B, in.w_ih.size(1)});
+  };
+  const auto w_ih_gradient = [&] {
+    if (in.tokens) return transposed_mm(flat, in.tokens->gather(in.input));
+    return transposed_mm(flat,
+                         rows_2d(in.lengths ? without_padding(in.input, *in.lengths) : in.input));
+  };
+  // The rows [first, first + count) of dw_hh, from the same columns of du: `part`.
+  const auto w_hh_rows = [&](const Tensor& part, int64_t first, int64_t count) {
+    OptionalTensor part_0;
+    if (first_elsewhere) part_0 = seqkern::narrow(du_0, 1, first, count);
+    return recurrent_weight_gradient(part, kept_h, in.h0, part_0, reverse);
+  };
+  const auto w_hh_gradient = [&] {
+    if (!gru && !in.tokens) return w_hh_rows(dgates, 0, H);
+    OptionalTensor before;
+    if (in.tokens) before = in.tokens->states_before(kept_h, in.h0, reverse);
+    if (!gru) return transposed_mm(flat, *before);
+    const Tensor dw = fresh(true, {3 * H, H});
+    const auto columns = [&](const Tensor& t, int64_t dim) {  // of r and z
+      return seqkern::narrow(t, dim, 0, 2 * H);
+    };
+    copy_rows(dw, 0,
+              before ? transposed_mm(columns(flat, 1), *before)
+                     : w_hh_rows(columns(dgates, 2), 0, 2 * H));
+    copy_rows(dw, 2 * H,
+              before ? transposed_mm(tokens_of(du_n), *before) : w_hh_rows(du_n, 2 * H, H));
+    return dw;
+  };
+  const int64_t rows[] = {0};
+  const auto sum = [&](const Tensor& t) { return torch::stable::sum(t, Sizes(rows, 1)); };
+  Gradients d{.input = needs & kInput ? input_gradient() : nothing(input),
+              .h0 = dh0,
+              .w_ih = needs & kWih ? w_ih_gradient() : nothing(input),
+              .w_hh = needs & kWhh ? w_hh_gradient() : nothing(input),
+              .b_ih = needs & kBih ? sum(flat) : nothing(input),
+              .b_hh = nothing(input)};
+  if (gru && (needs & kBhh)) {  // as b_ih's but in gate n
+    const Tensor same = needs & kBih ? d.b_ih : sum(flat);
+    d.b_hh = fresh(true, {3 * H});
+    copy_rows(d.b_hh, 0, seqkern::narrow(same, 0, 0, 2 * H));
+    copy_rows(d.b_hh, 2 * H, sum(tokens_of(du_n)));
+  }
+  return d;
+}
+
+HiddenCell rnn_cell(bool relu) { return relu ? HiddenCell::kRelu : HiddenCell::kTanh; }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gru(const Tensor& input, const OptionalTensor& h0,
+                                               const Tensor& w_ih, const Tensor& w_hh,
+                                               const OptionalTensor& b_ih,
+                                               const OptionalTensor& b_hh,
+                                               const OptionalTensor& lengths, bool reverse,
+                                               bool save_gates) {
+  const Result y = forward("gru", HiddenCell::kGru, input, h0, w_ih, w_hh, b_ih, b_hh, lengths,
+                           reverse, save_gates);
+  return {y.output, y.h_n, y.gates, y.u_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+    const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
+    const Tensor& output, const Tensor& gates, const Tensor& u_n, bool activated, bool reverse,
+    int64_t needs) {
+  const Gradients d =
+      backward("gru_backward", HiddenCell::kGru, grad_output, grad_h_n, input, h0, w_ih, w_hh,
+               lengths, output, {&gates, &u_n, activated}, reverse, needs);
+  return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih, d.b_hh};
+}
+
+std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& h0, const Tensor& w_ih,
+                               const Tensor& w_hh, const OptionalTensor& b_ih,
+                               const OptionalTensor& b_hh, const OptionalTensor& lengths,
+                               bool reverse, bool relu) {
+  const Result y =
+      forward("rnn", rnn_cell(relu), input, h0, w_ih, w_hh, b_ih, b_hh, lengths, reverse, false);
+  return {y.output, y.h_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
+    const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
+    const Tensor& output, bool reverse, bool relu, int64_t needs) {
+  const Gradients d = backward("rnn_backward", rnn_cell(relu), grad_output, grad_h_n, input, h0,
+                               w_ih, w_hh, lengths, output, {}, reverse, needs);
+  return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih};
+}
+
+}  // namespace seqkern

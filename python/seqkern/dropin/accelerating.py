@@ -1,0 +1,123 @@
+"""`accelerate`: calls of torch's functions go to our kernels inside a block, or from now on."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from contextlib import ContextDecorator
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from seqkern.dropin import routes
+from seqkern.nn._dynamo import allow_recurrent_modules
+
+_lock = threading.RLock()
+_depth = 0
+_before: dict[routes.Place, Any] = {}  # what stood at a place before
+_there: dict[routes.Place, Any] = {}  # what we put there
+
+
+class accelerate(ContextDecorator):
+    """Run torch's own functions and modules on seqkern's kernels inside the block.
+
+    These are replaced: `torch.nn.functional.cross_entropy` (so `torch.nn.CrossEntropyLoss` too),
+    `scaled_dot_product_attention` where it is causal with as many keys as queries and no mask,
+    `linear_cross_entropy` where torch has it, and the forward of `torch.nn.LSTM`, `LSTMCell` and
+    of their kin that `seqkern.nn` has. A call that ours cannot take goes to torch and gives torch's
+    result exactly; every other call of torch's is not touched, and costs nothing. Ours equals
+    torch's to rounding; dropped weights of attention are other ones for the same seed.
+
+    Blocks may be nested and left by an exception. It holds for all threads. As a decorator it holds
+    during each call. `accelerate.enable()` switches it on until as many `accelerate.disable()`.
+    Works under `torch.compile`; `torch.export`, `torch.jit` and `torch.func` transforms get torch's
+    own functions. Not seen are functions that were imported by name before (`from
+    torch.nn.functional import cross_entropy`); `seqkern run` is in force before the first import.
+
+    Example:
+        >>> model, x = torch.nn.LSTM(8, 16), torch.randn(5, 2, 8)
+        >>> with seqkern.accelerate():
+        ...     output, state = model(x)
+    """
+
+    def __enter__(self) -> accelerate:
+        """Enter the block."""
+        accelerate.enable()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave it."""
+        accelerate.disable()
+
+    @staticmethod
+    def enable() -> None:
+        """Switch acceleration on; it nests."""
+        global _depth
+        with _lock:
+            _depth += 1
+            if _depth == 1:
+                _install()
+
+    @staticmethod
+    def disable() -> None:
+        """Undo one `enable`.
+
+        Raises:
+            RuntimeError: acceleration is not on.
+        """
+        global _depth
+        with _lock:
+            if _depth == 0:
+                raise RuntimeError("accelerate.disable: acceleration is not on")
+            _depth -= 1
+            if _depth == 0:
+                _remove()
+
+    @staticmethod
+    def is_enabled() -> bool:
+        """Whether acceleration is on."""
+        return _depth > 0
+
+
+def _install() -> None:
+    # TorchScript compiles torch's functions from their source, which ours cannot stand for.
+    table = {**routes.routes(), (torch.jit, "script"): _without(torch.jit.script)}
+    for place, replacement in table.items():
+        owner, name = place
+        _before[place] = getattr(owner, name)
+        _there[place] = replacement
+        setattr(owner, name, replacement)
+    allow_recurrent_modules()
+    routes.active = True
+
+
+def _remove() -> None:
+    routes.active = False
+    for place, replacement in _there.items():
+        owner, name = place
+        # What somebody else has put there since stays; it may call ours, which then calls torch's.
+        if getattr(owner, name) is replacement:
+            setattr(owner, name, _before[place])
+    _there.clear()
+    _before.clear()
+
+
+def _without(function: Any) -> Any:
+    @functools.wraps(function)
+    def suspended(*args: Any, **kwargs: Any) -> Any:
+        with _lock:
+            if not _there:
+                return function(*args, **kwargs)
+            _remove()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _install()
+
+    return suspended

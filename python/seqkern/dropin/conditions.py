@@ -1,0 +1,225 @@
+"""When our kernels can take a call of torch's: each function says why not, "" if they can.
+
+They have the names and the parameters of torch's functions, so that a call with wrong arguments
+fails with torch's words. Whatever torch itself would refuse is left to it as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqkern._load import cuda_unavailable_reason
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_CLASSES = (torch.int64, torch.uint8)
+_DEVICES = ("cpu",) if cuda_unavailable_reason else ("cpu", "cuda")
+_PLAIN = (Tensor, torch.nn.Parameter)
+_MAX_HEAD_WIDTH = 256
+SUBCLASS = "a tensor subclass"
+
+
+def context() -> str:
+    """Why no call is ours here, whatever its arguments."""
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return "torch.export: the program must run without seqkern"
+    elif torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform"
+    elif torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    elif torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace: the graph must run without seqkern"
+    return ""
+
+
+def refusal(*tensors: Tensor | None) -> str:
+    """Why no kernel takes these floating point tensors together."""
+    first = tensors[0]
+    assert first is not None
+    if first.device.type not in _DEVICES:
+        return f"no kernels for {first.device.type}"
+    if first.dtype not in _DTYPES:
+        return f"dtype {first.dtype}"
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) not in _PLAIN:
+            return f"{SUBCLASS}, {type(t).__name__}"
+        if t.dtype != first.dtype:
+            return "tensors of different dtypes"
+        if t.device != first.device:
+            return "tensors on different devices"
+        if t.layout != torch.strided:
+            return f"layout {t.layout}"
+    return ""
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> str:
+    """For `torch.nn.functional.cross_entropy`."""
+    if size_average is not None or reduce is not None:
+        return "the deprecated size_average or reduce"
+    if input.dim() == 0:
+        return "arguments that do not fit"
+    batch = input.shape[:1] if input.dim() > 1 else input.shape[:0]
+    rows = batch + input.shape[2:]
+    V = input.shape[1 if input.dim() > 1 else 0]
+    return _loss(input, target, weight, ignore_index, reduction, label_smoothing, rows, V)
+
+
+def _loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    rows: torch.Size,
+    V: int,
+) -> str:
+    if input.numel() == 0 or V == 0:
+        return "nothing in it"
+    if target.is_floating_point():
+        fits = target.shape == input.shape and ignore_index < 0
+        reason = refusal(input, target, weight)
+    else:
+        fits = target.shape == rows and target.dtype in _CLASSES and target.device == input.device
+        reason = refusal(input, weight)
+    if weight is not None:
+        fits = fits and weight.shape == (V,)
+        if weight.requires_grad and torch.is_grad_enabled():
+            return "gradient of the class weights"
+    fits = fits and reduction in ("none", "mean", "sum") and 0.0 <= label_smoothing <= 1.0
+    return reason if reason or fits else "arguments that do not fit"
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: object = None,
+) -> str:
+    """For `torch.nn.functional.linear_cross_entropy`, which some versions of torch have."""
+    if target.is_floating_point():
+        return "class probabilities"
+    if linear_weight.dim() != 2 or input.dim() not in (1, 2):
+        return "a loss of several dimensions"
+    V, H = linear_weight.shape
+    if input.shape[-1] != H or (linear_bias is not None and linear_bias.shape != (V,)):
+        return "arguments that do not fit"
+    reason = refusal(input, linear_weight, linear_bias)
+    if reason:
+        return reason
+    ignored = -100 if ignore_index is None else ignore_index
+    rows = input.shape[:-1]
+    return _loss(input, target, weight, ignored, reduction, label_smoothing, rows, V)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> str:
+    """For `torch.nn.functional.scaled_dot_product_attention`."""
+    if attn_mask is not None:
+        return "an attention mask"
+    if not is_causal:
+        return "not causal"
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
+        return "not 4 dimensions"
+    B, NH, T, D = query.shape
+    if key.shape[2] != T or value.shape[2] != T:
+        # torch aligns the first query with the first key, our kernel the last with the last.
+        return "another number of keys than queries"
+    if D > _MAX_HEAD_WIDTH or value.shape[3] != D:
+        return f"heads wider than {_MAX_HEAD_WIDTH}, or of different widths"
+    NKV = key.shape[1]
+    fits = key.shape == value.shape and key.shape[0] == B and key.shape[3] == D
+    fits = fits and (NKV == NH or (enable_gqa and NKV > 0 and NH % NKV == 0))
+    if not fits or query.numel() == 0 or not 0.0 <= dropout_p < 1.0:
+        return "arguments that do not fit"
+    return refusal(query, key, value)
+
+
+def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: object = None) -> str:
+    """For the forward of `torch.nn.LSTM` and its kin."""
+    data = input.data if isinstance(input, PackedSequence) else input
+    if not torch.compiler.is_compiling():
+        # Whoever exchanges weights behind torch's back gets what torch makes of it.
+        names = module._flat_weights_names
+        for name, weight in zip(names, module._flat_weights, strict=True):
+            if getattr(module, name, None) is not weight:
+                return "weights that are not the module's attributes"
+    first = module.weight_ih_l0
+    assert isinstance(first, Tensor)
+    autocast = _casts(data)
+    if data.dtype != first.dtype and not (autocast and first.dtype in _DTYPES):
+        return "tensors of different dtypes"
+    directions = module.num_layers * (2 if module.bidirectional else 1)
+    if isinstance(input, PackedSequence):
+        batch = [int(input.batch_sizes[0])]
+    else:
+        if data.dim() not in (2, 3) or data.numel() == 0:
+            return "arguments that do not fit"
+        batch = [] if data.dim() == 2 else [data.shape[0 if module.batch_first else 1]]
+    if data.shape[-1] != module.input_size:
+        return "arguments that do not fit"
+    widths = [module.proj_size or module.hidden_size]
+    if module.mode == "LSTM":
+        widths.append(module.hidden_size)
+    reason = _states(hx, [[directions, *batch, width] for width in widths], data, autocast)
+    return reason or refusal(data) or refusal(first)
+
+
+def cell(module: torch.nn.RNNCellBase, input: Tensor, hx: object = None) -> str:
+    """For the forward of `torch.nn.LSTMCell`."""
+    if input.dim() not in (1, 2) or input.numel() == 0 or input.shape[-1] != module.input_size:
+        return "arguments that do not fit"
+    autocast = _casts(input)
+    if input.dtype != module.weight_ih.dtype and not autocast:
+        return "tensors of different dtypes"
+    shape = [*input.shape[:-1], module.hidden_size]
+    reason = _states(hx, [shape, shape], input, autocast)
+    return reason or refusal(input) or refusal(module.weight_ih, module.weight_hh)
+
+
+def _casts(t: Tensor) -> bool:
+    device = t.device.type
+    return device in _DEVICES and torch.is_autocast_enabled(device)
+
+
+def _states(hx: object, shapes: list[list[int]], data: Tensor, autocast: bool) -> str:
+    if hx is None:
+        return ""
+    states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+    for state in states:
+        if not isinstance(state, Tensor):
+            return "arguments that do not fit"
+        if state.dtype != data.dtype and not autocast:
+            return "tensors of different dtypes"
+        reason = refusal(state)
+        if reason:
+            return reason
+    fits = [list(state.shape) for state in states] == shapes
+    return "" if fits else "arguments that do not fit"

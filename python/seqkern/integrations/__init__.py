@@ -1,0 +1,1 @@
+"""Other packages on seqkern's kernels; each module needs its package installed."""

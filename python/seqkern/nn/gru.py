@@ -1,0 +1,64 @@
+"""`torch.nn.GRU` on seqkern's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqkern import ops
+from seqkern.nn import recurrent
+from seqkern.nn._dynamo import allow_recurrent_modules
+
+
+class GRU(torch.nn.GRU):
+    """`torch.nn.GRU`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.gru`. Beyond torch: `lengths` of `forward`, gradients
+    in eval mode, second derivatives.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        num_layers: layers, each reading the output of the one before.
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: on the output of every layer but the last.
+        bidirectional: a second recurrence from the last token to the first.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> gru = seqkern.nn.GRU(5, 8, num_layers=2, batch_first=True)
+        >>> x = torch.randn(3, 7, 5)
+        >>> output, h_n = gru(x, lengths=torch.tensor([7, 2, 4]))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(*args, **kwargs)
+        allow_recurrent_modules()
+
+    def flatten_parameters(self) -> None:
+        """Nothing: the kernels read each weight where it is."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers.
+
+        Args:
+            input: [T, B, I], [B, T, I] with `batch_first`, [T, I], or a PackedSequence.
+            hx: [layers * directions, B, H], or [layers * directions, H] with [T, I]; None: zeros.
+            lengths: [B] steps of each row, int64 or int32, in any order, in place of packing. The
+                output is zero at later times.
+
+        Returns:
+            output, [T, B, directions * H] in the layout of the input, and h_n in that of `hx`.
+        """
+        return recurrent.run_hidden(self, ops.gru, input, hx, lengths)

@@ -1,0 +1,57 @@
+"""`torch.nn.RNN` on seqkern's kernels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqkern import ops
+from seqkern.nn import recurrent
+from seqkern.nn._dynamo import allow_recurrent_modules
+
+
+class RNN(torch.nn.RNN):
+    """`torch.nn.RNN`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.rnn`. Beyond torch: `lengths` of `forward`, gradients
+    in eval mode, second derivatives.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        num_layers: layers, each reading the output of the one before.
+        nonlinearity: "tanh" or "relu".
+        bias: whether there are b_ih and b_hh.
+        batch_first: input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: on the output of every layer but the last.
+        bidirectional: a second recurrence from the last token to the first.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> rnn = seqkern.nn.RNN(5, 8, nonlinearity="relu", batch_first=True)
+        >>> x = torch.randn(3, 7, 5)
+        >>> output, h_n = rnn(x, lengths=torch.tensor([7, 2, 4]))
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(*args, **kwargs)
+        allow_recurrent_modules()
+
+    def flatten_parameters(self) -> None:
+        """Nothing: the kernels read each weight where it is."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run the layers; arguments and results as `seqkern.nn.GRU`'s."""
+        op = partial(ops.rnn, nonlinearity=self.nonlinearity)
+        return recurrent.run_hidden(self, op, input, hx, lengths)

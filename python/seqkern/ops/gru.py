@@ -1,0 +1,169 @@
+"""The GRU: one direction of one layer over a whole sequence."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seqkern import reference
+from seqkern.ops import _registry
+from seqkern.ops._recurrent import (
+    GRU,
+    DifferentiableBackward,
+    fake_hidden_backward,
+    needs,
+    states_before,
+    unpack,
+)
+
+
+def gru(
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""One direction of one GRU layer over a whole sequence.
+
+    .. math:: r, z &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}),
+              \sigma(W_{iz} x_t + b_{iz} + W_{hz} h_{t-1} + b_{hz}) \\
+              n &= \tanh(W_{in} x_t + b_{in} + r \, (W_{hn} h_{t-1} + b_{hn})), \qquad
+              h_t = (1 - z) \, n + z \, h_{t-1}
+
+    Weights, gate order and results are those of `torch.nn.GRU`; derivations in docs/math/gru.md.
+
+    Args:
+        input: [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows.
+        h0: [B, H], the state before the first step; None for zeros.
+        w_ih: [3 H, I], gates r, z, n one after the other.
+        w_hh: [3 H, H].
+        b_ih: [3 H].
+        b_hh: [3 H].
+        lengths: [B] steps of each row, int64 or int32, 0 <= lengths <= T, in any order. At later
+            times the output is zero, and nothing is computed. A row's result does not depend on
+            its padding.
+        reverse: run every row from its last token to its first.
+        recompute: keep only the output for backward, not the gates: a fifth of the memory, for
+            two more products over the sequence in backward.
+
+    Returns:
+        output [T, B, H]; h_n [B, H], the state after each row's last step.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit; on the CPU also a length outside
+            [0, T]. On CUDA looking at lengths would stop the stream: they are limited to it.
+
+    Source: Cho et al. 2014; https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+
+    Example:
+        >>> w_ih, w_hh = torch.randn(24, 5), torch.randn(24, 8)
+        >>> output, h_n = seqkern.ops.gru(torch.randn(7, 3, 5), None, w_ih, w_hh)
+        >>> output.shape
+        torch.Size([7, 3, 8])
+    """
+    tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, lengths)
+    if torch.compiler.is_compiling():
+        result = _registry.active.gru(*tensors, reverse, not recompute)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        result = _registry.call(_Gru.apply, *tensors, reverse, not recompute)
+    else:
+        result = _registry.call(_registry.active.gru_forward, *tensors, reverse, False)
+    output, h_n, _, _ = result
+    return output, h_n
+
+
+# ---------------------------------------------------------------- fakes
+
+
+def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    T, B, _ = input.shape
+    H = w_hh.shape[1]
+    save_gates = rest[-1]
+    return (
+        input.new_empty(T, B, H),
+        input.new_empty(B, H),
+        input.new_empty((T, B, 3 * H) if save_gates else (0,)),
+        input.new_empty((T, B, H) if save_gates else (0,)),
+    )
+
+
+# ---------------------------------------------------------------- gradients
+
+
+class _Gru(torch.autograd.Function):
+    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _registry.active.gru_forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *grads)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.reverse, ctx.save_gates = inputs
+    output, _, gates, u_n = outputs
+    ctx.ops = _registry.active
+    ctx.save_for_backward(*tensors, output, gates, u_n)
+    ctx.mark_non_differentiable(gates, u_n)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    inputs, (output, gates, u_n) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    if not ctx.save_gates:
+        gates, u_n = _preactivations(output, inputs, ctx.reverse)
+    input, h0, w_ih, w_hh, _, _, lengths = inputs
+    wanted = needs(ctx.needs_input_grad, GRU)
+    op = partial(
+        ctx.ops.gru_backward,
+        *(*grads[:2], input, h0, w_ih, w_hh, lengths, output, gates, u_n),
+        *(ctx.save_gates, ctx.reverse, wanted),
+    )
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        plain = partial(reference.gru, reverse=ctx.reverse)
+        found = DifferentiableBackward.apply(op, plain, GRU, wanted, *grads[:2], *inputs)  # type: ignore[no-untyped-call]
+    else:
+        found = op()
+    return unpack(found, ctx.needs_input_grad, 9, GRU)
+
+
+def _preactivations(
+    output: Tensor, inputs: tuple[Any, ...], reverse: bool
+) -> tuple[Tensor, Tensor]:
+    """Inputs of r, z, and n without its recurrent part [T, B, 3 H], and that part [T, B, H]."""
+    input, h0, w_ih, w_hh, b_ih, b_hh, lengths = inputs
+    H = w_hh.shape[1]
+    a = F.linear(input, w_ih, b_ih)
+    u = F.linear(states_before(output, h0, lengths, reverse), w_hh, b_hh)
+    a[..., : 2 * H] += u[..., : 2 * H]
+    return a, u[..., 2 * H :].contiguous()
+
+
+@_registry.registration
+def register(namespace: str) -> None:
+    """Add fakes and gradients to the ops of `namespace`."""
+    ops = getattr(torch.ops, namespace)
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _setup(ctx, inputs, output)
+        ctx.ops = ops
+
+    for name in ("gru", "gru_forward"):
+        torch.library.register_fake(f"{namespace}::{name}", _fake)
+    torch.library.register_fake(f"{namespace}::gru_backward", fake_hidden_backward(GRU))
+    torch.library.register_autograd(f"{namespace}::gru", _backward, setup_context=setup)

@@ -1,0 +1,144 @@
+"""The RNN: one direction of one layer over a whole sequence."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqkern import reference
+from seqkern.ops import _registry
+from seqkern.ops._recurrent import (
+    RNN,
+    DifferentiableBackward,
+    fake_hidden_backward,
+    needs,
+    unpack,
+)
+
+
+def rnn(
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""One direction of one layer of an Elman RNN over a whole sequence.
+
+    .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
+
+    with :math:`\phi` tanh or relu. Weights and results are those of `torch.nn.RNN`; derivations in
+    docs/math/rnn.md. Only the output is kept for backward.
+
+    Args:
+        input: [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows.
+        h0: [B, H], the state before the first step; None for zeros.
+        w_ih: [H, I].
+        w_hh: [H, H].
+        b_ih: [H].
+        b_hh: [H].
+        nonlinearity: "tanh" or "relu".
+        lengths: [B] steps of each row, int64 or int32, 0 <= lengths <= T, in any order. At later
+            times the output is zero, and nothing is computed. A row's result does not depend on
+            its padding.
+        reverse: run every row from its last token to its first.
+
+    Returns:
+        output [T, B, H]; h_n [B, H], the state after each row's last step.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or another nonlinearity; on the CPU
+            also a length outside [0, T]. On CUDA looking at lengths would stop the stream: they
+            are limited to it.
+
+    Source: Elman 1990; https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+
+    Example:
+        >>> w_ih, w_hh = torch.randn(8, 5), torch.randn(8, 8)
+        >>> output, h_n = seqkern.ops.rnn(torch.randn(7, 3, 5), None, w_ih, w_hh)
+        >>> output.shape
+        torch.Size([7, 3, 8])
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"rnn: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, lengths)
+    options = (reverse, nonlinearity == "relu")
+    result: tuple[Tensor, Tensor]
+    if torch.compiler.is_compiling():
+        result = _registry.active.rnn(*tensors, *options)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        result = _registry.call(_Rnn.apply, *tensors, *options)
+    else:
+        result = _registry.call(_registry.active.rnn_forward, *tensors, *options)
+    return result
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    T, B, _ = input.shape
+    H = w_hh.shape[1]
+    return input.new_empty(T, B, H), input.new_empty(B, H)
+
+
+class _Rnn(torch.autograd.Function):
+    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _registry.active.rnn_forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *grads)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.reverse, ctx.relu = inputs
+    ctx.ops = _registry.active
+    ctx.save_for_backward(*tensors, outputs[0])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    *inputs, output = ctx.saved_tensors
+    input, h0, w_ih, w_hh, _, _, lengths = inputs
+    wanted = needs(ctx.needs_input_grad, RNN)
+    op = partial(
+        ctx.ops.rnn_backward,
+        *(*grads, input, h0, w_ih, w_hh, lengths, output),
+        *(ctx.reverse, ctx.relu, wanted),
+    )
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        nonlinearity = "relu" if ctx.relu else "tanh"
+        plain = partial(reference.rnn, reverse=ctx.reverse, nonlinearity=nonlinearity)
+        found = DifferentiableBackward.apply(op, plain, RNN, wanted, *grads, *inputs)  # type: ignore[no-untyped-call]
+    else:
+        found = op()
+    return unpack(found, ctx.needs_input_grad, 9, RNN)
+
+
+@_registry.registration
+def register(namespace: str) -> None:
+    """Add fakes and gradients to the ops of `namespace`."""
+    ops = getattr(torch.ops, namespace)
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        _setup(ctx, inputs, output)
+        ctx.ops = ops
+
+    for name in ("rnn", "rnn_forward"):
+        torch.library.register_fake(f"{namespace}::{name}", _fake)
+    torch.library.register_fake(f"{namespace}::rnn_backward", fake_hidden_backward(RNN))
+    torch.library.register_autograd(f"{namespace}::rnn", _backward, setup_context=setup)

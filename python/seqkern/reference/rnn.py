@@ -1,0 +1,71 @@
+"""The RNN in plain PyTorch: one step, and one direction of one layer over a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rnn_cell(
+    input: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """One step: input [B, I] and h [B, H] to the next h."""
+    a = F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+    return torch.relu(a) if nonlinearity == "relu" else torch.tanh(a)
+
+
+def rnn(
+    input: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    nonlinearity: str = "tanh",
+) -> tuple[Tensor, Tensor]:
+    """Output [T, B, H] and h_n [B, H], as `seqkern.ops.rnn` defines them."""
+
+    def cell(x: Tensor, h: Tensor) -> Tensor:
+        return rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
+
+    return over_sequence(cell, input, h0, w_hh.shape[1], lengths, reverse)
+
+
+def over_sequence(
+    cell: Callable[[Tensor, Tensor], Tensor],
+    input: Tensor,
+    h0: Tensor | None,
+    H: int,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """`h = cell(input[t], h)` over all steps, for layers whose state is h alone.
+
+    Times t >= lengths[b] leave the state of row b as it is, which is also what lets a reversed row
+    start at its own last token.
+    """
+    T, B, _ = input.shape
+    h = input.new_zeros(B, H) if h0 is None else h0
+    outputs: list[Tensor] = [h] * T
+    for t in reversed(range(T)) if reverse else range(T):
+        h_t = cell(input[t], h)
+        if lengths is None:
+            outputs[t] = h = h_t
+        else:
+            valid = (lengths > t).unsqueeze(-1)  # [B, 1]
+            h = torch.where(valid, h_t, h)
+            outputs[t] = torch.where(valid, h, 0.0)
+    if T == 0:
+        return input.new_zeros(0, B, H), h
+    return torch.stack(outputs), h

@@ -1,0 +1,235 @@
+"""transformers' models with attn_implementation="seqkern" agree with its own attention."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from seqkern import ops
+from seqkern.errors import UserError
+from seqkern.integrations import transformers as integration
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+    "bos_token_id": 1,
+}
+WINDOW = {"sliding_window": 5}
+
+CONFIGS: dict[str, Any] = {
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64, eos_token_id=None,
+        bos_token_id=1, pad_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    ),
+    "llama": lambda: transformers.LlamaConfig(**SIZES),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, **WINDOW),
+    "qwen2": lambda: transformers.Qwen2Config(
+        **SIZES, **WINDOW, use_sliding_window=True, max_window_layers=1
+    ),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SIZES, **WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=0.4
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **WINDOW, query_pre_attn_scalar=8),
+}  # fmt: skip
+PEERS = {name: ["eager", "sdpa"] if name != "gemma2" else ["eager"] for name in CONFIGS}
+CASES = [(name, peer) for name in CONFIGS for peer in PEERS[name]]
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    integration.register()
+
+
+def model(name: str, implementation: str) -> Any:
+    """The model with large weights, so that what a query sees matters."""
+    torch.manual_seed(0)
+    made = transformers.AutoModelForCausalLM.from_config(
+        CONFIGS[name](), attn_implementation=implementation, dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        for key, parameter in made.named_parameters():
+            if parameter.dim() == 2 and "embed" not in key and "wte" not in key:
+                parameter.normal_(std=0.25)
+    return made
+
+
+def padded(side: str) -> tuple[Tensor, Tensor]:
+    """Tokens [3, 12] and which of them exist."""
+    tokens = torch.randint(2, 61, (3, 12))
+    lengths = torch.tensor([12, 7, 3])[:, None]
+    exists = torch.arange(12) < lengths
+    if side == "left":
+        exists = exists.flip(1)
+    return tokens.where(exists, 0), exists
+
+
+class Seen:
+    """Counts the calls that reach our kernel."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[dict[str, Any]] = []
+        kernel = ops.causal_attention
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(kwargs)
+            return kernel(*args, **kwargs)
+
+        monkeypatch.setattr(ops, "causal_attention", counted)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    return Seen(monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "peer"), CASES)
+def test_logits_loss_and_gradients(name: str, peer: str, seen: Seen) -> None:
+    tokens = torch.randint(2, 61, (2, 11))
+    results = []
+    for implementation in ("seqkern", peer):
+        m = model(name, implementation)
+        out = m(tokens, labels=tokens)
+        out.loss.backward()
+        grads = [p.grad for p in m.parameters() if p.grad is not None]
+        results.append([out.logits, out.loss, *grads])
+    assert len(seen.calls) == 2  # a call per layer
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padded_batch(name: str, side: str, seen: Seen) -> None:
+    tokens, exists = padded(side)
+    results = []
+    for implementation in ("seqkern", "eager"):
+        m = model(name, implementation)
+        out = m(tokens, attention_mask=exists.long(), labels=tokens.where(exists, -100))
+        out.loss.backward()
+        grads = [p.grad for p in m.parameters() if p.grad is not None]
+        results.append([out.logits[exists], *grads])
+    assert len(seen.calls) == 2
+    assert all(call["cu_seqlens"].tolist() == [0, 12, 19, 22] for call in seen.calls)
+    # Logits at the boundary of padding enter transformers' loss: compared is what exists.
+    torch.testing.assert_close(results[0][0], results[1][0], atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_padding_in_the_middle(name: str) -> None:
+    """A window counts positions, so only without one may the holes be closed."""
+    tokens, exists = padded("left")
+    exists[0, 4:6] = False
+    logits = [
+        model(name, implementation)(tokens, attention_mask=exists.long()).logits[exists]
+        for implementation in ("seqkern", "eager")
+    ]
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_generation(name: str, padding: bool, seen: Seen) -> None:
+    tokens, exists = padded("left")
+    if not padding:
+        tokens, exists = tokens[:1], exists[:1]
+    ids = [
+        model(name, implementation).generate(
+            tokens, attention_mask=exists.long(), max_new_tokens=8, do_sample=False
+        )
+        for implementation in ("seqkern", *PEERS[name])
+    ]
+    assert ids[0].shape[1] == 20
+    assert all(torch.equal(ids[0], other) for other in ids[1:])
+    # Without padding every step is ours, with it the prompt alone.
+    assert len(seen.calls) == (2 if padding else 2 * 8)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
+def test_static_cache(name: str) -> None:
+    tokens = torch.randint(2, 61, (2, 6))
+    options = {"max_new_tokens": 6, "do_sample": False, "disable_compile": True}
+    static, dynamic = (
+        model(name, "seqkern").generate(tokens, cache_implementation=kind, **options)
+        for kind in ("static", "dynamic")
+    )
+    assert torch.equal(static, dynamic)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_prompt_in_two_parts(name: str, seen: Seen) -> None:
+    """More than one new token over a cache: the last query stands at the last key."""
+    tokens = torch.randint(2, 61, (2, 11))
+    m = model(name, "seqkern")
+    whole = m(tokens).logits
+    first = m(tokens[:, :7], use_cache=True)
+    second = m(tokens[:, 7:], past_key_values=first.past_key_values).logits
+    assert len(seen.calls) == 6
+    torch.testing.assert_close(second, whole[:, 7:], atol=2e-5, rtol=2e-4)
+
+
+def test_custom_mask_is_torchs(seen: Seen) -> None:
+    tokens = torch.randint(2, 61, (2, 6))
+    see = torch.ones(6, 6).tril().bool()
+    see[5, 1] = False
+    mask = torch.where(see, 0.0, torch.finfo(torch.float32).min).expand(2, 1, 6, 6)
+    logits = [
+        model("llama", implementation)(tokens, attention_mask=mask).logits
+        for implementation in ("seqkern", "eager")
+    ]
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=2e-4)
+    assert seen.calls == []
+
+
+def test_bidirectional_model_is_torchs(seen: Seen) -> None:
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=1, num_attention_heads=4,
+        intermediate_size=32,
+    )  # fmt: skip
+    tokens, exists = padded("right")
+    outputs = []
+    for implementation in ("seqkern", "eager"):
+        torch.manual_seed(0)
+        m = transformers.BertModel._from_config(config, attn_implementation=implementation).eval()
+        outputs.append(m(tokens, attention_mask=exists.long()).last_hidden_state[exists])
+    torch.testing.assert_close(*outputs, atol=2e-5, rtol=2e-4)
+    assert seen.calls == []
+
+
+def test_compiles_whole() -> None:
+    tokens = torch.randint(2, 61, (2, 6))
+    m = model("llama", "seqkern")
+    plain = m(tokens, use_cache=False).logits
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tokens, use_cache=False).logits, plain)
+
+
+def test_sinks_are_refused() -> None:
+    q = torch.randn(1, 1, 2, 4)
+    with pytest.raises(ValueError, match='"seqkern" does not support s_aux'):
+        integration.attention(torch.nn.Identity(), q, q, q, None, s_aux=torch.zeros(1))
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"needs the package transformers: pip install 'seqkern\["):
+        integration.register()
+
+
+def test_seqkern_does_not_import_it() -> None:
+    code = "import sys, seqkern; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
