@@ -10,6 +10,7 @@
 #include "ops/linear_cross_entropy.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
+#include "ops/softmax.h"
 
 struct CUstream_st;
 
@@ -27,6 +28,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
   X(sample, SampleArgs)                                            \
+  X(softmax_forward, SoftmaxForwardArgs)                           \
+  X(softmax_backward, SoftmaxBackwardArgs)                         \
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
@@ -58,6 +61,7 @@ void visit_lstm_steps_backward_kernels(VisitKernel visit, void* context);
 void visit_lstm_kernels(VisitKernel visit, void* context);
 void visit_lstm_backward_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
+void visit_softmax_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);

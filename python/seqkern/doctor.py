@@ -29,6 +29,7 @@ OPERATIONS = (
     Operation("models: LSTM and RNN layers", None),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
+    Operation("ops.softmax, ops.log_softmax", "softmax"),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )
 

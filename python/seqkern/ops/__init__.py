@@ -7,6 +7,7 @@ from seqkern.ops.linear_cross_entropy import linear_cross_entropy
 from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
 from seqkern.ops.sample import sample
+from seqkern.ops.softmax import log_softmax, softmax
 from seqkern.ops.vocab_parallel import vocab_parallel_linear_cross_entropy
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "causal_attention",
     "cross_entropy",
     "linear_cross_entropy",
+    "log_softmax",
     "lstm",
     "lstm_cell",
     "sample",
+    "softmax",
     "vocab_parallel_linear_cross_entropy",
 ]

@@ -10,6 +10,7 @@ from seqkern.reference.cross_entropy import cross_entropy
 from seqkern.reference.linear_cross_entropy import linear_cross_entropy
 from seqkern.reference.lstm import lstm, lstm_cell
 from seqkern.reference.sample import token_distribution
+from seqkern.reference.softmax import softmax, softmax_backward
 
 __all__ = [
     "attention_step",
@@ -18,5 +19,7 @@ __all__ = [
     "linear_cross_entropy",
     "lstm",
     "lstm_cell",
+    "softmax",
+    "softmax_backward",
     "token_distribution",
 ]
