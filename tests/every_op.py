@@ -89,6 +89,8 @@ OPS = {
         [{0: T}, {}, {}, {}],
         lambda *tensors: ops.rnn(*tensors),  # type: ignore[attr-defined]
     ),
+    "softmax": Case(lambda n: [randn(n, 9)], [{0: N}], lambda x: ops.softmax(x)),
+    "log_softmax": Case(lambda n: [randn(3, n)], [{1: N}], lambda x: ops.log_softmax(x)),
     "sample": Case(
         lambda n: [randn(n, 33)],
         [{0: N}],

@@ -44,7 +44,7 @@ SEQKERN_INLINE void make_scores(const Acc* q, int64_t q_stride, const C* k, int6
       }
       multiply_rows<kN, R, 1, R, 1>(q, q_stride, key, D, sum + some * R);
     }
-    store(scores + first * R, sum_lanes(sum));
+    store(scores + first * R, hsums(sum));
   }
 }
 

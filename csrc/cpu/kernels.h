@@ -15,6 +15,7 @@
 #include "ops/linear_step.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
+#include "ops/softmax.h"
 
 // X(kernel, Args)
 #define SEQKERN_CPU_KERNELS(X)                                     \
@@ -22,6 +23,8 @@
   X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
   X(cross_entropy_backward, CrossEntropyBackwardArgs)              \
   X(sample, SampleArgs)                                            \
+  X(softmax_forward, SoftmaxForwardArgs)                           \
+  X(softmax_backward, SoftmaxBackwardArgs)                         \
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \

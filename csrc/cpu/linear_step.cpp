@@ -91,7 +91,7 @@ SEQKERN_INLINE void project(const Acc* x, int64_t x_stride, const W* w, int64_t 
     multiply_rows<kN, R, 2, 1, L>(x, x_stride, row, K, sum + first);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) out[r] = sum_lanes(sum + r * L);
+  for (int r = 0; r < R; ++r) out[r] = hsums(sum + r * L);
 }
 
 // The kLanes outputs from m on, where there are `count`, of R rows from n on.

@@ -292,47 +292,6 @@ SEQKERN_INLINE void transpose(V* v) {
   if constexpr (w > 1) transpose<V, w / 2>(v);
 }
 
-// Lane i of the even (odd: 1) half of x and y when both are cut into units: single lanes inside
-// each 16 bytes, which one instruction of any ISA does, or whole 16 bytes.
-template <class T, int kN, bool kWhole>
-constexpr int unit_lane(int i, int odd) {
-  constexpr int kBlock = 16 / sizeof(T);
-  if (kWhole) {
-    const int half = kN / kBlock / 2, block = i / kBlock;
-    return (block % half * 2 + odd) * kBlock + i % kBlock + (block < half ? 0 : kN);
-  }
-  const int half = kBlock / 2, j = i % kBlock;
-  return i - j + j % half * 2 + odd + (j < half ? 0 : kN);
-}
-template <bool kWhole, class V, size_t... kI>
-SEQKERN_INLINE V add_units(V x, V y, std::index_sequence<kI...>) {
-  using T = std::remove_cvref_t<decltype(x[0])>;
-  constexpr int kN = sizeof...(kI);
-  return V(__builtin_shufflevector(x, y, unit_lane<T, kN, kWhole>(kI, 0)...)) +
-         V(__builtin_shufflevector(x, y, unit_lane<T, kN, kWhole>(kI, 1)...));
-}
-
-// The sums of the lanes of as many vectors as one has lanes: that of v[i] in lane i, with three
-// instructions per vector where hsum takes ten.
-template <class V>
-SEQKERN_INLINE V sum_lanes(const V* v) {
-  constexpr int kN = sizeof(V) / sizeof(V{}[0]);
-  constexpr int kBlock = 16 / sizeof(V{}[0]);
-  V sum[kN];
-#pragma GCC unroll 16
-  for (int i = 0; i < kN; ++i) sum[i] = v[i];
-#pragma GCC unroll 4
-  for (int n = kN, level = 1; n > 1; n /= 2, level *= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < n / 2; ++i) {
-      const auto lanes = std::make_index_sequence<kN>{};
-      sum[i] = level < kBlock ? add_units<false>(sum[2 * i], sum[2 * i + 1], lanes)
-                              : add_units<(kN > kBlock)>(sum[2 * i], sum[2 * i + 1], lanes);
-    }
-  }
-  return sum[0];
-}
-
 // Each lane the largest of the lanes i, i + kStep, i + 2 kStep ...
 template <int kStep, class V, size_t... kI>
 SEQKERN_INLINE V max_every(V v, std::index_sequence<kI...> lanes) {

@@ -1,14 +1,13 @@
 // What the kernels of softmax-cross-entropy share: options, targets, and how a launch is chosen.
 #pragma once
 
-#include <climits>
 #include <string>
 
-#include "common/errors.h"
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/math.cuh"
+#include "cuda/row_launch.cuh"
 #include "cuda/softmax.cuh"
 #include "cuda/vec.cuh"
 #include "ops/cross_entropy.h"
@@ -21,9 +20,6 @@ template <class T, bool kTargetSums>
 inline constexpr int kUnroll = sizeof(T) == 8 ? 1
                                : kTargetSums  ? 2
                                               : 4;
-
-// Bytes of a row up to which a warp takes it alone: 8 packs per lane.
-inline constexpr int64_t kWarpRowBytes = 8 * kWarp * 16;
 
 // ---------------------------------------------------------------- options and targets
 
@@ -75,37 +71,16 @@ __device__ __forceinline__ void target_weights(const Options<Acc>& o, const T* p
 // Calls f(TypeTag<T>, kTargetSums, TypeTag<Group>) for the inputs' dtype, options and row length.
 template <class F>
 void specialize(const CrossEntropyInputs& in, F&& f) {
-  if (in.V > INT_MAX) {
-    throw_value_error("cross_entropy: logits must have at most 2147483647 classes on CUDA, got " +
-                      std::to_string(in.V));
-  }
+  check_row_length("cross_entropy", in.V);
   dispatch_dtype(in.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const auto with_group = [&](auto sums) {
-      in.V* static_cast<int64_t>(sizeof(T)) <= kWarpRowBytes ? f(tag, sums, TypeTag<WarpGroup>{})
-                                                             : f(tag, sums, TypeTag<BlockGroup>{});
+      warp_takes_row<T>(in.V) ? f(tag, sums, TypeTag<WarpGroup>{})
+                              : f(tag, sums, TypeTag<BlockGroup>{});
     };
     in.label_smoothing != 0 || in.target_probs ? with_group(std::true_type{})
                                                : with_group(std::false_type{});
   });
-}
-
-template <class T, class Group>
-LaunchConfig config_of(const char* name, const CrossEntropyInputs& in, Stream stream) {
-  int64_t blocks = in.N;
-  unsigned threads = 128;
-  if constexpr (std::is_same_v<Group, WarpGroup>) {
-    blocks = ceil_div<int64_t>(in.N, threads / kWarp);
-  } else {
-    // More threads only while each still has a full batch of loads.
-    const int64_t packs = in.V / kPack<T>;
-    while (threads < BlockGroup::kMaxThreads && packs >= int64_t{8} * threads) threads *= 2;
-  }
-  if (blocks > INT_MAX) {
-    throw_value_error(std::string(name) + ": logits have too many rows for one launch, " +
-                      std::to_string(in.N));
-  }
-  return {.name = name, .grid = static_cast<unsigned>(blocks), .block = threads, .stream = stream};
 }
 
 // Calls f(TypeTag<T>, kTargetSums, TypeTag<Group>, "<dtype, options>") for every specialisation.

@@ -5,11 +5,6 @@
 namespace seqkern::cuda {
 namespace {
 
-template <class Acc>
-struct Add {
-  __device__ __forceinline__ Acc operator()(Acc a, Acc b) const { return a + b; }
-};
-
 // dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
 // derivative.
 template <class T, bool kTargetSums, class Group>

@@ -12,6 +12,7 @@
 #include "ops/linear_step.h"
 #include "ops/lstm.h"
 #include "ops/sample.h"
+#include "ops/softmax.h"
 
 struct CUstream_st;
 
@@ -31,6 +32,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(hidden_forward, HiddenForwardArgs)                             \
   X(hidden_backward, HiddenBackwardArgs)                           \
   X(sample, SampleArgs)                                            \
+  X(softmax_forward, SoftmaxForwardArgs)                           \
+  X(softmax_backward, SoftmaxBackwardArgs)                         \
   X(linear_cross_entropy_state, LinearCrossEntropyStateArgs)       \
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
@@ -68,6 +71,7 @@ void visit_gru_rnn_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_backward_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_steps_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
+void visit_softmax_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);

@@ -25,6 +25,11 @@ struct Target {
 
 // ---------------------------------------------------------------- online softmax
 
+template <class Acc>
+struct Add {
+  __device__ __forceinline__ Acc operator()(Acc a, Acc b) const { return a + b; }
+};
+
 // Of the elements seen: m = max x, sum = sum exp(x - m).
 template <class Acc, bool kTargetSums>
 struct RowState {

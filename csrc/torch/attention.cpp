@@ -24,10 +24,6 @@ struct Inputs {
   std::optional<Tensor> lengths, cu_seqlens, alibi_slopes, seed;
 };
 
-Tensor with_unit_last_stride(const Tensor& t) {
-  return t.size(3) <= 1 || t.stride(3) == 1 ? t : torch::stable::contiguous(t);
-}
-
 HeadStrides head_strides(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
 
 void check_options(const Options& o) {

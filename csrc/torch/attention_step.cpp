@@ -12,10 +12,6 @@ constexpr int64_t kMaxD = 256;
 
 HeadStrides strides_of(const Tensor& t) { return {t.stride(0), t.stride(1), t.stride(2)}; }
 
-Tensor with_unit_last_stride(const Tensor& t) {
-  return t.size(3) == 1 || t.stride(3) == 1 ? t : torch::stable::contiguous(t);
-}
-
 void check_heads(const Tensor& t, std::string_view name, ScalarType dtype, int64_t B, int64_t heads,
                  int64_t T, int64_t D) {
   check(t.dim() == 4 && t.scalar_type() == dtype && t.size(0) == B && t.size(1) == heads &&

@@ -50,6 +50,11 @@ inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
   return empty_strided_on(like, size, stride, dtype);
 }
 
+// A tensor as kernels read its rows: where it is if its last dimension allows.
+inline Tensor with_unit_last_stride(const Tensor& t) {
+  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
+}
+
 inline const void* data(const std::optional<Tensor>& t) {
   return t ? t->const_data_ptr() : nullptr;
 }

@@ -43,6 +43,8 @@ struct Cpu {
     rows(cpu::cross_entropy_forward, a, a.in.N, a.in.V);
   }
   static void run(const CrossEntropyReduceArgs& a) { cpu::cross_entropy_reduce(a, 0, a.in.N); }
+  static void run(const SoftmaxForwardArgs& a) { rows(cpu::softmax_forward, a, a.N, a.V); }
+  static void run(const SoftmaxBackwardArgs& a) { rows(cpu::softmax_backward, a, a.N, a.V); }
   static void run(const SampleArgs& a) {
     // Several passes a row, and histograms however short it is.
     rows(cpu::sample, a, a.B, 8 * a.V + 4096);

@@ -18,10 +18,6 @@ struct Inputs {
   std::optional<Tensor> weight_sum;
 };
 
-Tensor with_unit_last_stride(const Tensor& t) {
-  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
-}
-
 Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                int64_t ignore_index, double label_smoothing, double z_loss, double softcap) {
   check(logits.dim() >= 1, kOp, ": logits must be [V] or [B, V, ...], got a scalar");

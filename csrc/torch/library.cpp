@@ -28,6 +28,9 @@ void define(torch::stable::detail::StableLibrary& m) {
       "cross_entropy_backward(Tensor? grad_loss, Tensor? grad_lse, Tensor logits, Tensor target, "
       "Tensor? weight, Tensor saved, int ignore_index, int reduction, "
       "float label_smoothing, float z_loss, float softcap) -> Tensor");
+  m.def("softmax(Tensor x, bool log) -> Tensor");
+  m.def("softmax_forward(Tensor x, bool log) -> Tensor");
+  m.def("softmax_backward(Tensor dy, Tensor y, bool log) -> Tensor");
   // The caches are written in place; counters are scratch that is left as it was.
   m.def(
       "attention_step(Tensor q, Tensor k_new, Tensor v_new, Tensor(a!) k_cache, "
@@ -92,6 +95,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("cross_entropy_backward", TORCH_BOX(&cross_entropy_backward));
   m.impl("linear_step", TORCH_BOX(&linear_step));
   m.impl("decoder_step", TORCH_BOX(&decoder_step));
+  m.impl("softmax", TORCH_BOX(&softmax));
+  m.impl("softmax_forward", TORCH_BOX(&softmax));
+  m.impl("softmax_backward", TORCH_BOX(&softmax_backward));
   m.impl("sample", TORCH_BOX(&sample));
   m.impl("linear_cross_entropy", TORCH_BOX(&linear_cross_entropy));
   m.impl("linear_cross_entropy_forward", TORCH_BOX(&linear_cross_entropy));

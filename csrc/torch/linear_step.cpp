@@ -18,10 +18,6 @@ Tensor vector_of(const Tensor& weight, const Tensor& t, std::string_view name, i
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-Tensor with_unit_last_stride(const Tensor& t) {
-  return t.size(t.dim() - 1) == 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
-}
-
 }  // namespace
 
 Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,

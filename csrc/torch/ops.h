@@ -24,6 +24,9 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
                               const Tensor& saved, int64_t ignore_index, int64_t reduction,
                               double label_smoothing, double z_loss, double softcap);
 
+Tensor softmax(const Tensor& x, bool log);
+Tensor softmax_backward(const Tensor& dy, const Tensor& y, bool log);
+
 Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
                       const Tensor& k_cache, const Tensor& v_cache, const Tensor& positions,
                       const std::optional<Tensor>& cos, const std::optional<Tensor>& sin,

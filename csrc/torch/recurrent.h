@@ -72,10 +72,6 @@ struct Checker {
 inline SequenceStrides sequence_strides(const Tensor& t) { return {t.stride(0), t.stride(1)}; }
 
 // A gradient [T, B, ...] as kernels read it: where it is if its last dimension allows.
-inline Tensor with_unit_last_stride(const Tensor& t) {
-  return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);
-}
-
 inline OptionalTensor sequence_gradient(const OptionalTensor& t, const Checker& checked,
                                         std::string_view name,
                                         std::initializer_list<int64_t> shape) {

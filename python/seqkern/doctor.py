@@ -33,6 +33,7 @@ OPERATIONS = (
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
     Operation("ops.decoder_step, models.GPT.generate", "decoder_step"),
     Operation("ops.linear_step, models.GPT.generate", "linear_step"),
+    Operation("ops.softmax, ops.log_softmax", "softmax"),
     Operation("ops.sample, model.generate: the next token", "sample"),
 )
 

@@ -15,6 +15,7 @@ from seqkern.nn._dynamo import allow_recurrent_modules
 
 _lock = threading.RLock()
 _depth = 0
+_INHERITED = object()
 _before: dict[routes.Place, Any] = {}  # what stood at a place before
 _there: dict[routes.Place, Any] = {}  # what we put there
 
@@ -24,10 +25,11 @@ class accelerate(ContextDecorator):
 
     These are replaced: `torch.nn.functional.cross_entropy` (so `torch.nn.CrossEntropyLoss` too),
     `scaled_dot_product_attention` where it is causal with as many keys as queries and no mask,
-    `linear_cross_entropy` where torch has it, and the forward of `torch.nn.LSTM`, `LSTMCell` and
-    of their kin that `seqkern.nn` has. A call that ours cannot take goes to torch and gives torch's
-    result exactly; every other call of torch's is not touched, and costs nothing. Ours equals
-    torch's to rounding; dropped weights of attention are other ones for the same seed.
+    `linear_cross_entropy` where torch has it, softmax and log_softmax of large tensors over the
+    last dimension (as functions, methods and modules), and the forward of `torch.nn.LSTM`,
+    `LSTMCell` and of their kin that `seqkern.nn` has. A call that ours cannot take goes to torch
+    and gives torch's result exactly; every other call of torch's is not touched, and costs nothing.
+    Ours equals torch's to rounding; dropped weights of attention are other ones for the same seed.
 
     Blocks may be nested and left by an exception. It holds for all threads. As a decorator it holds
     during each call. `accelerate.enable()` switches it on until as many `accelerate.disable()`.
@@ -90,7 +92,7 @@ def _install() -> None:
     table = {**routes.routes(), (torch.jit, "script"): _without(torch.jit.script)}
     for place, replacement in table.items():
         owner, name = place
-        _before[place] = getattr(owner, name)
+        _before[place] = vars(owner).get(name, _INHERITED)
         _there[place] = replacement
         setattr(owner, name, replacement)
     allow_recurrent_modules()
@@ -102,7 +104,11 @@ def _remove() -> None:
     for place, replacement in _there.items():
         owner, name = place
         # What somebody else has put there since stays; it may call ours, which then calls torch's.
-        if getattr(owner, name) is replacement:
+        if getattr(owner, name) is not replacement:
+            continue
+        if _before[place] is _INHERITED:
+            delattr(owner, name)
+        else:
             setattr(owner, name, _before[place])
     _there.clear()
     _before.clear()

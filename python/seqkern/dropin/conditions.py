@@ -17,6 +17,9 @@ _CLASSES = (torch.int64, torch.uint8)
 _DEVICES = ("cpu",) if cuda_unavailable_reason else ("cpu", "cuda")
 _PLAIN = (Tensor, torch.nn.Parameter)
 _MAX_HEAD_WIDTH = 256
+#: Elements from which ours are not slower, forward and backward (benchmarks, 2 threads): torch's is
+#: well vectorised, and ours gains by the memory of large results.
+LARGE_SOFTMAX = {"softmax": 1 << 24, "log_softmax": 1 << 18}
 SUBCLASS = "a tensor subclass"
 
 
@@ -160,6 +163,30 @@ def scaled_dot_product_attention(
     if not fits or query.numel() == 0 or not 0.0 <= dropout_p < 1.0:
         return "arguments that do not fit"
     return refusal(query, key, value)
+
+
+def softmax(input: Tensor, dim: object, dtype: torch.dtype | None = None) -> str:
+    """For `torch.softmax` and the method."""
+    return _softmax("softmax", input, dim, dtype)
+
+
+def log_softmax(input: Tensor, dim: object, dtype: torch.dtype | None = None) -> str:
+    """For `torch.log_softmax` and the method."""
+    return _softmax("log_softmax", input, dim, dtype)
+
+
+def _softmax(name: str, input: Tensor, dim: object, dtype: torch.dtype | None) -> str:
+    if torch.compiler.is_compiling():
+        return "torch.compile, which fuses it with what is around it"
+    if not isinstance(dim, int) or dim not in (-1, input.dim() - 1) or input.dim() == 0:
+        return "another dimension than the last"
+    if dtype is not None and dtype != input.dtype:
+        return "another dtype asked for"
+    if input.numel() < LARGE_SOFTMAX[name]:
+        return f"fewer than {LARGE_SOFTMAX[name]} elements, where torch's is faster"
+    if input.dtype != torch.float64 and _casts(input):
+        return "autocast"
+    return refusal(input)
 
 
 def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: object = None) -> str:

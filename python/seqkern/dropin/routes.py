@@ -109,6 +109,13 @@ def _attention(
     return ops.causal_attention(query, key, value, scale=scale, dropout_p=dropout_p)
 
 
+def _last_dimension(ours: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    def run(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        return ours(input)
+
+    return run
+
+
 def _forward(kind: Kind) -> Callable[..., Any]:
     ours: Any = kind.ours
     why_not = conditions.cell if kind.name.endswith("Cell") else conditions.recurrent
@@ -117,13 +124,13 @@ def _forward(kind: Kind) -> Callable[..., Any]:
 
 def routes() -> dict[Place, Any]:
     """What stands where while acceleration is on."""
-    name = "torch.nn.functional"
+    functional = "torch.nn.functional"
     found: dict[Place, Any] = {
         (F, "cross_entropy"): _route(
-            f"{name}.cross_entropy", F.cross_entropy, conditions.cross_entropy, _cross_entropy
+            f"{functional}.cross_entropy", F.cross_entropy, conditions.cross_entropy, _cross_entropy
         ),
         (F, "scaled_dot_product_attention"): _route(
-            f"{name}.scaled_dot_product_attention",
+            f"{functional}.scaled_dot_product_attention",
             F.scaled_dot_product_attention,
             conditions.scaled_dot_product_attention,
             _attention,
@@ -131,11 +138,20 @@ def routes() -> dict[Place, Any]:
     }
     if hasattr(F, "linear_cross_entropy"):
         found[F, "linear_cross_entropy"] = _route(
-            f"{name}.linear_cross_entropy",
+            f"{functional}.linear_cross_entropy",
             F.linear_cross_entropy,
             conditions.linear_cross_entropy,
             _linear_cross_entropy,
         )
+    # torch.nn.functional's and the modules' call the methods.
+    for name, why_not, ours in (
+        ("softmax", conditions.softmax, ops.softmax),
+        ("log_softmax", conditions.log_softmax, ops.log_softmax),
+    ):
+        for place, owner in (("torch", torch), ("torch.Tensor", Tensor)):
+            found[owner, name] = _route(
+                f"{place}.{name}", getattr(owner, name), why_not, _last_dimension(ours)
+            )
     for kind in KINDS.values():
         if kind.recurrent and kind.ours is not None:
             found[kind.torchs, "forward"] = _forward(kind)

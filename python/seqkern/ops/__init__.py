@@ -11,6 +11,7 @@ from seqkern.ops.lstm import lstm
 from seqkern.ops.lstm_cell import lstm_cell
 from seqkern.ops.rnn import rnn
 from seqkern.ops.sample import sample
+from seqkern.ops.softmax import log_softmax, softmax
 from seqkern.ops.vocab_parallel import vocab_parallel_linear_cross_entropy
 
 __all__ = [
@@ -21,9 +22,11 @@ __all__ = [
     "gru",
     "linear_cross_entropy",
     "linear_step",
+    "log_softmax",
     "lstm",
     "lstm_cell",
     "rnn",
     "sample",
+    "softmax",
     "vocab_parallel_linear_cross_entropy",
 ]

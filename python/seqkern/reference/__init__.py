@@ -13,6 +13,7 @@ from seqkern.reference.linear_step import linear_step
 from seqkern.reference.lstm import lstm, lstm_cell
 from seqkern.reference.rnn import rnn, rnn_cell
 from seqkern.reference.sample import token_distribution
+from seqkern.reference.softmax import softmax, softmax_backward
 
 __all__ = [
     "attention_step",
@@ -26,5 +27,7 @@ __all__ = [
     "lstm_cell",
     "rnn",
     "rnn_cell",
+    "softmax",
+    "softmax_backward",
     "token_distribution",
 ]
