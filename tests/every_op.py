@@ -39,6 +39,14 @@ def gates(n: int) -> list[Tensor]:
     return [randn(n, 3, 5), randn(3, 4), randn(3, 4), randn(16, 5), randn(16, 4), randn(16)]
 
 
+def block(C: int) -> list[Tensor]:
+    """Parameters of a transformer block, in the order of `ops.decoder_step`."""
+    weights = (randn(3 * C, C), randn(C, C), randn(4 * C, C), randn(C, 4 * C))
+    qkv, out, up, down = ([w, randn(w.shape[0])] for w in weights)
+    norm = [randn(C), randn(C)]
+    return [*norm, *qkv, *out, *norm, *up, *down]
+
+
 def step(q: Tensor, k: Tensor, v: Tensor, cache: Tensor, lengths: Tensor) -> Tensor:
     k_cache, v_cache = cache.clone().unbind(0)
     return ops.attention_step(q, k, v, k_cache, v_cache, lengths)
@@ -69,6 +77,20 @@ OPS = {
         step,
         gradients=False,
     ),
+    "linear_step": Case(
+        lambda n: [randn(n, 5), randn(6, 5), randn(6)],
+        [{0: N}, {}, {}],
+        lambda *tensors: ops.linear_step(*tensors, norm="rms_norm", activation="gelu"),
+        gradients=False,
+    ),
+    "decoder_step": Case(
+        lambda n: [randn(n, 1, 4), randn(1, 2, n, 2, 6, 2), torch.randint(0, 5, (n,)), *block(4)],
+        [{0: N}, {2: N}, {0: N}, *[{}] * 12],
+        lambda x, cache, lengths, *parameters: ops.decoder_step(
+            x, parameters, cache.clone(), lengths
+        ),
+        gradients=False,
+    ),
     "lstm": Case(
         gates,
         [{0: T}, {}, {}, {}, {}, {}],
@@ -82,12 +104,12 @@ OPS = {
     "gru": Case(
         lambda n: [randn(n, 3, 5), randn(3, 4), randn(12, 5), randn(12, 4)],
         [{0: T}, {}, {}, {}],
-        lambda *tensors: ops.gru(*tensors),  # type: ignore[attr-defined]
+        ops.gru,
     ),
     "rnn": Case(
         lambda n: [randn(n, 3, 5), randn(3, 4), randn(4, 5), randn(4, 4)],
         [{0: T}, {}, {}, {}],
-        lambda *tensors: ops.rnn(*tensors),  # type: ignore[attr-defined]
+        ops.rnn,
     ),
     "softmax": Case(lambda n: [randn(n, 9)], [{0: N}], lambda x: ops.softmax(x)),
     "log_softmax": Case(lambda n: [randn(3, n)], [{1: N}], lambda x: ops.log_softmax(x)),
@@ -100,7 +122,6 @@ OPS = {
 }
 #: Not compiled: the backward of a rank waits for the others' (see its docstring).
 NOT_COMPILED = {"vocab_parallel_linear_cross_entropy"}
-OPS = {name: case for name, case in OPS.items() if hasattr(ops, name)}
 
 
 def recurrent(n: int) -> list[Tensor]:
@@ -111,8 +132,8 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Case]] = {
     name: (make, Case(inputs, sizes, lambda module, *tensors: module(*tensors)))
     for name, make, inputs, sizes in [
         ("LSTM", lambda: nn.LSTM(5, 4, 2, bidirectional=True), recurrent, [{0: T}]),
-        ("GRU", lambda: nn.GRU(5, 4, 2), recurrent, [{0: T}]),  # type: ignore[attr-defined]
-        ("RNN", lambda: nn.RNN(5, 4, 2), recurrent, [{0: T}]),  # type: ignore[attr-defined]
+        ("GRU", lambda: nn.GRU(5, 4, 2), recurrent, [{0: T}]),
+        ("RNN", lambda: nn.RNN(5, 4, 2), recurrent, [{0: T}]),
         ("LSTMCell", lambda: nn.LSTMCell(5, 4), lambda n: [randn(n, 5)], [{0: N}]),
         (
             "CrossEntropyLoss",
@@ -133,7 +154,6 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Case]] = {
             [{1: T}],
         ),
     ]
-    if hasattr(nn, name)
 }
 NOT_MODULES = {"KVCache"}
 

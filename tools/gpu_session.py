@@ -104,6 +104,7 @@ STAGES = (
         (
             bench("cross_entropy", "--dtype bf16 --peers torch,seqkern,torch.compile,liger"),
             bench("linear_cross_entropy", "--dtype bf16"),
+            bench("log_softmax", "--dtype bf16"),
         ),
     ),
     Stage(
@@ -114,12 +115,23 @@ STAGES = (
     Stage(
         "bench-recurrent",
         "beside cuDNN",
-        (bench("lstm", "--dtype fp16"), bench("lstm", "--dtype bf16"), bench("lstm")),
+        (
+            bench("lstm", "--dtype fp16"),
+            bench("lstm", "--dtype bf16"),
+            bench("lstm"),
+            bench("gru", "--dtype bf16"),
+            bench("rnn", "--dtype bf16"),
+            bench("lstm_cell", "--dtype bf16"),
+        ),
     ),
     Stage(
         "bench-decode",
         "a step of attention, the sampler, whole models",
-        (bench("attention_step", "--dtype bf16"), bench("sample", "--dtype fp32")),
+        (
+            bench("attention_step", "--dtype bf16"),
+            bench("linear_step", "--dtype bf16"),
+            bench("sample", "--dtype fp32"),
+        ),
     ),
 )
 

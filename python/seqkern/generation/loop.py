@@ -68,7 +68,8 @@ def _one_by_one(
             token, logprob = graph.replay()
         else:
             token, logprob = sampler.draw(logits, step)
-            sampler.count(token.unsqueeze(1))
+            if sampler.counts is not None:
+                sampler.count(token.unsqueeze(1))
         sequences.append(token, logprob)
         # What was drawn past a row's stop is left out: rows know nothing of each other.
         if not progress.idle and ((step + 1) % look == 0 or step + 1 == new):
