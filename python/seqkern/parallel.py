@@ -7,6 +7,7 @@ dropout.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,11 @@ class Parallel:
     def close(self) -> None:
         """Leave the others."""
         if self._ours:
+            # Wrapped models hold on to process groups, in cycles. A group that dies with the
+            # interpreter has threads that want its lock then, and the process ends by a signal.
+            gc.collect()
             dist.destroy_process_group()
+            gc.collect()
             self._ours = False
 
     def device(self, device: torch.device) -> torch.device:

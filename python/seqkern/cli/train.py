@@ -112,15 +112,20 @@ def _train(args: argparse.Namespace) -> int:
     )
     parallel = Parallel()
     try:
-        if args.resume:
-            require(args.out is not None, "--resume needs --out DIR, the run to continue")
-            trainer = resume_run(args.out, given, parallel)
-            started = f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}"
-        else:
-            trainer = start_run(RunConfig(**given), args.out, parallel=parallel)
-            started = describe(trainer)
-        if parallel.rank == 0:
-            print(started)
-        return fit(trainer, stop_after, progress=not args.quiet, plot=args.plot)
+        return _train_together(args, given, parallel)
     finally:
         parallel.close()
+
+
+def _train_together(args: argparse.Namespace, given: dict[str, Any], parallel: Parallel) -> int:
+    """What each process does; the trainer is gone before they part."""
+    if args.resume:
+        require(args.out is not None, "--resume needs --out DIR, the run to continue")
+        trainer = resume_run(args.out, given, parallel)
+        started = f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}"
+    else:
+        trainer = start_run(RunConfig(**given), args.out, parallel=parallel)
+        started = describe(trainer)
+    if parallel.rank == 0:
+        print(started)
+    return fit(trainer, args.stop_after, progress=not args.quiet, plot=args.plot)

@@ -102,7 +102,9 @@ class LSTMLanguageModel(RecurrentLanguageModel):
             return super().next_logits(tokens, state, lengths)
         x = self.embedding(tokens[:, 0])  # [B, H]
         hs, cs = [], []
-        weights: Any = self.lstm._flat_weights  # four per layer; looking them up by name takes longer
+        weights: Any = (
+            self.lstm._flat_weights
+        )  # four per layer; looking them up by name takes longer
         for n, (h, c) in enumerate(zip(*state, strict=True)):
             x, c_new = ops.lstm_cell(x, (h, c), *weights[4 * n : 4 * n + 4])
             hs.append(x)
