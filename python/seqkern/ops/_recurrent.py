@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqkern.ops import _registry
+
 # Which gradients the kernels' torch layer (csrc/torch) is asked for, by position of the input. Bit
 # 2^n is result n of the backward op; where both biases have the same gradient, they share one.
 LSTM = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 32, 7: 64}
@@ -152,3 +154,22 @@ def fake_hidden_backward(layout: Mapping[int, int]) -> Callable[..., tuple[Tenso
         )
 
     return fake
+
+
+def eager_function(
+    forward_op: str, setup: Callable[..., None], backward_of: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """The gradient as eager code takes it (see ops/cross_entropy.py), for an op and its setup."""
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = getattr(_registry.active, forward_op)(*inputs)
+            setup(ctx, inputs, output)
+            return output  # type: ignore[no-any-return]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            return backward_of(ctx, *grads)  # type: ignore[no-any-return]
+
+    return Eager

@@ -14,6 +14,7 @@ from seqkern.ops import _registry
 from seqkern.ops._recurrent import (
     GRU,
     DifferentiableBackward,
+    eager_function,
     fake_hidden_backward,
     needs,
     states_before,
@@ -100,20 +101,6 @@ def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[
 # ---------------------------------------------------------------- gradients
 
 
-class _Gru(torch.autograd.Function):
-    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _registry.active.gru_forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, *grads)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     *tensors, ctx.reverse, ctx.save_gates = inputs
     output, _, gates, u_n = outputs
@@ -140,6 +127,9 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, GRU)
+
+
+_Gru = eager_function("gru_forward", _setup, _backward)
 
 
 def _preactivations(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._recurrent import needs, second_derivative, states_before, unpack
+from seqkern.ops._recurrent import eager_function, needs, second_derivative, states_before, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -166,20 +166,6 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------- gradients
 
 
-class _Lstm(torch.autograd.Function):
-    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _registry.active.lstm_forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, *grads)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     *tensors, ctx.reverse, ctx.save_gates, _ = inputs
     output, _, _, cells, gates = outputs
@@ -207,6 +193,9 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     else:
         found = ctx.ops.lstm_backward(*arguments)
     return unpack(found, ctx.needs_input_grad, 12)
+
+
+_Lstm = eager_function("lstm_forward", _setup, _backward)
 
 
 def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._recurrent import needs, second_derivative, unpack
+from seqkern.ops._recurrent import eager_function, needs, second_derivative, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -76,20 +76,6 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------- gradients
 
 
-class _LstmCell(torch.autograd.Function):
-    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _registry.active.lstm_cell_forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, *grads)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     ctx.ops = _registry.active
     ctx.save_for_backward(*inputs[:7], outputs[1], outputs[2])
@@ -107,6 +93,9 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     else:
         found = ctx.ops.lstm_cell_backward(*arguments)
     return unpack(found, ctx.needs_input_grad, 8)
+
+
+_LstmCell = eager_function("lstm_cell_forward", _setup, _backward)
 
 
 class _LstmCellBackward(torch.autograd.Function):

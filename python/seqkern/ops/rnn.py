@@ -13,6 +13,7 @@ from seqkern.ops import _registry
 from seqkern.ops._recurrent import (
     RNN,
     DifferentiableBackward,
+    eager_function,
     fake_hidden_backward,
     needs,
     unpack,
@@ -90,20 +91,6 @@ def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[
     return input.new_empty(T, B, H), input.new_empty(B, H)
 
 
-class _Rnn(torch.autograd.Function):
-    """The gradient as eager code takes it (see ops/cross_entropy.py)."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _registry.active.rnn_forward(*inputs)
-        _setup(ctx, inputs, output)
-        return output  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, *grads)
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     *tensors, ctx.reverse, ctx.relu = inputs
     ctx.ops = _registry.active
@@ -127,6 +114,9 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, RNN)
+
+
+_Rnn = eager_function("rnn_forward", _setup, _backward)
 
 
 @_registry.registration
