@@ -42,7 +42,13 @@ def train(tokens: Path, small: bool, rank: int, world_size: int) -> None:
 
     where = blocks.state_dict()  # beside the model in a checkpoint: the same on all ranks
     weights = sum(float(p.detach().double().sum()) for p in model.parameters())
-    print(f"rank {rank}: {where}, sum of all parameters {weights:.9f}")
+    ends = [f"rank {rank}: {where}, sum of all parameters {weights:.9f}"]
+    if world_size > 1:  # one process prints: lines of several may run into one another
+        gathered: list[str | None] | None = [None] * world_size if rank == 0 else None
+        distributed.gather_object(ends[0], gathered)
+        ends = [str(end) for end in gathered or []]
+    for end in ends:
+        print(end)
 
 
 def _on_gpu() -> bool:

@@ -38,7 +38,13 @@ def test_processes_that_share_a_token_file_end_with_one_model(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        # Unbuffered, where lines that two processes print can run into one another.
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONUNBUFFERED": "1",
+        },
     )
     assert done.returncode == 0, done.stderr
     ends = [line.split(": ", 1) for line in done.stdout.splitlines() if line.startswith("rank ")]
