@@ -62,6 +62,8 @@ def main() -> None:
     small = parser.parse_args().small
     launched = "RANK" in os.environ  # by torchrun
     if launched:
+        if _on_gpu():  # where collectives put what they carry
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if _on_gpu() else "gloo")
     rank, world_size = (
         (distributed.get_rank(), distributed.get_world_size()) if launched else (0, 1)

@@ -62,6 +62,12 @@ SEQKERN_INLINE void with_tile_rows(int64_t rows, F f) {
   }
 }
 
+// The same for the vectors of a tile, up to NV.
+template <int NV = kTileVectors, class F>
+SEQKERN_INLINE void with_vectors(int64_t vectors, F f) {
+  with_tile_rows<NV>(vectors, f);
+}
+
 // Packs columns [0, columns) of a matrix into a panel Acc [K, kPanel]; the rest of it is zeros.
 // Element (k, column) is at source[k * k_stride + column * column_stride].
 template <class Acc, class T>

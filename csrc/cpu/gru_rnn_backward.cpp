@@ -35,6 +35,7 @@ struct Backward {
         w(G * r.H, r.H, 1, teams.most_rows(), teams.per_chain),
         d_row(padded<Acc>(G * r.H)),
         h_row(padded<Acc>(r.H)) {
+    w.template read_in_place<T>(r.w_hh, teams.most_rows());
     counters = arena.take<Counter>(counter_count());
     w.data = arena.take<Acc>(w.size());
     d = arena.take<Acc>(2 * r.B * d_row);

@@ -7,6 +7,7 @@
 
 #include "cpu/dense.h"
 #include "cpu/lstm_step.h"
+#include "cpu/weight_gradient.h"
 #include "ops/attention.h"
 #include "ops/attention_step.h"
 #include "ops/cross_entropy.h"
@@ -49,7 +50,8 @@
   X(lstm_step_backward, LstmStepBackwardArgs) \
   X(hidden_forward, HiddenForwardArgs)        \
   X(hidden_backward, HiddenBackwardArgs)      \
-  X(dense, DenseArgs)
+  X(dense, DenseArgs)                         \
+  X(weight_gradient, WeightGradientArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 #define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                \

@@ -40,6 +40,7 @@ struct Backward {
         h_row(padded<Acc>(r.P)),
         c_row(padded<Acc>(r.H)) {
     if (!args.in.w_hr) w_hr.blocks = 0;
+    w.template read_in_place<T>(r.w_hh, teams.most_rows());
     counters_of_chain = 1 + w.blocks + w_hr.blocks;
     counters = arena.take<Counter>(counter_count());
     w.data = arena.take<Acc>(w.size());
@@ -133,7 +134,6 @@ struct Backward {
     const int64_t first = w.first_unit(block), units = w.units_of(block);
     const int64_t panel = w.width_of(block) * L;
     if (s < 0 && !args.dh0) return;
-    if (!dh && s >= 0) prefetch(s, p0, rows, first, units);
     alignas(64) Acc sum[kProductSize<Acc>];
     if (after > 0) product(w, block, d_of(s + 1) + p0 * d_row, d_row, after, sum, panel);
     for (int64_t i = 0; i < rows; ++i) {
@@ -142,6 +142,7 @@ struct Backward {
       const T* dh_t =
           args.dh ? static_cast<const T*>(args.dh) + t * args.dh_strides.t + b * args.dh_strides.b
                   : nullptr;
+      const Cell row = s < 0 || dh ? Cell{} : cell_of(s, p, t);
       for (int64_t v = 0; v < units; v += L) {
         const int64_t u = first + v, count = units - v < L ? units - v : L;
         V g = i < after ? load(sum + i * panel + v) : V{};
@@ -155,7 +156,7 @@ struct Backward {
           store_part<Acc>(at(args.dh_total, t * r.B + b, r.P) + u, g, count);
           store(dh + p * h_row + u, rounded<T, Acc>(g));
         } else {
-          cell(s, p, t, b, u, count, g);
+          cell(row, u, count, g);
         }
       }
     }
@@ -164,57 +165,89 @@ struct Backward {
   void unproject(int64_t s, int64_t block, int64_t p0, int64_t rows) const {
     const int64_t first = w_hr.first_unit(block), units = w_hr.units_of(block);
     const int64_t panel = w_hr.width_of(block) * L;
-    prefetch(s, p0, rows, first, units);
     alignas(64) Acc dm[kProductSize<Acc>];
     product(w_hr, block, dh + p0 * h_row, h_row, rows, dm, panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i;
+      const Cell row = cell_of(s, p, time_of(r, teams.steps[p], s));
       for (int64_t v = 0; v < units; v += L) {
-        const int64_t count = units - v < L ? units - v : L;
-        cell(s, p, time_of(r, teams.steps[p], s), teams.order[p], first + v, count,
-             load(dm + i * panel + v));
+        cell(row, first + v, units - v < L ? units - v : L, load(dm + i * panel + v));
       }
     }
   }
 
-  void prefetch(int64_t s, int64_t p0, int64_t rows, int64_t first, int64_t units) const {
-    for (int64_t p = p0; p < p0 + rows; ++p) {
-      const int64_t t = time_of(r, teams.steps[p], s), b = teams.order[p];
-      prefetch_gates(at(args.gates, 0, 0) + token_offset(r, token_strides(), t, b) + first, 4, r.H,
-                     units);
-    }
+  // Where a row's cell finds and leaves its parts at one step; null for what does not exist.
+  struct Cell {
+    const T* gates;
+    const T* c;
+    const T* c_before;
+    const T* dc_given;
+    Acc* dc;
+    T* dgates;
+    Acc* kept;  // dgates for the product of the step before
+    T* dgates_0;
+    T* dc0;
+    T* m;
+    // What step s - 1 will read and this one does not. Asked for a vector at a time: all at once
+    // would be more than a core can wait for.
+    const T* next_gates;
+    const T* next_c;
+    const T* next_dh;
+  };
+
+  Cell cell_of(int64_t s, int64_t p, int64_t t) const {
+    const int64_t H = r.H, b = teams.order[p], steps = teams.steps[p], n = t * r.B + b;
+    const auto time = [&](int64_t step) { return time_of(r, steps, step); };
+    const auto token = [&](int64_t at_t) { return token_offset(r, token_strides(), at_t, b); };
+    const T* gates = at(args.gates, 0, 0);
+    const T* given = static_cast<const T*>(args.dh);
+    return {.gates = gates + token(t),
+            .c = at(args.c, n, H),
+            .c_before = s > 0        ? at(args.c, time(s - 1) * r.B + b, H)
+                        : args.in.c0 ? at(args.in.c0, b, H)
+                                     : nullptr,
+            .dc_given = args.dc ? at(args.dc, n, H) : nullptr,
+            .dc = dc + p * c_row,
+            .dgates = static_cast<T*>(args.dgates) + token(t),
+            .kept = d_of(s) + p * d_row,
+            .dgates_0 = s == 0 && args.dgates_0 ? at(args.dgates_0, b, 4 * H) : nullptr,
+            .dc0 = s == 0 && args.dc0 ? at(args.dc0, b, H) : nullptr,
+            .m = args.m ? at(args.m, n, H) : nullptr,
+            .next_gates = s > 0 ? gates + token(time(s - 1)) : nullptr,
+            .next_c = s > 1 ? at(args.c, time(s - 2) * r.B + b, H) : nullptr,
+            .next_dh = s > 0 && given && !dh
+                           ? given + time(s - 1) * args.dh_strides.t + b * args.dh_strides.b
+                           : nullptr};
   }
 
-  // The units u .. of row p at step s, from the gradient at their m = o tanh(c).
-  __attribute__((always_inline)) void cell(int64_t s, int64_t p, int64_t t, int64_t b, int64_t u,
-                                           int64_t count, V dm) const {
-    const int64_t H = r.H, n = t * r.B + b, steps = teams.steps[p];
-    const int64_t token = token_offset(r, token_strides(), t, b);
+  // The units u .., from the gradient at their m = o tanh(c).
+  __attribute__((always_inline)) void cell(const Cell& row, int64_t u, int64_t count, V dm) const {
+    const int64_t H = r.H;
     const auto part = [&](const T* from) __attribute__((always_inline)) {
       return load_part<Acc>(from + u, count);
     };
-    const T* gates = at(args.gates, 0, 0) + token;
-    Gates<Acc> y = {part(gates), part(gates + H), part(gates + 2 * H), part(gates + 3 * H)};
+    Gates<Acc> y = {part(row.gates), part(row.gates + H), part(row.gates + 2 * H),
+                    part(row.gates + 3 * H)};
     if (!args.activated) y = activate(y);
-    const T* c_before = s > 0        ? at(args.c, time_of(r, steps, s - 1) * r.B + b, H)
-                        : args.in.c0 ? at(args.in.c0, b, H)
-                                     : nullptr;
-    const V tanh_c = vtanh(part(at(args.c, n, H)));
-    V dc_t = load(dc + p * c_row + u);
-    if (args.dc) dc_t += part(at(args.dc, n, H));
-    const Gates<Acc> g = gate_gradients<Acc>(y, c_before ? part(c_before) : V{}, tanh_c, dm, dc_t);
-    store(dc + p * c_row + u, dc_t);
-    if (args.m) store_part<Acc>(at(args.m, n, H) + u, V(y.o * tanh_c), count);
-    if (s == 0 && args.dc0) store_part<Acc>(at(args.dc0, b, H) + u, dc_t, count);
-    T* out = static_cast<T*>(args.dgates) + token + u;
-    T* first = s == 0 && args.dgates_0 ? at(args.dgates_0, b, 4 * H) + u : nullptr;
-    Acc* kept = d_of(s) + p * d_row + u;
+    if (row.next_gates) {
+      for (int gate = 0; gate < 4; ++gate) __builtin_prefetch(row.next_gates + gate * H + u);
+    }
+    if (row.next_c) __builtin_prefetch(row.next_c + u);
+    if (row.next_dh) __builtin_prefetch(row.next_dh + u);
+    const V tanh_c = vtanh(part(row.c));
+    V dc_t = load(row.dc + u);
+    if (row.dc_given) dc_t += part(row.dc_given);
+    const Gates<Acc> g =
+        gate_gradients<Acc>(y, row.c_before ? part(row.c_before) : V{}, tanh_c, dm, dc_t);
+    store(row.dc + u, dc_t);
+    if (row.m) store_part<Acc>(row.m + u, V(y.o * tanh_c), count);
+    if (row.dc0) store_part<Acc>(row.dc0 + u, dc_t, count);
     const V all[] = {g.i, g.f, g.g, g.o};
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
-      store_part<Acc>(out + gate * H, all[gate], count);
-      store_part<Acc>(kept + gate * H, rounded<T, Acc>(all[gate]), count);
-      if (first) store_part<Acc>(first + gate * H, all[gate], count);
+      store_part<Acc>(row.dgates + gate * H + u, all[gate], count);
+      store_part<Acc>(row.kept + gate * H + u, rounded<T, Acc>(all[gate]), count);
+      if (row.dgates_0) store_part<Acc>(row.dgates_0 + gate * H + u, all[gate], count);
     }
   }
 };

@@ -1,4 +1,5 @@
 // The LSTM on the CPU, forward: products of a block of units and their pointwise part in one go.
+#include "cpu/input_product.h"
 #include "cpu/kernels.h"
 #include "cpu/lstm.h"
 #include "cpu/recurrent.h"
@@ -18,7 +19,8 @@ struct Forward {
   const RecurrentInputs& r;
   Arena arena;
   Teams teams;
-  PackedMatrix<Acc> w;     // [P, H] per gate
+  PackedMatrix<Acc> w;  // [P, H] per gate
+  InputProduct<T> input;
   PackedMatrix<Acc> w_hr;  // [H, P]; nothing without a projection
   int64_t h_row, c_row;    // elements of a row of state
   Counter* counters;
@@ -33,6 +35,7 @@ struct Forward {
         arena{base},
         teams(r, members, (r.H + L - 1) / L, arena),
         w(r.P, r.H, 4, teams.most_rows(), teams.per_chain),
+        input(r, teams, args.x, args.I, w),
         w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain),
         h_row(padded<Acc>(r.P)),
         c_row(padded<Acc>(r.H)) {
@@ -40,13 +43,14 @@ struct Forward {
     counters_of_chain = 1 + w.blocks + w_hr.blocks;
     counters = arena.take<Counter>(counter_count());
     w.data = arena.take<Acc>(w.size());
+    input.take(arena);
     h = arena.take<Acc>(2 * r.B * h_row);
     c = arena.take<Acc>(r.B * c_row);
     m = args.in.w_hr ? arena.take<Acc>(r.B * c_row) : nullptr;
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  int64_t begin_items() const { return w.blocks + w_hr.blocks + teams.members; }
+  int64_t begin_items() const { return 2 * w.blocks + w_hr.blocks + teams.members; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
   void prepare() const {
@@ -57,21 +61,31 @@ struct Forward {
   void run(int64_t member) const {
     const Chain begin{1, {begin_items(), 0}, counters};
     run_chain(begin, member, teams.members, [&](int64_t, int, int64_t item) { pack(item); });
+    // A step of few rows is so short that to claim its blocks one by one would show.
+    const bool few = w.together && teams.per_chain < w.blocks;
+    const int64_t items = few ? teams.per_chain : w.blocks;
     teams.visit(member, [&](int64_t chain, int64_t own, int64_t members) {
       const ChainRows rows = teams.rows(chain);
       Running running{teams.steps + rows.begin, rows.end - rows.begin, rows.end - rows.begin};
+      typename InputProduct<T>::Steps ahead = input.steps_of(member);
       const Chain steps{teams.steps[rows.begin],
-                        {w.blocks, w_hr.blocks},
+                        {items, w_hr.blocks},
                         counters + 1 + begin_items() + chain * counters_of_chain};
-      run_chain(steps, own, members, [&](int64_t s, int phase, int64_t block) {
+      run_chain(steps, own, members, [&](int64_t s, int phase, int64_t item) {
         const int64_t n = running.when_growing(s);
-        for (int64_t i = 0; i < n; i += kRowBlock) {
-          const int64_t count = n - i < kRowBlock ? n - i : kRowBlock;
-          if (phase == 0) {
-            gates(s, block, rows.begin + i, count);
-          } else {
-            project(s, block, rows.begin + i, count);
-          }
+        const auto each_rows = [&](auto f) {
+          for (int64_t i = 0; i < n; i += kRowBlock) f(i, n - i < kRowBlock ? n - i : kRowBlock);
+        };
+        if (phase == 1) {
+          return each_rows(
+              [&](int64_t i, int64_t count) { project(s, item, rows.begin + i, count); });
+        }
+        for (int64_t block = w.blocks * item / items; block < w.blocks * (item + 1) / items;
+             ++block) {
+          const Acc* x = input.at(ahead, s, block, rows);
+          each_rows([&](int64_t i, int64_t count) {
+            gates(s, block, rows.begin + i, count, x + i * input.row_of(block));
+          });
         }
       });
     });
@@ -83,6 +97,8 @@ struct Forward {
   // Before the first step: weights packed, states in place, zeros where there is only padding.
   void pack(int64_t item) const {
     if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), 1, r.P);
+    item -= w.blocks;
+    if (item < w.blocks) return input.pack(item, args.w_ih);
     item -= w.blocks;
     if (item < w_hr.blocks) return w_hr.pack(item, static_cast<const T*>(args.in.w_hr), 1, r.H);
     item -= w_hr.blocks;
@@ -109,28 +125,24 @@ struct Forward {
     return static_cast<T*>(state) + b * n;
   }
 
-  void gates(int64_t s, int64_t block, int64_t p0, int64_t rows) const {
+  // x: W_ih x_t of these rows.
+  void gates(int64_t s, int64_t block, int64_t p0, int64_t rows, const Acc* x) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block), H = r.H;
     const int64_t panel = w.width_of(block) * L;
     const SequenceStrides saved = {r.B * 4 * H, 4 * H};
-    const T* x = static_cast<const T*>(args.gates_x);
     const T* bias = static_cast<const T*>(r.b_hh);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
-      prefetch_gates(x + token_offset(r, args.gates_x_strides, t, b) + first, 4, H, units);
-    }
     alignas(64) Acc a[kProductSize<Acc>];
     product(w, block, h_before(s) + p0 * h_row, h_row, rows, a, 4 * panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
       const bool is_last = s + 1 == teams.steps[p];
-      const T* x_t = x + token_offset(r, args.gates_x_strides, t, b);
       T* y_t = args.gates ? static_cast<T*>(args.gates) + token_offset(r, saved, t, b) : nullptr;
       for (int64_t v = 0; v < units; v += L) {
         const int64_t u = first + v, count = units - v < L ? units - v : L;
         const Acc* a_v = a + i * 4 * panel + v;
+        const Acc* x_v = x + i * 4 * panel + v;
         const auto input = [&](int64_t gate) __attribute__((always_inline)) {
-          V sum = load(a_v + gate * panel) + load_part<Acc>(x_t + gate * H + u, count);
+          const V sum = load(a_v + gate * panel) + load(x_v + gate * panel);
           return bias ? V(sum + load_part<Acc>(bias + gate * H + u, count)) : sum;
         };
         const Gates<Acc> y = activate<Acc>({input(0), input(1), input(2), input(3)});

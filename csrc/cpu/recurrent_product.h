@@ -38,6 +38,7 @@ SEQKERN_INLINE void pack_lanes(Acc* to, int64_t row, const T* from, int64_t k_st
 template <class Acc>
 struct PackedMatrix {
   Acc* data;
+  const Acc* in_place = nullptr;  // [K, units] to be read where it is, instead of data
   int64_t K;
   int64_t units;
   int64_t vectors;  // ceil(units / lanes)
@@ -56,6 +57,8 @@ struct PackedMatrix {
     int64_t most;
     if (together) {
       most = rows <= (kWide ? 2 : 1) ? 2 : 1;
+    } else if (G == 1 && rows <= 4) {
+      most = (kWide ? 24 : 12) / rows < 8 ? (kWide ? 24 : 12) / rows : 8;
     } else {
       most = kWide || rows <= 4 ? 3 : 2;
     }
@@ -67,7 +70,20 @@ struct PackedMatrix {
   int64_t size() const { return vectors * kLanes<Acc> * G * K; }  // elements
   int64_t first_vector(int64_t block) const { return vectors * block / blocks; }
   int64_t width_of(int64_t block) const { return first_vector(block + 1) - first_vector(block); }
-  Acc* block_data(int64_t block) const { return data + first_vector(block) * kLanes<Acc> * G * K; }
+  const Acc* block_data(int64_t block) const {
+    return in_place ? in_place + first_unit(block)
+                    : data + first_vector(block) * kLanes<Acc> * G * K;
+  }
+  // Few rows read a matrix once, which is no more than packing it reads, if whole vectors of units
+  // lie side by side.
+  template <class T>
+  void read_in_place(const void* source, int64_t rows) {
+    if constexpr (sizeof(T) == sizeof(Acc)) {
+      if (G == 1 && rows <= 4 && units % kLanes<Acc> == 0) {
+        in_place = static_cast<const Acc*>(source);
+      }
+    }
+  }
   int64_t first_unit(int64_t block) const { return first_vector(block) * kLanes<Acc>; }
   int64_t units_of(int64_t block) const {
     const int64_t first = first_unit(block), all = width_of(block) * kLanes<Acc>;
@@ -97,10 +113,11 @@ template <class T>
 void PackedMatrix<Acc>::pack(int64_t block, const T* source, int64_t k_stride,
                              int64_t u_stride) const {
   constexpr int L = kLanes<Acc>;
+  if (in_place) return;
   const int64_t w = width_of(block), first = first_unit(block);
   const int64_t row = together ? G * w * L : w * L;  // elements between k and k + 1
   for (int gate = 0; gate < G; ++gate) {
-    Acc* panel = block_data(block) + (together ? gate * w * L : gate * w * L * K);
+    Acc* panel = data + first * G * K + (together ? gate * w * L : gate * w * L * K);
     for (int64_t v = 0; v < w; ++v) {
       const int64_t u = first + v * L;
       const int64_t count = units - u < L ? units - u : L;

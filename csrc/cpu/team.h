@@ -39,20 +39,17 @@ SEQKERN_INLINE void relax() {
 // Works on `chain` as member of `members` until all of it is done. body(step, phase, item).
 template <class Body>
 SEQKERN_INLINE void run_chain(const Chain& chain, int64_t member, int64_t members, Body body) {
+  // Before items of others are looked at: to look takes the cache line of a claim away from the
+  // thread whose item it is, which by then is usually done with it.
+  constexpr int kPatience = 64;
   constexpr int kSpins = 2000;  // before the processor is offered to whoever holds the last items
   const int64_t per_step = chain.items[0] + chain.items[1];
   int64_t* done = &chain.counters[0].value;
-  for (;;) {
-    // Acquire: what the stages before have written is visible to this one.
-    const int64_t finished = __atomic_load_n(done, __ATOMIC_ACQUIRE);
-    if (finished >= chain.steps * per_step) return;
-    const int64_t step = finished / per_step;
-    const int phase = finished % per_step >= chain.items[0] ? 1 : 0;
-    const int64_t items = chain.items[phase];
-    const int64_t stage_end = step * per_step + chain.items[0] + (phase ? chain.items[1] : 0);
+  int64_t step = 0;
+  int phase = 0;
+  const auto work = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
     Counter* claims = chain.counters + 1 + (phase ? chain.items[0] : 0);
-    for (int64_t i = 0, item = items * member / members; i < items; ++i, ++item) {
-      if (item == items) item = 0;
+    for (int64_t item = begin; item < end; ++item) {
       int64_t expected = step;
       if (__atomic_load_n(&claims[item].value, __ATOMIC_RELAXED) != step ||
           !__atomic_compare_exchange_n(&claims[item].value, &expected, step + 1, false,
@@ -63,8 +60,24 @@ SEQKERN_INLINE void run_chain(const Chain& chain, int64_t member, int64_t member
       // Release: the item's results come before its count.
       __atomic_fetch_add(done, 1, __ATOMIC_ACQ_REL);
     }
-    for (int spins = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < stage_end; ++spins) {
+  };
+  for (;;) {
+    // Acquire: what the stages before have written is visible to this one.
+    const int64_t finished = __atomic_load_n(done, __ATOMIC_ACQUIRE);
+    if (finished >= chain.steps * per_step) return;
+    step = finished / per_step;
+    phase = finished % per_step >= chain.items[0] ? 1 : 0;
+    const int64_t items = chain.items[phase];
+    const int64_t stage_end = step * per_step + chain.items[0] + (phase ? chain.items[1] : 0);
+    const auto is_over = [&] { return __atomic_load_n(done, __ATOMIC_ACQUIRE) >= stage_end; };
+    const int64_t begin = items * member / members, end = items * (member + 1) / members;
+    work(begin, end);
+    for (int spins = 0; !is_over(); ++spins) {
       relax();
+      if (spins == kPatience) {
+        work(end, items);
+        work(0, begin);
+      }
       if (spins >= kSpins) ::sched_yield();
     }
   }

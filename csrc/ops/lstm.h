@@ -22,8 +22,13 @@ struct LstmInputs {
 
 struct LstmForwardArgs {
   LstmInputs in;
-  const void* gates_x;  // T [T, B, 4 H], w_ih x_t
+  // CUDA: w_ih x_t, made before, T [T, B, 4 H].
+  const void* gates_x;
   SequenceStrides gates_x_strides;
+  // CPU: what the kernel makes it from, a few steps at a time.
+  const void* x;     // T [T, B, I] contiguous
+  const void* w_ih;  // T [4 H, I] contiguous
+  int64_t I;
   void* gates;  // T [T, B, 4 H] contiguous, activated; may be gates_x itself; null: not wanted.
                 // Unspecified at times t >= L_b
   void* c;      // T [T, B, H] contiguous; null: not wanted

@@ -24,6 +24,9 @@ struct Cpu {
   // Targets can be looked at before the launch, and a bad one named.
   static constexpr bool kHostReadable = true;
 
+  // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
+  static constexpr bool kInputProductFirst = false;
+
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
@@ -84,6 +87,23 @@ struct Cpu {
   }
   static int64_t workspace_bytes(const cpu::DenseArgs& a) {
     return cpu::dense_workspace(a, dense_members(a));
+  }
+
+  // Multiply-adds a thread should have at least of a weight's gradient.
+  static constexpr int64_t kGrainGradient = 1 << 20;
+
+  static int64_t gradient_members(const cpu::WeightGradientArgs& a) {
+    int64_t K = 0;
+    for (int i = 0; i < a.count; ++i) K += a.parts[i].K;
+    return std::clamp<int64_t>(a.N * a.M * K / kGrainGradient, 1, torch::stable::get_num_threads());
+  }
+  static void run(const cpu::WeightGradientArgs& a) {
+    const int64_t members = gradient_members(a);
+    cpu::weight_gradient_prepare(a, members);
+    team(cpu::weight_gradient, a, members);
+  }
+  static int64_t workspace_bytes(const cpu::WeightGradientArgs& a) {
+    return cpu::weight_gradient_workspace(a, gradient_members(a));
   }
 
   static void run(const LstmForwardArgs& a) {

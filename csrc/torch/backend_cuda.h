@@ -26,6 +26,9 @@ struct Cuda {
   // A look at the targets would wait for the device; kernels answer a bad one with NaN.
   static constexpr bool kHostReadable = false;
 
+  // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
+  static constexpr bool kInputProductFirst = true;
+
   // The device of the op's tensors is current while this lives, and the earlier one afterwards.
   struct Guard {
     explicit Guard(const Tensor& t) : guard(t.get_device_index()) {}

@@ -14,6 +14,9 @@ struct Emulator {
   // As on CUDA, where targets cannot be looked at before the launch.
   static constexpr bool kHostReadable = false;
 
+  // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
+  static constexpr bool kInputProductFirst = true;
+
   struct Guard {
     explicit Guard(const Tensor&) {}
   };

@@ -144,8 +144,54 @@ inline Tensor rows_2d(const Tensor& t) {
   return torch::stable::view(t, Sizes(size, 2));
 }
 
+#if defined(SEQKERN_BACKEND_CPU)
+// One gradient of a weight, out = a^T b (+ out); `shift` and `edge` as in cpu/weight_gradient.h.
+struct RightSide {
+  Tensor b;    // [N, K] contiguous
+  Tensor out;  // [M, K] contiguous
+  int64_t shift = 0;
+  OptionalTensor edge;
+};
+
+// Whether weight_gradients takes a [N, M].
+inline bool has_rows_for_weight_gradients(const Tensor& a) {
+  return a.size(0) >= Backend::kDenseRows && a.stride(1) == 1;
+}
+
+// Up to two gradients with the same left side, and the sum of its rows (+ sum) where wanted.
+inline void weight_gradients(const Tensor& a, std::initializer_list<RightSide> rights,
+                             const Tensor* sum, bool accumulate) {
+  cpu::WeightGradientArgs args{.dtype = float_dtype(a, "weight_gradients", "a"),
+                               .N = a.size(0),
+                               .M = a.size(1),
+                               .a = a.const_data_ptr(),
+                               .a_stride = a.stride(0),
+                               .parts = {},
+                               .count = 0,
+                               .sum = sum ? sum->mutable_data_ptr() : nullptr,
+                               .accumulate = accumulate,
+                               .workspace = nullptr};
+  for (const RightSide& right : rights) {
+    args.parts[args.count++] = {right.b.const_data_ptr(), right.b.size(1), right.shift,
+                                right.edge ? right.edge->const_data_ptr() : nullptr,
+                                right.out.mutable_data_ptr()};
+  }
+  const auto scratch = workspace(a, Backend::workspace_bytes(args));
+  args.workspace = scratch->mutable_data_ptr();
+  Backend::run(args);
+}
+#endif
+
 // a^T b for a [N, J], b [N, K]: the gradient of a weight.
 inline Tensor transposed_mm(const Tensor& a, const Tensor& b) {
+#if defined(SEQKERN_BACKEND_CPU)
+  if (has_rows_for_weight_gradients(a) && b.is_contiguous()) {
+    const Tensor out = empty_on(a, Sizes({a.size(1), b.size(1)}), a.scalar_type());
+    Backend::before_first_write(out);
+    weight_gradients(a, {{.b = b, .out = out, .edge = {}}}, nullptr, false);
+    return out;
+  }
+#endif
   return mm(torch::stable::transpose(a, 0, 1), b, {a.size(1), b.size(1)});
 }
 

@@ -98,6 +98,27 @@ def test_matches_torch(
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        # More rows in all than are added up at a time, and panels that are not full.
+        *(((13, 50, 37, 41), dtype) for dtype in DTYPES),
+        # More bytes of gates than backward takes at a time.
+        *(((41, 900, 5, 32), dtype) for dtype in (torch.float32, torch.float64)),
+    ],
+    ids=str,
+)
+def test_many_tokens(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, state: bool, reverse: bool
+) -> None:
+    compare(
+        *(ours(reverse), theirs(reverse), exact(reverse)),
+        lambda: make(shape, dtype, "cpu", state=state),
+    )
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("state", [False, True])
 @pytest.mark.parametrize("P", [0, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lengths_match_packed_sequences(

@@ -65,8 +65,7 @@ class LogitsLoss(torch.nn.CrossEntropyLoss):
 
 BACKENDS = {
     "seqkern": Layers(
-        # Torch's own: nn.LSTM, one layer of 256 and 16 rows, is up to 7% slower in training so far.
-        LSTM=torch.nn.LSTM,
+        LSTM=nn.LSTM,
         LengthsLSTM=nn.LSTM,
         RNN=nn.RNN,
         CrossEntropyLoss=nn.CrossEntropyLoss,

@@ -1,0 +1,108 @@
+// W_ih x_t for the next few steps of a recurrence, made where it is used.
+//
+// As one product over the whole sequence it would go to memory and come back a step at a time. Here
+// a block of units has it made for as many steps ahead as give the tiles work, in scratch that its
+// steps find in second-level cache.
+#pragma once
+
+#include "cpu/recurrent.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+
+template <class T>
+struct InputProduct {
+  using Acc = AccOf<T>;
+  // Rows of x that a panel of weights is fetched for.
+  static constexpr int64_t kRows = 64;
+
+  const RecurrentInputs& r;
+  const Teams& teams;
+  const T* x;           // [T, B, I] contiguous
+  PackedMatrix<Acc> w;  // [I, H] per gate, in the blocks of w_hh
+  int64_t ahead;        // steps
+  int64_t x_row;
+  Acc* rows;      // [members, ahead * most rows of a chain, x_row]
+  Acc* products;  // a [ahead, rows of the chain, gates of the block] per block and chain
+
+  // The steps [first, first + ahead) of a chain. Their rows lie one after the other, those of a
+  // step at begins[step - first]; each member has its own copy of x.
+  struct Steps {
+    Acc* rows;
+    int64_t first = -1;
+    int64_t copied = -1;
+    int64_t begins[kRows + 1] = {};
+  };
+
+  InputProduct(const RecurrentInputs& r, const Teams& teams, const void* x, int64_t I,
+               const PackedMatrix<Acc>& w_hh)
+      : r(r), teams(teams), x(static_cast<const T*>(x)), w(w_hh), x_row(padded<Acc>(I)) {
+    w.K = I;
+    w.together = false;  // however few the rows of a step, there are many of x
+    ahead = kRows / teams.most_rows();
+    ahead = ahead < 1 ? 1 : ahead > r.T ? r.T : ahead;
+  }
+
+  void take(Arena& arena) {
+    w.data = arena.take<Acc>(w.size());
+    rows = arena.take<Acc>(teams.members * ahead * teams.most_rows() * x_row);
+    products = arena.take<Acc>(ahead * r.B * w.G * w.vectors * kLanes<Acc>);
+  }
+
+  void pack(int64_t block, const void* w_ih) const {
+    w.pack(block, static_cast<const T*>(w_ih), 1, w.K);
+  }
+
+  Steps steps_of(int64_t member) const {
+    Steps steps;
+    steps.rows = rows + member * ahead * teams.most_rows() * x_row;
+    return steps;
+  }
+
+  // Elements of a row of the products of a block.
+  int64_t row_of(int64_t block) const { return w.G * w.width_of(block) * kLanes<Acc>; }
+
+  // The products of `block` for the rows of step s, one [gates of the block] after the other; made
+  // now if s is the first of its steps.
+  const Acc* at(Steps& steps, int64_t s, int64_t block, ChainRows chain) const {
+    const int64_t row = row_of(block);
+    Acc* out =
+        products + ahead * (w.first_vector(block) * w.G * kLanes<Acc> * r.B + chain.begin * row);
+    if (steps.first != s - s % ahead) {
+      steps.first = s - s % ahead;
+      Running running{teams.steps + chain.begin, chain.end - chain.begin, chain.end - chain.begin};
+      steps.begins[0] = 0;
+      for (int64_t i = 0; i < ahead; ++i) {
+        steps.begins[i + 1] = steps.begins[i] + running.when_growing(steps.first + i);
+      }
+    }
+    if (steps.first == s) {
+      copy(steps, chain);
+      const int64_t count = steps.begins[ahead];
+      for (int64_t i = 0; i < count; i += kRowBlock) {
+        const int64_t some = count - i < kRowBlock ? count - i : kRowBlock;
+        product(w, block, steps.rows + i * x_row, x_row, some, out + i * row, row);
+      }
+    }
+    return out + steps.begins[s - steps.first] * row;
+  }
+
+ private:
+  // Converted, and with rows that do not all begin in the same set of the cache.
+  void copy(Steps& steps, ChainRows chain) const {
+    constexpr int L = kLanes<Acc>;
+    if (steps.copied == steps.first) return;
+    steps.copied = steps.first;
+    Acc* to = steps.rows;
+    for (int64_t i = 0; i < ahead; ++i) {
+      for (int64_t n = 0; n < steps.begins[i + 1] - steps.begins[i]; ++n, to += x_row) {
+        const int64_t p = chain.begin + n, t = time_of(r, teams.steps[p], steps.first + i);
+        const T* from = x + (t * r.B + teams.order[p]) * w.K;
+        for (int64_t k = 0; k < w.K; k += L) {
+          store(to + k, load_part<Acc>(from + k, w.K - k < L ? w.K - k : L));
+        }
+      }
+    }
+  }
+};
+
+}  // namespace seqkern::cpu::SEQKERN_ISA
