@@ -30,8 +30,11 @@ int64_t steps_at_a_time(const LstmTensors& in, int64_t needs) {
   const int64_t weight_bytes = 4 * r.H * (r.P + in.input.size(2)) * in.input.element_size();
   const int64_t part = std::max(kPartBytes, kPartOfWeights * weight_bytes);
   const int64_t parts = (r.T * step_bytes + part - 1) / part;
-  if (parts < 2 || r.T * r.B < parts * Backend::kDenseRows) return r.T;
-  return (r.T + parts - 1) / parts;
+  if (parts < 2) return r.T;
+  // Each part adds to the weights' gradients, the last one too, which may be shorter.
+  const int64_t steps = (r.T + parts - 1) / parts;
+  const int64_t rest = r.T - (r.T - 1) / steps * steps;
+  return rest * r.B < Backend::kDenseRows ? r.T : steps;
 #else
   (void)needs;
   return in.args.r.T;
