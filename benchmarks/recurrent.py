@@ -45,6 +45,13 @@ def make_layer(
     return Problem(args, wrt=(0, 1, 2, 3, 4), upstream=(upstream,))
 
 
+def load(module: torch.nn.Module, weights: tuple[Tensor, ...]) -> None:
+    """Let a module's parameters be these tensors, which are those that get gradients."""
+    parameters: dict[str, Any] = module._parameters
+    for name, weight in zip(list(parameters), weights, strict=True):
+        parameters[name] = weight
+
+
 def benchmark(op: str, gates: int) -> Benchmark:
     """The benchmark of a layer whose state is h alone."""
 

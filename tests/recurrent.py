@@ -46,7 +46,7 @@ def compare(
     """The accuracy rule on all outputs and all gradients, over several draws where one has so few
     numbers that which of two errors is larger would be chance."""
     draws = [make() for _ in range(4 if make()[0].numel() > 16 else 16)]  # type: ignore[union-attr]
-    dtype = next(t.dtype for t in draws[0] if t is not None)
+    dtype = next(t.dtype for t in draws[0] if t is not None and t.is_floating_point())
     results: list[list[tuple[Tensor, ...]]] = []
     for tensors in draws:
         double = [t.double() if t is not None and t.is_floating_point() else t for t in tensors]

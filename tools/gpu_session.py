@@ -125,6 +125,15 @@ STAGES = (
         ),
     ),
     Stage(
+        "bench-stacks",
+        "several layers, two directions, tokens: where cuDNN may take its standard path",
+        (
+            bench("lstm_layers", "--dtype fp16"),
+            bench("lstm_layers", "--dtype bf16"),
+            bench("lstm_tokens", "--dtype bf16"),
+        ),
+    ),
+    Stage(
         "bench-decode",
         "a step of attention, the sampler, whole models",
         (

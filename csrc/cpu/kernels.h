@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/dense.h"
+#include "cpu/embedding_gradient.h"
 #include "cpu/lstm_step.h"
 #include "cpu/weight_gradient.h"
 #include "ops/attention.h"
@@ -40,7 +41,8 @@
   X(linear_step, LinearStepArgs)                                   \
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
-  X(lstm_step_forward, LstmStepForwardArgs)
+  X(lstm_step_forward, LstmStepForwardArgs)                        \
+  X(embedding_gradient, EmbeddingGradientArgs)
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
 // its number, in any order and at any time (team.h), after one has called kernel_prepare.

@@ -43,14 +43,15 @@ struct Forward {
     counters_of_chain = 1 + w.blocks + w_hr.blocks;
     counters = arena.take<Counter>(counter_count());
     w.data = arena.take<Acc>(w.size());
-    input.take(arena);
+    if (!args.ids) input.take(arena);
     h = arena.take<Acc>(2 * r.B * h_row);
     c = arena.take<Acc>(r.B * c_row);
     m = args.in.w_hr ? arena.take<Acc>(r.B * c_row) : nullptr;
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  int64_t begin_items() const { return 2 * w.blocks + w_hr.blocks + teams.members; }
+  int64_t input_blocks() const { return args.ids ? 0 : w.blocks; }
+  int64_t begin_items() const { return w.blocks + input_blocks() + w_hr.blocks + teams.members; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
   void prepare() const {
@@ -82,9 +83,9 @@ struct Forward {
         }
         for (int64_t block = w.blocks * item / items; block < w.blocks * (item + 1) / items;
              ++block) {
-          const Acc* x = input.at(ahead, s, block, rows);
+          const Acc* x = args.ids ? nullptr : input.at(ahead, s, block, rows);
           each_rows([&](int64_t i, int64_t count) {
-            gates(s, block, rows.begin + i, count, x + i * input.row_of(block));
+            gates(s, block, rows.begin + i, count, x ? x + i * input.row_of(block) : nullptr);
           });
         }
       });
@@ -98,8 +99,8 @@ struct Forward {
   void pack(int64_t item) const {
     if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), 1, r.P);
     item -= w.blocks;
-    if (item < w.blocks) return input.pack(item, args.w_ih);
-    item -= w.blocks;
+    if (item < input_blocks()) return input.pack(item, args.w_ih);
+    item -= input_blocks();
     if (item < w_hr.blocks) return w_hr.pack(item, static_cast<const T*>(args.in.w_hr), 1, r.H);
     item -= w_hr.blocks;
     const int64_t end = r.B * (item + 1) / teams.members;
@@ -125,7 +126,12 @@ struct Forward {
     return static_cast<T*>(state) + b * n;
   }
 
-  // x: W_ih x_t of these rows.
+  // Row of the table that holds W_ih x_t.
+  const T* looked_up(int64_t t, int64_t b) const {
+    return static_cast<const T*>(args.table) + args.ids[t * r.B + b] * 4 * r.H;
+  }
+
+  // x: W_ih x_t of these rows; null: they are looked up.
   void gates(int64_t s, int64_t block, int64_t p0, int64_t rows, const Acc* x) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block), H = r.H;
     const int64_t panel = w.width_of(block) * L;
@@ -137,12 +143,14 @@ struct Forward {
       const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
       const bool is_last = s + 1 == teams.steps[p];
       T* y_t = args.gates ? static_cast<T*>(args.gates) + token_offset(r, saved, t, b) : nullptr;
+      const T* found = x ? nullptr : looked_up(t, b);
       for (int64_t v = 0; v < units; v += L) {
         const int64_t u = first + v, count = units - v < L ? units - v : L;
         const Acc* a_v = a + i * 4 * panel + v;
-        const Acc* x_v = x + i * 4 * panel + v;
         const auto input = [&](int64_t gate) __attribute__((always_inline)) {
-          const V sum = load(a_v + gate * panel) + load(x_v + gate * panel);
+          const V sum =
+              load(a_v + gate * panel) + (found ? load_part<Acc>(found + gate * H + u, count)
+                                                : load(x + i * 4 * panel + v + gate * panel));
           return bias ? V(sum + load_part<Acc>(bias + gate * H + u, count)) : sum;
         };
         const Gates<Acc> y = activate<Acc>({input(0), input(1), input(2), input(3)});

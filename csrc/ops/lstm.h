@@ -29,6 +29,9 @@ struct LstmForwardArgs {
   const void* x;     // T [T, B, I] contiguous
   const void* w_ih;  // T [4 H, I] contiguous
   int64_t I;
+  // CPU: or, where x_t is one of a few vectors, where it finds it: row ids_t of a table.
+  const int64_t* ids;  // [T, B] contiguous; null: by x and w_ih. Not read at times t >= L_b
+  const void* table;   // T [.., 4 H] contiguous
   void* gates;  // T [T, B, 4 H] contiguous, activated; may be gates_x itself; null: not wanted.
                 // Unspecified at times t >= L_b
   void* c;      // T [T, B, H] contiguous; null: not wanted

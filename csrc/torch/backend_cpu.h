@@ -106,6 +106,11 @@ struct Cpu {
     return cpu::weight_gradient_workspace(a, gradient_members(a));
   }
 
+  static void run(const cpu::EmbeddingGradientArgs& a) {
+    const int64_t items = (a.W + cpu::kGradientColumns - 1) / cpu::kGradientColumns;
+    rows(cpu::embedding_gradient, a, items, (a.N + a.V) * cpu::kGradientColumns);
+  }
+
   static void run(const LstmForwardArgs& a) {
     const int64_t members = team_members(a.in.r, 4);
     cpu::lstm_forward_prepare(a, members);

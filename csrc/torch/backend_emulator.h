@@ -26,6 +26,10 @@ struct Emulator {
   SEQKERN_CUDA_KERNELS(SEQKERN_RUN)
 #undef SEQKERN_RUN
 
+  // ATen on the CPU adds up rows of an index one by one in their own dtype; on CUDA in float and in
+  // pieces, as exact as this.
+  static Tensor for_row_sums(const Tensor& t) { return torch::stable::to(t, ScalarType::Double); }
+
   static int64_t workspace_bytes(const LstmForwardArgs& a) {
     return cuda::lstm_forward_workspace(a);
   }

@@ -11,24 +11,24 @@ namespace {
 // A sequence of one step, as in generation: no product over time, so no weight worth packing.
 bool is_step(const LstmTensors& in) {
   const RecurrentInputs& r = in.args.r;
-  return r.T == 1 && r.B > 0 && r.B <= Backend::kStepRows && !in.w_hr && !in.lengths;
+  return r.T == 1 && r.B > 0 && r.B <= Backend::kStepRows && !in.w_hr && !in.lengths && !in.ids;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, bool save_gates,
                                                         bool save_cells) {
   const RecurrentInputs& r = in.args.r;
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
-    return wanted ? empty_on(in.input, Sizes(size.begin(), size.size()), in.input.scalar_type())
-                  : nothing(in.input);
+    return wanted ? empty_on(in.w_hh, Sizes(size.begin(), size.size()), in.w_hh.scalar_type())
+                  : nothing(in.w_hh);
   };
   const Tensor output = fresh(true, {1, r.B, r.H}), h_n = fresh(true, {r.B, r.H});
   const Tensor c = fresh(save_cells, {1, r.B, r.H}), c_n = fresh(true, {r.B, r.H});
   const Tensor gates = fresh(save_gates, {1, r.B, 4 * r.H});
   Backend::run(cpu::LstmStepForwardArgs{.in = {.dtype = r.dtype,
                                                .B = r.B,
-                                               .I = in.input.size(2),
+                                               .I = in.I,
                                                .H = r.H,
-                                               .x = in.input.const_data_ptr(),
+                                               .x = data(in.input),
                                                .h0 = r.h0,
                                                .c0 = in.args.c0,
                                                .w_ih = in.w_ih.const_data_ptr(),
@@ -61,28 +61,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   in.bias = bias_sum(in.b_ih, in.b_hh);
   in.args.r.b_hh = data(in.bias);
   const RecurrentInputs& r = in.args.r;
-  const ScalarType type = input.scalar_type();
+  const Tensor& like = in.w_hh;
+  const ScalarType type = like.scalar_type();
   // Where w_ih x_t is a tensor, the gates take its place: a buffer of 4 H fewer to fetch and to
   // write. Without padding they fill the first rows of it, and the rest is never touched.
   const bool whole = Backend::kInputProductFirst;
   const Tensor gates =
-      whole || save_gates ? empty_on(input, Sizes({r.T, r.B, 4 * r.H}), type) : nothing(input);
+      whole || save_gates ? empty_on(like, Sizes({r.T, r.B, 4 * r.H}), type) : nothing(like);
   Backend::before_first_write(gates);
-  if (whole) mm_into(rows_2d(in.input), torch::stable::transpose(in.w_ih, 0, 1), rows_2d(gates));
+  if (whole && in.ids) {
+    look_up_into(in.w_ih, flat_ids(*in.ids), rows_2d(gates));
+  } else if (whole) {
+    mm_into(rows_2d(*in.input), torch::stable::transpose(in.w_ih, 0, 1), rows_2d(gates));
+  }
   const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
-  const Tensor output = empty_on(input, Sizes(h_size, 3), type);
-  const Tensor c = save_cells ? empty_on(input, Sizes(c_size, 3), type) : nothing(input);
+  const Tensor output = empty_on(like, Sizes(h_size, 3), type);
+  const Tensor c = save_cells ? empty_on(like, Sizes(c_size, 3), type) : nothing(like);
   Backend::before_first_write(output);
   Backend::before_first_write(c);
-  const Tensor h_n = empty_on(input, Sizes(h_size + 1, 2), type);
-  const Tensor c_n = empty_on(input, Sizes(c_size + 1, 2), type);
+  const Tensor h_n = empty_on(like, Sizes(h_size + 1, 2), type);
+  const Tensor c_n = empty_on(like, Sizes(c_size + 1, 2), type);
   if (r.B > 0) {
     LstmForwardArgs args{.in = in.args,
                          .gates_x = whole ? gates.const_data_ptr() : nullptr,
                          .gates_x_strides = {r.B * 4 * r.H, 4 * r.H},
-                         .x = in.input.const_data_ptr(),
-                         .w_ih = in.w_ih.const_data_ptr(),
-                         .I = in.input.size(2),
+                         .x = data(in.input),
+                         .w_ih = in.ids ? nullptr : in.w_ih.const_data_ptr(),
+                         .I = in.I,
+                         .ids = static_cast<const int64_t*>(data(in.ids)),
+                         .table = in.ids ? in.w_ih.const_data_ptr() : nullptr,
                          .gates = mutable_data(gates, save_gates),
                          .c = mutable_data(c, save_cells),
                          .h = mutable_data(output),
@@ -90,11 +97,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
                          .h_n = mutable_data(h_n),
                          .c_n = mutable_data(c_n),
                          .workspace = nullptr};
-    const auto scratch = workspace(input, Backend::workspace_bytes(args));
+    const auto scratch = workspace(like, Backend::workspace_bytes(args));
     if (scratch) args.workspace = scratch->mutable_data_ptr();
     Backend::run(args);
   }
-  return {output, h_n, c_n, c, save_gates ? gates : nothing(input)};
+  return {output, h_n, c_n, c, save_gates ? gates : nothing(like)};
 }
 
 }  // namespace seqkern

@@ -23,11 +23,12 @@ int64_t steps_at_a_time(const LstmTensors& in, int64_t needs) {
 #if defined(SEQKERN_BACKEND_CPU)
   constexpr int64_t kPartBytes = 8 << 20, kPartOfWeights = 8;
   const RecurrentInputs& r = in.args.r;
-  const bool exact = in.input.element_size() == (r.dtype == DType::kFloat64 ? 8 : 4);
+  const int64_t item = in.w_hh.element_size();
+  const bool exact = item == (r.dtype == DType::kFloat64 ? 8 : 4);
   const int64_t weights = kWih | kWhh;
   if (!exact || in.lengths || in.w_hr || (needs & weights) != weights) return r.T;
-  const int64_t step_bytes = r.B * 4 * r.H * in.input.element_size();
-  const int64_t weight_bytes = 4 * r.H * (r.P + in.input.size(2)) * in.input.element_size();
+  const int64_t step_bytes = r.B * 4 * r.H * item;
+  const int64_t weight_bytes = 4 * r.H * (r.P + (in.ids ? 0 : in.I)) * item;
   const int64_t part = std::max(kPartBytes, kPartOfWeights * weight_bytes);
   const int64_t parts = (r.T * step_bytes + part - 1) / part;
   if (parts < 2) return r.T;
@@ -54,8 +55,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const LstmTensors in =
       lstm_tensors(kOp, input, h0, c0, w_ih, w_hh, {}, {}, w_hr, lengths, reverse);
   const auto [T, B, H, P] = std::tuple(in.args.r.T, in.args.r.B, in.args.r.H, in.args.r.P);
-  const int64_t I = in.input.size(2);
-  const Checker checked{kOp, input};
+  const Tensor& like = in.w_hh;
+  const Checker checked{kOp, like};
   const Tensor kept_h = checked(output, "output", {T, B, P});
   const Tensor kept_c = checked(c, "c", {T, B, H});
   Tensor kept_gates = checked(gates, "gates", {T, B, 4 * H});
@@ -65,10 +66,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const auto dh_n = checked(grad_h_n, "grad_h_n", {B, P});
   const auto dc_n = checked(grad_c_n, "grad_c_n", {B, H});
 
-  const ScalarType type = input.scalar_type();
+  const ScalarType type = like.scalar_type();
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
     const Tensor t =
-        wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+        wanted ? empty_on(like, Sizes(size.begin(), size.size()), type) : nothing(like);
     Backend::before_first_write(t);
     return t;
   };
@@ -86,8 +87,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const Tensor dc_between = fresh(in_parts, {B, H});
   const Tensor dh_total = fresh(project, {T, B, P});
   const Tensor m = fresh(project, {T, B, H});
-  Tensor dx = fresh((needs & kInput) && !in.tokens, {T, B, I});
-  Tensor dw_ih = fresh(needs & kWih, {4 * H, I});
+  if (in.ids) needs &= ~kInput;
+  Tensor dx = fresh((needs & kInput) && !in.tokens, {T, B, in.I});
+  Tensor dw_ih = in.ids ? fresh(needs & kWih, {in.I, 4 * H}) : fresh(needs & kWih, {4 * H, in.I});
   Tensor dw_hh = fresh(needs & kWhh, {4 * H, P});
   Tensor dbias = fresh(needs & kBias, {4 * H});
   int64_t left = needs & (kWih | kWhh | kBias);  // whose products are not made yet
@@ -123,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
           .workspace = nullptr};
       args.in.r.T = steps;
       args.in.c0 = data(c_before);
-      const auto scratch = workspace(input, Backend::workspace_bytes(args));
+      const auto scratch = workspace(like, Backend::workspace_bytes(args));
       if (scratch) args.workspace = scratch->mutable_data_ptr();
       Backend::run(args);
     }
@@ -131,17 +133,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     const Tensor flat = narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : steps * B);
     if (needs & kInput) {
       if (in.tokens) {
-        dx = in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), I}));
+        dx = in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), in.I}));
       } else {
         mm_into(flat, in.w_ih, rows_2d(times(dx, begin, steps)));
       }
     }
 #if defined(SEQKERN_BACKEND_CPU)
+    if (in.ids && (needs & kWih)) {
+      const auto* ids = static_cast<const int64_t*>(in.ids->const_data_ptr());
+      const std::vector<int64_t> real = in.tokens ? in.tokens->gather(ids) : std::vector<int64_t>();
+      embedding_gradient(flat, in.tokens ? real.data() : ids + begin * B, dw_ih, !is_last_part);
+      left &= ~kWih;
+    }
     if ((needs & kWih) && (needs & kWhh) && has_rows_for_weight_gradients(flat)) {
-      const RightSide x{
-          .b = in.tokens ? in.tokens->gather(in.input) : rows_2d(times(in.input, begin, steps)),
-          .out = dw_ih,
-          .edge = {}};
       const RightSide h = in.tokens
                               ? RightSide{.b = in.tokens->states_before(kept_h, in.h0, reverse),
                                           .out = dw_hh,
@@ -150,20 +154,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
                                           .out = dw_hh,
                                           .shift = reverse ? -B : B,
                                           .edge = h_before};
-      weight_gradients(flat, {x, h}, needs & kBias ? &dbias : nullptr, !is_last_part);
+      const Tensor* sum = needs & kBias ? &dbias : nullptr;
+      if (in.ids) {
+        weight_gradients(flat, {h}, sum, !is_last_part);
+      } else {
+        const RightSide x{
+            .b = in.tokens ? in.tokens->gather(*in.input) : rows_2d(times(*in.input, begin, steps)),
+            .out = dw_ih,
+            .edge = {}};
+        weight_gradients(flat, {x, h}, sum, !is_last_part);
+      }
       left = 0;
     }
 #endif
   }
 
   const Tensor flat =
-      left ? narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : T * B) : nothing(input);
+      left ? narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : T * B) : nothing(like);
   if (left & kWih) {
-    if (in.tokens) {
-      dw_ih = transposed_mm(flat, in.tokens->gather(in.input));
+    if (in.ids) {
+#if !defined(SEQKERN_BACKEND_CPU)
+      dw_ih = embedding_gradient(flat, flat_ids(*in.ids), in.I);
+#endif
+    } else if (in.tokens) {
+      dw_ih = transposed_mm(flat, in.tokens->gather(*in.input));
     } else {
       dw_ih = transposed_mm(
-          flat, rows_2d(in.lengths ? without_padding(in.input, *in.lengths) : in.input));
+          flat, rows_2d(in.lengths ? without_padding(*in.input, *in.lengths) : *in.input));
     }
   }
   if (left & kWhh) {
@@ -175,7 +192,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const int64_t rows[] = {0};
   if (left & kBias) dbias = torch::stable::sum(flat, Sizes(rows, 1));
   const Tensor dw_hr =
-      project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(input);
+      project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(like);
+  if (in.ids && (needs & kWih)) dw_ih = torch::stable::transpose(dw_ih, 0, 1);
   return {dx, dh0, dc0, dw_ih, dw_hh, dbias, dw_hr};
 }
 

@@ -51,6 +51,15 @@ struct Tokens {
     return tokens;
   }
 
+  // Values [T, B] as [tokens].
+  std::vector<int64_t> gather(const int64_t* values) const {
+    std::vector<int64_t> tokens(static_cast<size_t>(count));
+    each([&](int64_t token, int64_t t, int64_t b) {
+      tokens[static_cast<size_t>(token)] = values[t * B + b];
+    });
+    return tokens;
+  }
+
   // [tokens, W] as [T, B, W] with zeros for padding.
   Tensor scatter(const Tensor& tokens) const {
     const int64_t size[] = {T, B, tokens.size(1)};

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from seqkern.models.backends import run_recurrent
 from seqkern.models.language_model import LanguageModel, last_of
+from seqkern.nn import LSTM
 
 
 class RecurrentLanguageModel(LanguageModel):
@@ -58,8 +59,14 @@ class RecurrentLanguageModel(LanguageModel):
         self, tokens: Tensor, state: Any, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Hidden states [B, T, H] that the head reads, and the state after each row's last."""
-        x = self.dropout(self.embedding(tokens))  # [B, T, H]
-        hidden, state = run_recurrent(self.recurrence, x, state, lengths)
+        if isinstance(self.recurrence, LSTM) and not (self.training and self.dropout.p):
+            # One-hot vectors times weights, as far as that is less work.
+            hidden, state = self.recurrence(
+                tokens, state, lengths=lengths, embedding=self.embedding.weight
+            )
+        else:
+            x = self.dropout(self.embedding(tokens))  # [B, T, H]
+            hidden, state = run_recurrent(self.recurrence, x, state, lengths)
         return self.dropout(hidden), state
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
@@ -18,8 +19,8 @@ State = tuple[Tensor, Tensor]
 class LSTM(torch.nn.LSTM):
     """`torch.nn.LSTM`: same constructor, same state_dict, same results, another forward.
 
-    Formula, dtypes and errors: `seqkern.ops.lstm`. Beyond torch: `lengths` and `return_cells` of
-    `forward`, gradients in eval mode, second derivatives.
+    Formula, dtypes and errors: `seqkern.ops.lstm`. Beyond torch: `lengths`, `return_cells` and
+    `embedding` of `forward`, gradients in eval mode, second derivatives.
 
     Args:
         input_size: width of the input.
@@ -53,6 +54,7 @@ class LSTM(torch.nn.LSTM):
         *,
         lengths: Tensor | None = None,
         return_cells: bool = False,
+        embedding: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run the layers.
 
@@ -62,17 +64,26 @@ class LSTM(torch.nn.LSTM):
             lengths: [B] steps of each row, int64 or int32, in any order, in place of packing. The
                 output is zero at later times.
             return_cells: return also c of every step.
+            embedding: [V, I]; the input is then tokens, int64 or int32, with no last dimension, and
+                stands for `F.embedding(input, embedding)`. Where there are more tokens than rows,
+                W_ih x_t is made once per row and looked up: a third of the layer's work less. (An
+                `nn.Embedding` with `padding_idx`, `max_norm` or `scale_grad_by_freq` is more than
+                its weight: look up first.)
 
         Returns:
             output, [T, B, directions * P] in the layout of the input, and (h_n, c_n) in that of
             `hx`; with `return_cells` also c [layers * directions, T, B, H], its last three
             dimensions in the layout of the input.
         """
-        call = recurrent.prepare(self, input, hx, lengths)
+        call = recurrent.prepare(self, input, hx, lengths, embedding)
         cells: list[Tensor] = []
 
         def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Any]:
             w_ih, w_hh, b_ih, b_hh, w_hr = weights
+            if not x.is_floating_point():
+                assert call.embedding is not None
+                assert w_ih is not None
+                w_ih = F.linear(call.embedding, w_ih).t()
             state = None if call.state is None else (call.state[0][n], call.state[1][n])
             run: Any = ops.lstm
             output, last, *more = run(

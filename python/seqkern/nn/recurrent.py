@@ -11,17 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from seqkern.reference.lstm import without_padding
+
 
 @dataclass(frozen=True)
 class Call:
     """A module's input as the ops take it, and the way back."""
 
-    input: Tensor  # [T, B, I]
+    input: Tensor  # [T, B, I], or with `embedding` tokens [T, B]
     state: tuple[Tensor, ...] | None  # each [layers * directions, B, ...]
     lengths: Tensor | None
     packed: PackedSequence | None
     transposed: bool
     unbatched: bool
+    embedding: Tensor | None  # [V, I], of which tokens are the rows
 
     def restore(self, output: Tensor) -> Any:
         """[T, B, ...] in the layout of the module's input."""
@@ -58,9 +61,11 @@ def prepare(
     input: Tensor | PackedSequence,
     hx: Any,
     lengths: Tensor | None,
+    embedding: Tensor | None = None,
 ) -> Call:
-    """Check and bring into [T, B, I] what a module was called with."""
+    """Check and bring into [T, B, I], or tokens into [T, B], what a module was called with."""
     name = type(module).__name__
+    features = 1 if embedding is None else 0
     packed: PackedSequence | None = None
     x: Tensor
     if isinstance(input, PackedSequence):
@@ -74,14 +79,23 @@ def prepare(
         lengths = lengths.to(x.device)
     else:
         x = input
-        if x.dim() not in (2, 3):
-            raise ValueError(f"{name}: input must have 2 or 3 dimensions, got {list(x.shape)}")
-    if x.shape[-1] != module.input_size:
+        if x.dim() not in (1 + features, 2 + features):
+            raise ValueError(
+                f"{name}: input must have {1 + features} or {2 + features} dimensions"
+                f"{'' if features else ' with embedding'}, got {list(x.shape)}"
+            )
+    if embedding is not None:
+        _check_tokens(module, x, embedding)
+    elif not x.is_floating_point():
+        raise ValueError(
+            f"{name}: input must be floating point, or have an embedding, got {x.dtype}"
+        )
+    elif x.shape[-1] != module.input_size:
         raise ValueError(
             f"{name}: input must have {module.input_size} features in its last dimension, "
             f"got {list(x.shape)}"
         )
-    unbatched = packed is None and x.dim() == 2
+    unbatched = packed is None and x.dim() == 1 + features
     transposed = packed is None and module.batch_first and not unbatched
     if unbatched:
         if lengths is not None:
@@ -95,8 +109,39 @@ def prepare(
         if packed is not None and packed.sorted_indices is not None:
             states = tuple(s.index_select(1, packed.sorted_indices) for s in states)
         states = autocast(*states)
-    (x,) = autocast(x)
-    return Call(x, states, lengths, packed, transposed, unbatched)
+    if embedding is not None and not _is_worth_a_table(x, embedding):
+        x, embedding = F.embedding(without_padding(x, lengths), embedding), None
+    if embedding is None:
+        (x,) = autocast(x)
+    else:
+        (embedding,) = autocast(embedding)
+    return Call(x, states, lengths, packed, transposed, unbatched, embedding)
+
+
+def _check_tokens(module: torch.nn.RNNBase, tokens: Tensor, embedding: Tensor) -> None:
+    name = type(module).__name__
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{name}: input must be int64 or int32 with embedding, got {tokens.dtype}")
+    if embedding.dim() != 2 or embedding.shape[1] != module.input_size:
+        raise ValueError(
+            f"{name}: embedding must be [V, {module.input_size}], got {list(embedding.shape)}"
+        )
+    weight = module.weight_ih_l0
+    if embedding.dtype != weight.dtype and not torch.is_autocast_enabled(tokens.device.type):
+        raise ValueError(
+            f"{name}: embedding must be {weight.dtype} like the weights, got {embedding.dtype}"
+        )
+
+
+def _is_worth_a_table(tokens: Tensor, embedding: Tensor) -> bool:
+    """Whether multiplying the whole embedding by a weight is less work than the rows of tokens
+    [T, B] are.
+
+    A single step has a kernel of its own, and an exported program one path for all sizes.
+    """
+    if torch.compiler.is_exporting() or tokens.shape[0] == 1:
+        return False
+    return 2 * embedding.shape[0] <= tokens.numel()
 
 
 def _state(module: torch.nn.RNNBase, state: Tensor, index: int, B: int, unbatched: bool) -> Tensor:

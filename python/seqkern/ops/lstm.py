@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._recurrent import eager_function, needs, second_derivative, states_before, unpack
+from seqkern.reference.lstm import input_product, without_padding
 
 State = tuple[Tensor, Tensor]
 
@@ -73,9 +74,13 @@ def lstm(
     of `torch.nn.LSTM`; derivations in docs/math/lstm.md.
 
     Args:
-        input: [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows.
+        input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
+            tokens, int64 or int32 [T, B], each the number of a one-hot vector x_t of width I:
+            nothing is multiplied, a column of w_ih is looked up. `embedding @ w_ih.T` for w_ih.T
+            reads rows of an embedding at the cost of one product of I rows.
         state: h [B, P] and c [B, H] before the first step; None for zeros.
-        w_ih: [4 H, I], gates i, f, g, o one after the other.
+        w_ih: [4 H, I], gates i, f, g, o one after the other. For tokens the transpose of a
+            contiguous [I, 4 H] is read where it is.
         w_hh: [4 H, P].
         b_ih: [4 H].
         b_hh: [4 H].
@@ -94,7 +99,8 @@ def lstm(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; on the CPU also a length outside
-            [0, T]. On CUDA looking at lengths would stop the stream: they are limited to it.
+            [0, T] or a token outside [0, I). On CUDA looking at them would stop the stream: lengths
+            are limited to [0, T], a token outside fails an assertion on the device.
 
     Source: Hochreiter and Schmidhuber 1997, Gers et al. 2000;
     https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
@@ -135,14 +141,14 @@ def _fake(
     save_gates: bool,
     save_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    T, B, _ = input.shape
+    T, B = input.shape[:2]
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
     return (
-        input.new_empty(T, B, P),
-        input.new_empty(B, P),
-        input.new_empty(B, H),
-        input.new_empty((T, B, H) if save_cells else (0,)),
-        input.new_empty((T, B, 4 * H) if save_gates else (0,)),
+        w_hh.new_empty(T, B, P),
+        w_hh.new_empty(B, P),
+        w_hh.new_empty(B, H),
+        w_hh.new_empty((T, B, H) if save_cells else (0,)),
+        w_hh.new_empty((T, B, 4 * H) if save_gates else (0,)),
     )
 
 
@@ -151,16 +157,20 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     wanted = args[-1]
     B = input.shape[1]
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    are_tokens = not input.is_floating_point()
     shapes = {
-        1: input.shape,
+        1: (0,) if are_tokens else input.shape,
         2: (B, P),
         4: (B, H),
-        8: w_ih.shape,
+        8: w_ih.shape[::-1] if are_tokens else w_ih.shape,
         16: w_hh.shape,
         32: (4 * H,),
         64: (P, H) if w_hr is not None else (0,),
     }
-    return tuple(input.new_empty(shape if wanted & n else (0,)) for n, shape in shapes.items())
+    grads = {n: w_hh.new_empty(s if wanted & n else (0,)) for n, s in shapes.items()}
+    if are_tokens and wanted & 8:
+        grads[8] = grads[8].t()
+    return tuple(grads.values())
 
 
 # ---------------------------------------------------------------- gradients
@@ -202,7 +212,8 @@ def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> T
     """W_ih x_t + b_ih + W_hh h_{t-1} + b_hh of all steps [T, B, 4 H], from the output."""
     input, h0, _, w_ih, w_hh, b_ih, b_hh, _, lengths = inputs
     before = states_before(output, h0, lengths, reverse)
-    return F.linear(input, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
+    x = without_padding(input, lengths)
+    return input_product(x, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
 
 
 class _LstmBackward(torch.autograd.Function):

@@ -16,10 +16,31 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One step: input [B, I], state (h [B, H], c [B, H]) to the next (h, c)."""
-    h, c = state
-    i, f, g, o = (F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    return _step(F.linear(input, w_ih, b_ih), *state, w_hh, b_hh)
+
+
+def _step(
+    from_input: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    i, f, g, o = (from_input + F.linear(h, w_hh, b_hh)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def input_product(input: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
+    """w_ih x + b_ih for x [..., I], or for the one-hot vectors of tokens [...]."""
+    if input.is_floating_point():
+        return F.linear(input, w_ih, b_ih)
+    columns = F.embedding(input, w_ih.t())
+    return columns if b_ih is None else columns + b_ih
+
+
+def without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
+    """The input; if tokens [T, B], then 0 at times t >= lengths[b], where there may be none."""
+    if lengths is None or input.is_floating_point():
+        return input
+    times = torch.arange(input.shape[0], device=input.device).unsqueeze(-1)  # [T, 1]
+    return input.masked_fill(times >= lengths, 0)
 
 
 def lstm(
@@ -34,19 +55,21 @@ def lstm(
     lengths: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output [T, B, P], h_n [B, P], c_n [B, H] and c [T, B, H], as `seqkern.ops.lstm` defines them.
+    """Output [T, B, P], h_n [B, P], c_n [B, H] and c [T, B, H], as `seqkern.ops.lstm` defines them
+    for input [T, B, I], or tokens [T, B].
 
     Times t >= lengths[b] leave the state of row b as it is, which is also what lets a reversed row
     start at its own last token.
     """
-    T, B, _ = input.shape
+    T, B = input.shape[:2]
     H = w_hh.shape[0] // 4
-    h = input.new_zeros(B, w_hh.shape[1]) if h0 is None else h0
-    c = input.new_zeros(B, H) if c0 is None else c0
+    input = without_padding(input, lengths)
+    h = w_hh.new_zeros(B, w_hh.shape[1]) if h0 is None else h0
+    c = w_hh.new_zeros(B, H) if c0 is None else c0
     outputs: list[Tensor] = [h] * T
     cells: list[Tensor] = [c] * T
     for t in reversed(range(T)) if reverse else range(T):
-        h_t, c_t = lstm_cell(input[t], (h, c), w_ih, w_hh, b_ih, b_hh)
+        h_t, c_t = _step(input_product(input[t], w_ih, b_ih), h, c, w_hh, b_hh)
         if w_hr is not None:
             h_t = F.linear(h_t, w_hr)
         if lengths is None:
@@ -57,5 +80,5 @@ def lstm(
             h, c = torch.where(valid, h_t, h), torch.where(valid, c_t, c)
             outputs[t], cells[t] = torch.where(valid, h, 0.0), torch.where(valid, c, 0.0)
     if T == 0:
-        return input.new_zeros(0, B, h.shape[1]), h, c, input.new_zeros(0, B, H)
+        return w_hh.new_zeros(0, B, h.shape[1]), h, c, w_hh.new_zeros(0, B, H)
     return torch.stack(outputs), h, c, torch.stack(cells)
