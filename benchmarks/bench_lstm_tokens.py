@@ -99,6 +99,6 @@ BENCHMARK = Benchmark(
     make=make,
     reference=by_autograd(plain),
     cost=cost,
-    peers=(Peer("torch", torchs), Peer("seqkern", seqkern), Peer("seqkern, rows", rows)),
+    peers=(Peer("torch", torchs), Peer("seqkern", seqkern), Peer("seqkern-rows", rows)),
     bound="flops",
 )
