@@ -7,12 +7,6 @@
 
 namespace seqkern {
 
-// [T, B] as [T B]; ids are contiguous.
-inline Tensor flat_ids(const Tensor& ids) {
-  const int64_t size[] = {ids.numel()};
-  return torch::stable::view(ids, Sizes(size, 1));
-}
-
 // out [N, W] = table[ids], ids int64 [N].
 inline void look_up_into(const Tensor& table, const Tensor& ids, const Tensor& out) {
   StableIValue stack[] = {torch::stable::detail::from(table),
@@ -25,8 +19,8 @@ inline void look_up_into(const Tensor& table, const Tensor& ids, const Tensor& o
 
 #if defined(SEQKERN_BACKEND_CPU)
 // out [V, W] = sum over n with ids[n] = v of a [N, W] (+ out).
-inline void embedding_gradient(const Tensor& a, const int64_t* ids, const Tensor& out,
-                               bool accumulate) {
+inline void embedding_gradient_into(const Tensor& a, const int64_t* ids, const Tensor& out,
+                                    bool accumulate) {
   const int64_t N = a.size(0), V = out.size(0);
   std::vector<int64_t> order(static_cast<size_t>(N)), first(static_cast<size_t>(V) + 1);
   for (int64_t n = 0; n < N; ++n) ++first[static_cast<size_t>(ids[n]) + 1];
@@ -45,9 +39,16 @@ inline void embedding_gradient(const Tensor& a, const int64_t* ids, const Tensor
                                           .out = out.mutable_data_ptr(),
                                           .accumulate = accumulate});
 }
-#else
+#endif
+
 // sum over n with ids[n] = v of a [N, W], as [V, W].
 inline Tensor embedding_gradient(const Tensor& a, const Tensor& ids, int64_t V) {
+#if defined(SEQKERN_BACKEND_CPU)
+  const Tensor out = empty_on(a, Sizes({V, a.size(1)}), a.scalar_type());
+  Backend::before_first_write(out);
+  embedding_gradient_into(a, static_cast<const int64_t*>(ids.const_data_ptr()), out, false);
+  return out;
+#else
   const Tensor summed = Backend::for_row_sums(a);
   StableIValue stack[] = {torch::stable::detail::from(summed), torch::stable::detail::from(ids),
                           torch::stable::detail::from(V), torch::stable::detail::from(int64_t{-1}),
@@ -56,7 +57,7 @@ inline Tensor embedding_gradient(const Tensor& a, const Tensor& ids, int64_t V) 
       torch_call_dispatcher("aten::embedding_dense_backward", "", stack, TORCH_ABI_VERSION));
   const Tensor out = torch::stable::detail::to<Tensor>(stack[0]);
   return out.scalar_type() == a.scalar_type() ? out : torch::stable::to(out, a.scalar_type());
-}
 #endif
+}
 
 }  // namespace seqkern

@@ -2,49 +2,33 @@
 #include "ops/gru_rnn.h"
 
 #include "torch/ops_recurrent.h"
-#include "torch/recurrent.h"
-#include "torch/tokens.h"
+#include "torch/sequence_input.h"
 
 namespace seqkern {
 namespace {
 
 // The contract's inputs, and the tensors made for them (kept alive as long as the pointers).
-struct Inputs {
+struct Inputs : SequenceInput {
   RecurrentInputs args;
-  Tensor input;
-  Tensor w_ih;
   Tensor w_hh;
   OptionalTensor b_ih;
   OptionalTensor b_hh;
   OptionalTensor h0;
-  OptionalTensor lengths;
-  std::optional<Tokens> tokens;  // with lengths that the host can read
 };
 
 Inputs prepare(std::string_view op, HiddenCell cell, const Tensor& input, const OptionalTensor& h0,
                const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
                const OptionalTensor& b_hh, const OptionalTensor& lengths, bool reverse) {
-  const DType dtype = float_dtype(input, op, "input");
-  check(input.dim() == 3, op, ": input must be [T, B, I], got ", describe(input));
-  const int64_t T = input.size(0), B = input.size(1), I = input.size(2), G = gates_of(cell);
-  check(T >= 1, op, ": input must have at least one step, got ", describe(input));
-  check(w_ih.dim() == 2 && w_ih.size(0) >= G && w_ih.size(0) % G == 0, op, ": w_ih must be ",
-        G == 1 ? "[H, I]" : "[3 H, I]", ", got ", describe(w_ih));
-  const int64_t H = w_ih.size(0) / G;
-  const Checker checked{op, input};
-  Inputs in{.args = {},
-            .input = input.is_contiguous() ? input : torch::stable::contiguous(input),
-            .w_ih = checked(w_ih, "w_ih", {G * H, I}),
-            .w_hh = checked(w_hh, "w_hh", {G * H, H}),
-            .b_ih = checked(b_ih, "b_ih", {G * H}),
-            .b_hh = checked(b_hh, "b_hh", {G * H}),
-            .h0 = checked(h0, "h0", {B, H}),
-            .lengths = checked.lengths(lengths, B, T),
-            .tokens = {}};
-  if (Backend::kHostReadable && in.lengths) {
-    in.tokens.emplace(static_cast<const int64_t*>(in.lengths->const_data_ptr()), T, B);
-  }
-  in.args = {.dtype = dtype,
+  const int64_t G = gates_of(cell);
+  Inputs in{
+      sequence_input(op, input, w_ih, lengths, G, G == 1 ? "H" : "3 H"), {}, w_hh, {}, {}, {}};
+  const auto [T, B, H] = std::tuple(in.T, in.B, in.H);
+  const Checker checked{op, in.w_ih};
+  in.w_hh = checked(w_hh, "w_hh", {G * H, H});
+  in.b_ih = checked(b_ih, "b_ih", {G * H});
+  in.b_hh = checked(b_hh, "b_hh", {G * H});
+  in.h0 = checked(h0, "h0", {B, H});
+  in.args = {.dtype = in.dtype,
              .T = T,
              .B = B,
              .H = H,
@@ -69,9 +53,10 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   [[maybe_unused]] const Backend::Guard guard(input);
   const Inputs in = prepare(op, cell, input, h0, w_ih, w_hh, b_ih, b_hh, lengths, reverse);
   const RecurrentInputs& r = in.args;
-  const ScalarType type = input.scalar_type();
+  const Tensor& like = in.w_hh;
+  const ScalarType type = like.scalar_type();
   const auto fresh = [&](std::initializer_list<int64_t> size) {
-    const Tensor t = empty_on(input, Sizes(size.begin(), size.size()), type);
+    const Tensor t = empty_on(like, Sizes(size.begin(), size.size()), type);
     Backend::before_first_write(t);
     return t;
   };
@@ -80,12 +65,11 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   const Tensor gates_x = fresh({r.T, r.B, gates_of(cell) * r.H});
   const bool in_place = cell != HiddenCell::kGru && !in.tokens;
   const Tensor output = in_place ? gates_x : fresh({r.T, r.B, r.H});
-  const Tensor x = in.tokens ? in.tokens->gather(in.input) : rows_2d(in.input);
-  mm_into(x, torch::stable::transpose(in.w_ih, 0, 1), narrow(rows_2d(gates_x), 0, 0, x.size(0)));
+  in.product_into(narrow(rows_2d(gates_x), 0, 0, in.tokens ? in.tokens->count : r.T * r.B));
   Result result{.output = output,
                 .h_n = fresh({r.B, r.H}),
-                .gates = save_gates ? gates_x : nothing(input),
-                .u_n = save_gates ? fresh({r.T, r.B, r.H}) : nothing(input)};
+                .gates = save_gates ? gates_x : nothing(like),
+                .u_n = save_gates ? fresh({r.T, r.B, r.H}) : nothing(like)};
   if (r.B == 0) return result;
   HiddenForwardArgs args{.r = in.args,
                          .cell = cell,
@@ -96,7 +80,7 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
                          .h = output.mutable_data_ptr(),
                          .h_n = result.h_n.mutable_data_ptr(),
                          .workspace = nullptr};
-  const auto scratch = workspace(input, Backend::workspace_bytes(args));
+  const auto scratch = workspace(like, Backend::workspace_bytes(args));
   if (scratch) args.workspace = scratch->mutable_data_ptr();
   Backend::run(args);
   return result;
@@ -138,7 +122,7 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   const RecurrentInputs& r = in.args;
   const bool gru = cell == HiddenCell::kGru;
   const auto [T, B, H, G] = std::tuple(r.T, r.B, r.H, gates_of(cell));
-  const Checker checked{op, input};
+  const Checker checked{op, in.w_hh};
   const Tensor kept_h = checked(output, "output", {T, B, H});
   OptionalTensor gates, u_n;
   if (gru) {
@@ -152,10 +136,11 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   const auto dh = sequence_gradient(grad_output, checked, "grad_output", {T, B, H});
   const auto dh_n = checked(grad_h_n, "grad_h_n", {B, H});
 
-  const ScalarType type = input.scalar_type();
+  const Tensor& like = in.w_hh;
+  const ScalarType type = like.scalar_type();
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
     const Tensor t =
-        wanted ? empty_on(input, Sizes(size.begin(), size.size()), type) : nothing(input);
+        wanted ? empty_on(like, Sizes(size.begin(), size.size()), type) : nothing(like);
     Backend::before_first_write(t);
     return t;
   };
@@ -182,22 +167,13 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
                             .du_0 = pointer(du_0, first_elsewhere),
                             .dh0 = pointer(dh0, needs & kH0),
                             .workspace = nullptr};
-    const auto scratch = workspace(input, Backend::workspace_bytes(args));
+    const auto scratch = workspace(like, Backend::workspace_bytes(args));
     if (scratch) args.workspace = scratch->mutable_data_ptr();
     Backend::run(args);
   }
   const int64_t rows_of_tokens = in.tokens ? in.tokens->count : T * B;
   const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, rows_of_tokens); };
   const Tensor flat = tokens_of(dgates);  // [T B or tokens, G H]
-  const auto input_gradient = [&] {
-    if (in.tokens) return in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), in.w_ih.size(1)}));
-    return mm(flat, in.w_ih, {T, B, in.w_ih.size(1)});
-  };
-  const auto w_ih_gradient = [&] {
-    if (in.tokens) return transposed_mm(flat, in.tokens->gather(in.input));
-    return transposed_mm(flat,
-                         rows_2d(in.lengths ? without_padding(in.input, *in.lengths) : in.input));
-  };
   // The rows [first, first + count) of dw_hh, from the same columns of du: `part`.
   const auto w_hh_rows = [&](const Tensor& part, int64_t first, int64_t count) {
     OptionalTensor part_0;
@@ -222,12 +198,12 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   };
   const int64_t rows[] = {0};
   const auto sum = [&](const Tensor& t) { return torch::stable::sum(t, Sizes(rows, 1)); };
-  Gradients d{.input = needs & kInput ? input_gradient() : nothing(input),
+  Gradients d{.input = needs & kInput && in.x ? in.gradient(flat) : nothing(like),
               .h0 = dh0,
-              .w_ih = needs & kWih ? w_ih_gradient() : nothing(input),
-              .w_hh = needs & kWhh ? w_hh_gradient() : nothing(input),
-              .b_ih = needs & kBih ? sum(flat) : nothing(input),
-              .b_hh = nothing(input)};
+              .w_ih = needs & kWih ? in.weight_gradient(flat) : nothing(like),
+              .w_hh = needs & kWhh ? w_hh_gradient() : nothing(like),
+              .b_ih = needs & kBih ? sum(flat) : nothing(like),
+              .b_hh = nothing(like)};
   if (gru && (needs & kBhh)) {  // as b_ih's but in gate n
     const Tensor same = needs & kBih ? d.b_ih : sum(flat);
     d.b_hh = fresh(true, {3 * H});

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, b
                                                .B = r.B,
                                                .I = in.I,
                                                .H = r.H,
-                                               .x = data(in.input),
+                                               .x = data(in.x),
                                                .h0 = r.h0,
                                                .c0 = in.args.c0,
                                                .w_ih = in.w_ih.const_data_ptr(),
@@ -69,11 +69,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   const Tensor gates =
       whole || save_gates ? empty_on(like, Sizes({r.T, r.B, 4 * r.H}), type) : nothing(like);
   Backend::before_first_write(gates);
-  if (whole && in.ids) {
-    look_up_into(in.w_ih, flat_ids(*in.ids), rows_2d(gates));
-  } else if (whole) {
-    mm_into(rows_2d(*in.input), torch::stable::transpose(in.w_ih, 0, 1), rows_2d(gates));
-  }
+  if (whole) in.product_into(rows_2d(gates));
   const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
   const Tensor output = empty_on(like, Sizes(h_size, 3), type);
   const Tensor c = save_cells ? empty_on(like, Sizes(c_size, 3), type) : nothing(like);
@@ -85,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
     LstmForwardArgs args{.in = in.args,
                          .gates_x = whole ? gates.const_data_ptr() : nullptr,
                          .gates_x_strides = {r.B * 4 * r.H, 4 * r.H},
-                         .x = data(in.input),
+                         .x = data(in.x),
                          .w_ih = in.ids ? nullptr : in.w_ih.const_data_ptr(),
                          .I = in.I,
                          .ids = static_cast<const int64_t*>(data(in.ids)),

@@ -140,9 +140,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     }
 #if defined(SEQKERN_BACKEND_CPU)
     if (in.ids && (needs & kWih)) {
-      const auto* ids = static_cast<const int64_t*>(in.ids->const_data_ptr());
-      const std::vector<int64_t> real = in.tokens ? in.tokens->gather(ids) : std::vector<int64_t>();
-      embedding_gradient(flat, in.tokens ? real.data() : ids + begin * B, dw_ih, !is_last_part);
+      const Tensor ids = in.ids_of_rows();
+      const auto* first = static_cast<const int64_t*>(ids.const_data_ptr()) + begin * B;
+      embedding_gradient_into(flat, first, dw_ih, !is_last_part);
       left &= ~kWih;
     }
     if ((needs & kWih) && (needs & kWhh) && has_rows_for_weight_gradients(flat)) {
@@ -159,7 +159,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
         weight_gradients(flat, {h}, sum, !is_last_part);
       } else {
         const RightSide x{
-            .b = in.tokens ? in.tokens->gather(*in.input) : rows_2d(times(*in.input, begin, steps)),
+            .b = in.tokens ? in.tokens->gather(*in.x) : rows_2d(times(*in.x, begin, steps)),
             .out = dw_ih,
             .edge = {}};
         weight_gradients(flat, {x, h}, sum, !is_last_part);
@@ -172,16 +172,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const Tensor flat =
       left ? narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : T * B) : nothing(like);
   if (left & kWih) {
-    if (in.ids) {
-#if !defined(SEQKERN_BACKEND_CPU)
-      dw_ih = embedding_gradient(flat, flat_ids(*in.ids), in.I);
-#endif
-    } else if (in.tokens) {
-      dw_ih = transposed_mm(flat, in.tokens->gather(*in.input));
-    } else {
-      dw_ih = transposed_mm(
-          flat, rows_2d(in.lengths ? without_padding(*in.input, *in.lengths) : *in.input));
-    }
+    dw_ih = in.weight_gradient(flat);
+  } else if (in.ids && (needs & kWih)) {
+    dw_ih = torch::stable::transpose(dw_ih, 0, 1);
   }
   if (left & kWhh) {
     dw_hh = in.tokens ? transposed_mm(flat, in.tokens->states_before(kept_h, in.h0, reverse))
@@ -193,7 +186,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   if (left & kBias) dbias = torch::stable::sum(flat, Sizes(rows, 1));
   const Tensor dw_hr =
       project && (needs & kWhr) ? transposed_mm(rows_2d(dh_total), rows_2d(m)) : nothing(like);
-  if (in.ids && (needs & kWih)) dw_ih = torch::stable::transpose(dw_ih, 0, 1);
   return {dx, dh0, dc0, dw_ih, dw_hh, dbias, dw_hr};
 }
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from seqkern.models.backends import run_recurrent
+from seqkern.models.backends import OURS, run_recurrent
 from seqkern.models.language_model import LanguageModel, last_of
-from seqkern.nn import LSTM
 
 
 class RecurrentLanguageModel(LanguageModel):
@@ -59,8 +58,8 @@ class RecurrentLanguageModel(LanguageModel):
         self, tokens: Tensor, state: Any, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Hidden states [B, T, H] that the head reads, and the state after each row's last."""
-        if isinstance(self.recurrence, LSTM) and not (self.training and self.dropout.p):
-            # One-hot vectors times weights, as far as that is less work.
+        if isinstance(self.recurrence, OURS) and not (self.training and self.dropout.p):
+            # The embedding is multiplied by W_ih before it is looked up, where that is less work.
             hidden, state = self.recurrence(
                 tokens, state, lengths=lengths, embedding=self.embedding.weight
             )

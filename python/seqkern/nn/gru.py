@@ -16,8 +16,8 @@ from seqkern.nn._dynamo import allow_recurrent_modules
 class GRU(torch.nn.GRU):
     """`torch.nn.GRU`: same constructor, same state_dict, same results, another forward.
 
-    Formula, dtypes and errors: `seqkern.ops.gru`. Beyond torch: `lengths` of `forward`, gradients
-    in eval mode, second derivatives.
+    Formula, dtypes and errors: `seqkern.ops.gru`. Beyond torch: `lengths` and `embedding` of
+    `forward`, gradients in eval mode, second derivatives.
 
     Args:
         input_size: width of the input.
@@ -49,6 +49,7 @@ class GRU(torch.nn.GRU):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers.
 
@@ -57,8 +58,9 @@ class GRU(torch.nn.GRU):
             hx: [layers * directions, B, H], or [layers * directions, H] with [T, I]; None: zeros.
             lengths: [B] steps of each row, int64 or int32, in any order, in place of packing. The
                 output is zero at later times.
+            embedding: [V, I], for tokens in place of the input: see `seqkern.nn.LSTM`.
 
         Returns:
             output, [T, B, directions * H] in the layout of the input, and h_n in that of `hx`.
         """
-        return recurrent.run_hidden(self, ops.gru, input, hx, lengths)
+        return recurrent.run_hidden(self, ops.gru, input, hx, lengths, embedding)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
@@ -80,10 +79,7 @@ class LSTM(torch.nn.LSTM):
 
         def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Any]:
             w_ih, w_hh, b_ih, b_hh, w_hr = weights
-            if not x.is_floating_point():
-                assert call.embedding is not None
-                assert w_ih is not None
-                w_ih = F.linear(call.embedding, w_ih).t()
+            w_ih = call.input_weight(x, w_ih)
             state = None if call.state is None else (call.state[0][n], call.state[1][n])
             run: Any = ops.lstm
             output, last, *more = run(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern.reference.lstm import without_padding
+from seqkern.reference.inputs import without_padding
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,14 @@ class Call:
     transposed: bool
     unbatched: bool
     embedding: Tensor | None  # [V, I], of which tokens are the rows
+
+    def input_weight(self, x: Tensor, w_ih: Tensor | None) -> Tensor:
+        """W_ih of x, or of tokens: what it makes of each row of the embedding, transposed."""
+        assert w_ih is not None
+        if x.is_floating_point():
+            return w_ih
+        assert self.embedding is not None
+        return F.linear(self.embedding, w_ih).t()
 
     def restore(self, output: Tensor) -> Any:
         """[T, B, ...] in the layout of the module's input."""
@@ -188,14 +196,17 @@ def run_hidden(
     input: Tensor | PackedSequence,
     hx: Tensor | None,
     lengths: Tensor | None,
+    embedding: Tensor | None,
 ) -> tuple[Any, Tensor]:
     """The forward of a module whose state is h alone, by the op of one layer and direction."""
-    call = prepare(module, input, hx, lengths)
+    call = prepare(module, input, hx, lengths, embedding)
 
     def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        w_ih, *others = weights[:4]
         h0 = None if call.state is None else call.state[0][n]
         reverse = module.bidirectional and n % 2 == 1
-        return op(x, h0, *weights[:4], lengths=call.lengths, reverse=reverse)
+        w_ih = call.input_weight(x, w_ih)
+        return op(x, h0, w_ih, *others, lengths=call.lengths, reverse=reverse)
 
     output, states = run_layers(module, call.input, direction)
     return call.restore(output), call.restore_state(torch.stack(states))

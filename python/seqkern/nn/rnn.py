@@ -17,8 +17,8 @@ from seqkern.nn._dynamo import allow_recurrent_modules
 class RNN(torch.nn.RNN):
     """`torch.nn.RNN`: same constructor, same state_dict, same results, another forward.
 
-    Formula, dtypes and errors: `seqkern.ops.rnn`. Beyond torch: `lengths` of `forward`, gradients
-    in eval mode, second derivatives.
+    Formula, dtypes and errors: `seqkern.ops.rnn`. Beyond torch: `lengths` and `embedding` of
+    `forward`, gradients in eval mode, second derivatives.
 
     Args:
         input_size: width of the input.
@@ -51,7 +51,8 @@ class RNN(torch.nn.RNN):
         hx: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        embedding: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layers; arguments and results as `seqkern.nn.GRU`'s."""
         op = partial(ops.rnn, nonlinearity=self.nonlinearity)
-        return recurrent.run_hidden(self, op, input, hx, lengths)
+        return recurrent.run_hidden(self, op, input, hx, lengths, embedding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -140,6 +140,25 @@ class DifferentiableBackward(torch.autograd.Function):
         return (None, None, None, None, *found)
 
 
+def fake_gradients(
+    input: Tensor, w_ih: Tensor, shapes: Sequence[Sequence[int]], wanted: int, of_w_ih: int
+) -> tuple[Tensor, ...]:
+    """Fakes of what a backward op returns: result n where `wanted` has bit n.
+
+    Tokens have no gradient, and that of their w_ih is made as the table's, [I, gates * H].
+    """
+    are_tokens = not input.is_floating_point()
+    found = []
+    for n, shape in enumerate(shapes):
+        if not wanted & (1 << n) or (are_tokens and n == 0):
+            found.append(w_ih.new_empty(0))
+        elif are_tokens and n == of_w_ih:
+            found.append(w_ih.new_empty(shape[::-1]).t())
+        else:
+            found.append(w_ih.new_empty(shape))
+    return tuple(found)
+
+
 def fake_hidden_backward(layout: Mapping[int, int]) -> Callable[..., tuple[Tensor, ...]]:
     """The fake of a backward op of a layer whose state is h alone."""
     results = max(layout.values()).bit_length()
@@ -148,10 +167,7 @@ def fake_hidden_backward(layout: Mapping[int, int]) -> Callable[..., tuple[Tenso
         input, _, w_ih, w_hh = args[2:6]
         G, H = w_hh.shape
         shapes = (input.shape, (input.shape[1], H), w_ih.shape, w_hh.shape, (G,), (G,))
-        return tuple(
-            input.new_empty(shape if args[-1] & (1 << n) else (0,))
-            for n, shape in enumerate(shapes[:results])
-        )
+        return fake_gradients(input, w_ih, shapes[:results], args[-1], of_w_ih=2)
 
     return fake
 

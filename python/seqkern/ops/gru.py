@@ -20,6 +20,7 @@ from seqkern.ops._recurrent import (
     states_before,
     unpack,
 )
+from seqkern.reference.inputs import input_product, without_padding
 
 
 def gru(
@@ -44,7 +45,8 @@ def gru(
     Weights, gate order and results are those of `torch.nn.GRU`; derivations in docs/math/gru.md.
 
     Args:
-        input: [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows.
+        input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
+            tokens, int64 or int32 [T, B], the numbers of one-hot vectors, as in `seqkern.ops.lstm`.
         h0: [B, H], the state before the first step; None for zeros.
         w_ih: [3 H, I], gates r, z, n one after the other.
         w_hh: [3 H, H].
@@ -62,7 +64,7 @@ def gru(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit; on the CPU also a length outside
-            [0, T]. On CUDA looking at lengths would stop the stream: they are limited to it.
+            [0, T] or a token outside [0, I). CUDA: see `seqkern.ops.lstm`.
 
     Source: Cho et al. 2014; https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
 
@@ -87,14 +89,14 @@ def gru(
 
 
 def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    T, B, _ = input.shape
+    T, B = input.shape[:2]
     H = w_hh.shape[1]
     save_gates = rest[-1]
     return (
-        input.new_empty(T, B, H),
-        input.new_empty(B, H),
-        input.new_empty((T, B, 3 * H) if save_gates else (0,)),
-        input.new_empty((T, B, H) if save_gates else (0,)),
+        w_hh.new_empty(T, B, H),
+        w_hh.new_empty(B, H),
+        w_hh.new_empty((T, B, 3 * H) if save_gates else (0,)),
+        w_hh.new_empty((T, B, H) if save_gates else (0,)),
     )
 
 
@@ -138,7 +140,7 @@ def _preactivations(
     """Inputs of r, z, and n without its recurrent part [T, B, 3 H], and that part [T, B, H]."""
     input, h0, w_ih, w_hh, b_ih, b_hh, lengths = inputs
     H = w_hh.shape[1]
-    a = F.linear(input, w_ih, b_ih)
+    a = input_product(without_padding(input, lengths), w_ih, b_ih)
     u = F.linear(states_before(output, h0, lengths, reverse), w_hh, b_hh)
     a[..., : 2 * H] += u[..., : 2 * H]
     return a, u[..., 2 * H :].contiguous()

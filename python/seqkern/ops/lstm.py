@@ -10,8 +10,15 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._recurrent import eager_function, needs, second_derivative, states_before, unpack
-from seqkern.reference.lstm import input_product, without_padding
+from seqkern.ops._recurrent import (
+    eager_function,
+    fake_gradients,
+    needs,
+    second_derivative,
+    states_before,
+    unpack,
+)
+from seqkern.reference.inputs import input_product, without_padding
 
 State = tuple[Tensor, Tensor]
 
@@ -154,23 +161,11 @@ def _fake(
 
 def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     input, _, _, w_ih, w_hh, w_hr = args[4:10]
-    wanted = args[-1]
     B = input.shape[1]
     H, P = w_hh.shape[0] // 4, w_hh.shape[1]
-    are_tokens = not input.is_floating_point()
-    shapes = {
-        1: (0,) if are_tokens else input.shape,
-        2: (B, P),
-        4: (B, H),
-        8: w_ih.shape[::-1] if are_tokens else w_ih.shape,
-        16: w_hh.shape,
-        32: (4 * H,),
-        64: (P, H) if w_hr is not None else (0,),
-    }
-    grads = {n: w_hh.new_empty(s if wanted & n else (0,)) for n, s in shapes.items()}
-    if are_tokens and wanted & 8:
-        grads[8] = grads[8].t()
-    return tuple(grads.values())
+    projection = (P, H) if w_hr is not None else (0,)
+    shapes = (input.shape, (B, P), (B, H), w_ih.shape, w_hh.shape, (4 * H,), projection)
+    return fake_gradients(input, w_ih, shapes, args[-1], of_w_ih=3)
 
 
 # ---------------------------------------------------------------- gradients

@@ -40,7 +40,8 @@ def rnn(
     docs/math/rnn.md. Only the output is kept for backward.
 
     Args:
-        input: [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows.
+        input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
+            tokens, int64 or int32 [T, B], the numbers of one-hot vectors, as in `seqkern.ops.lstm`.
         h0: [B, H], the state before the first step; None for zeros.
         w_ih: [H, I].
         w_hh: [H, H].
@@ -57,8 +58,7 @@ def rnn(
 
     Raises:
         ValueError: a shape, dtype or device that does not fit, or another nonlinearity; on the CPU
-            also a length outside [0, T]. On CUDA looking at lengths would stop the stream: they
-            are limited to it.
+            also a length outside [0, T] or a token outside [0, I). CUDA: see `seqkern.ops.lstm`.
 
     Source: Elman 1990; https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
 
@@ -86,9 +86,9 @@ def rnn(
 
 
 def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    T, B, _ = input.shape
+    T, B = input.shape[:2]
     H = w_hh.shape[1]
-    return input.new_empty(T, B, H), input.new_empty(B, H)
+    return w_hh.new_empty(T, B, H), w_hh.new_empty(B, H)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:

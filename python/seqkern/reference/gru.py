@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seqkern.reference.inputs import input_product
 from seqkern.reference.rnn import over_sequence
 
 
@@ -17,8 +18,8 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Tensor:
-    """One step: input [B, I] and h [B, H] to the next h."""
-    a_r, a_z, a_n = F.linear(input, w_ih, b_ih).chunk(3, -1)
+    """One step: input [B, I], or tokens [B], and h [B, H] to the next h."""
+    a_r, a_z, a_n = input_product(input, w_ih, b_ih).chunk(3, -1)
     u_r, u_z, u_n = F.linear(h, w_hh, b_hh).chunk(3, -1)
     r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
     n = torch.tanh(a_n + r * u_n)
@@ -40,4 +41,5 @@ def gru(
     def cell(x: Tensor, h: Tensor) -> Tensor:
         return gru_cell(x, h, w_ih, w_hh, b_ih, b_hh)
 
-    return over_sequence(cell, input, h0, w_hh.shape[1], lengths, reverse)
+    h0 = w_hh.new_zeros(input.shape[1], w_hh.shape[1]) if h0 is None else h0
+    return over_sequence(cell, input, h0, lengths, reverse)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seqkern.reference.inputs import input_product, without_padding
+
 
 def lstm_cell(
     input: Tensor,
@@ -25,22 +27,6 @@ def _step(
     i, f, g, o = (from_input + F.linear(h, w_hh, b_hh)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def input_product(input: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
-    """w_ih x + b_ih for x [..., I], or for the one-hot vectors of tokens [...]."""
-    if input.is_floating_point():
-        return F.linear(input, w_ih, b_ih)
-    columns = F.embedding(input, w_ih.t())
-    return columns if b_ih is None else columns + b_ih
-
-
-def without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
-    """The input; if tokens [T, B], then 0 at times t >= lengths[b], where there may be none."""
-    if lengths is None or input.is_floating_point():
-        return input
-    times = torch.arange(input.shape[0], device=input.device).unsqueeze(-1)  # [T, 1]
-    return input.masked_fill(times >= lengths, 0)
 
 
 def lstm(

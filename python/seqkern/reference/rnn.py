@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seqkern.reference.inputs import input_product, without_padding
+
 
 def rnn_cell(
     input: Tensor,
@@ -18,8 +20,8 @@ def rnn_cell(
     b_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
 ) -> Tensor:
-    """One step: input [B, I] and h [B, H] to the next h."""
-    a = F.linear(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
+    """One step: input [B, I], or tokens [B], and h [B, H] to the next h."""
+    a = input_product(input, w_ih, b_ih) + F.linear(h, w_hh, b_hh)
     return torch.relu(a) if nonlinearity == "relu" else torch.tanh(a)
 
 
@@ -39,14 +41,14 @@ def rnn(
     def cell(x: Tensor, h: Tensor) -> Tensor:
         return rnn_cell(x, h, w_ih, w_hh, b_ih, b_hh, nonlinearity)
 
-    return over_sequence(cell, input, h0, w_hh.shape[1], lengths, reverse)
+    h0 = w_hh.new_zeros(input.shape[1], w_hh.shape[1]) if h0 is None else h0
+    return over_sequence(cell, input, h0, lengths, reverse)
 
 
 def over_sequence(
     cell: Callable[[Tensor, Tensor], Tensor],
     input: Tensor,
-    h0: Tensor | None,
-    H: int,
+    h: Tensor,
     lengths: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -55,8 +57,8 @@ def over_sequence(
     Times t >= lengths[b] leave the state of row b as it is, which is also what lets a reversed row
     start at its own last token.
     """
-    T, B, _ = input.shape
-    h = input.new_zeros(B, H) if h0 is None else h0
+    T = input.shape[0]
+    input = without_padding(input, lengths)
     outputs: list[Tensor] = [h] * T
     for t in reversed(range(T)) if reverse else range(T):
         h_t = cell(input[t], h)
@@ -67,5 +69,5 @@ def over_sequence(
             h = torch.where(valid, h_t, h)
             outputs[t] = torch.where(valid, h, 0.0)
     if T == 0:
-        return input.new_zeros(0, B, H), h
+        return h.new_zeros(0, *h.shape), h
     return torch.stack(outputs), h

@@ -1,4 +1,4 @@
-"""nn.LSTM reading tokens by an embedding: what it gives for the rows looked up before."""
+"""Recurrent modules reading tokens by an embedding: as with the rows looked up before."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no-bias": {"bias": False, "num_layers": 2},
     "batch-first": {"batch_first": True},
-    "all": {"bidirectional": True, "num_layers": 2, "proj_size": 3, "batch_first": True},
+    "both": {"bidirectional": True, "num_layers": 2, "batch_first": True},
 }
+KINDS = ["LSTM", "GRU", "RNN"]
 #: Rows of the embedding: fewer than the 20 tokens of a call, and more.
 ROWS = [3, 50]
 
 
-def make(device: str, V: int, **options: Any) -> tuple[Any, Tensor, Tensor]:
-    """An LSTM 5 -> 7 in float64, tokens [4, 5] and an embedding [V, 5]."""
-    module = seqkern.nn.LSTM(5, 7, **options).to(device, torch.float64)
+def make(device: str, V: int, kind: str = "LSTM", **options: Any) -> tuple[Any, Tensor, Tensor]:
+    """A module 5 -> 7 in float64, tokens [4, 5] and an embedding [V, 5]."""
+    module = getattr(seqkern.nn, kind)(5, 7, **options).to(device, torch.float64)
     tokens = torch.randint(V, (4, 5), device=device)
     return module, tokens, torch.randn(V, 5, dtype=torch.float64, device=device)
 
@@ -40,8 +41,14 @@ def both(module: Any, tokens: Tensor, embedding: Tensor, **options: Any) -> list
 
 @pytest.mark.parametrize("V", ROWS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_equals_rows(backend: Any, options: dict[str, Any], V: int) -> None:
-    assert_same(*both(*make(backend.device, V, **options)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_rows(backend: Any, kind: str, options: dict[str, Any], V: int) -> None:
+    assert_same(*both(*make(backend.device, V, kind, **options)))
+
+
+def test_projection(backend: Any) -> None:
+    options: dict[str, Any] = {"bidirectional": True, "num_layers": 2, "proj_size": 3}
+    assert_same(*both(*make(backend.device, 3, **options)))
 
 
 @pytest.mark.parametrize("V", ROWS)
@@ -54,9 +61,12 @@ def test_a_table_is_made_of_few_rows(V: int) -> None:
 
 
 @pytest.mark.parametrize("V", ROWS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_lengths_with_anything_in_the_padding(backend: Any, bidirectional: bool, V: int) -> None:
-    module, tokens, embedding = make(backend.device, V, bidirectional=bidirectional)
+def test_lengths_with_anything_in_the_padding(
+    backend: Any, kind: str, bidirectional: bool, V: int
+) -> None:
+    module, tokens, embedding = make(backend.device, V, kind, bidirectional=bidirectional)
     lengths = torch.tensor([2, 4, 0, 1, 3], device=backend.device)
     tokens[torch.arange(4, device=backend.device)[:, None] >= lengths] = -100
     assert_same(*both(module, tokens, embedding, lengths=lengths))
