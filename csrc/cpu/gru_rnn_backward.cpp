@@ -15,6 +15,7 @@ struct Backward {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int64_t kAccBytes = sizeof(Acc);
   static constexpr int G = kGru ? 3 : 1;
 
   const HiddenBackwardArgs& args;
@@ -31,7 +32,7 @@ struct Backward {
       : args(args),
         r(args.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, arena),
+        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, arena),
         w(G * r.H, r.H, 1, teams.most_rows(), teams.per_chain),
         d_row(padded<Acc>(G * r.H)),
         h_row(padded<Acc>(r.H)) {

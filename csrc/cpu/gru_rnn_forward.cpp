@@ -12,6 +12,7 @@ struct Forward {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int64_t kAccBytes = sizeof(Acc);
   static constexpr int G = kGru ? 3 : 1;
 
   const HiddenForwardArgs& args;
@@ -27,7 +28,7 @@ struct Forward {
       : args(args),
         r(args.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, arena),
+        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, arena),
         w(r.H, r.H, G, teams.most_rows(), teams.per_chain),
         h_row(padded<Acc>(r.H)) {
     counters = arena.take<Counter>(counter_count());

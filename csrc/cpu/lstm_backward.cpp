@@ -15,6 +15,7 @@ struct Backward {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int64_t kAccBytes = sizeof(Acc);
 
   const LstmBackwardArgs& args;
   const RecurrentInputs& r;
@@ -33,7 +34,7 @@ struct Backward {
       : args(args),
         r(args.in.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, arena),
+        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, arena),
         w(4 * r.H, r.P, 1, teams.most_rows(), teams.per_chain),
         w_hr(r.P, r.H, 1, teams.most_rows(), teams.per_chain),
         d_row(padded<Acc>(4 * r.H)),

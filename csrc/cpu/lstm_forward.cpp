@@ -14,6 +14,7 @@ struct Forward {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int64_t kAccBytes = sizeof(Acc);
 
   const LstmForwardArgs& args;
   const RecurrentInputs& r;
@@ -33,7 +34,7 @@ struct Forward {
       : args(args),
         r(args.in.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, arena),
+        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, arena),
         w(r.P, r.H, 4, teams.most_rows(), teams.per_chain),
         input(r, teams, args.x, args.I, w),
         w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain),

@@ -84,12 +84,16 @@ struct Teams {
   int64_t* order;     // [B] place in the order -> row of the batch
   int64_t* steps;     // [B] steps of the row at each place
 
-  // A thread should have a tile of rows to itself before the units stop being shared; units that
-  // fill fewer vectors than there are threads leave no choice.
-  Teams(const RecurrentInputs& r, int64_t members, int64_t unit_vectors, Arena& arena)
+  // Chains never wait for each other, but each reads all weights in each step. So a tile of rows is
+  // enough for a chain while the weights stay in cache, two while they come from memory, before
+  // the units stop being shared; units that fill fewer vectors than there are threads leave no
+  // choice.
+  Teams(const RecurrentInputs& r, int64_t members, int64_t unit_vectors, int64_t weight_bytes,
+        Arena& arena)
       : B(r.B), members(members) {
-    constexpr int64_t kRowsForAChain = 16;
-    chains = B / kRowsForAChain;
+    constexpr int64_t kCacheBytes = 8 << 20;
+    constexpr int64_t kRowsOfTile = 8;
+    chains = B / (weight_bytes <= kCacheBytes ? kRowsOfTile : 2 * kRowsOfTile);
     if (chains * unit_vectors < members) chains = (members + unit_vectors - 1) / unit_vectors;
     if (chains > members) chains = members;
     if (chains > B) chains = B;
