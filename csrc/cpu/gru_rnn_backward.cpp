@@ -43,7 +43,8 @@ struct Backward {
     past = kGru ? arena.take<Acc>(r.B * h_row) : nullptr;
   }
 
-  int64_t begin_items() const { return w.blocks + teams.members; }
+  Beginning beginning() const { return {w.blocks, 1, teams.members}; }
+  int64_t begin_items() const { return beginning().items(); }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * (1 + w.blocks); }
 
   void prepare() const {
@@ -87,11 +88,16 @@ struct Backward {
 
   // Before the last step: weights packed, zeros where there is only padding.
   void pack(int64_t item) const {
+    beginning().visit(
+        item, [&](int64_t, int64_t block) { w.pack(block, static_cast<const T*>(r.w_hh), r.H, 1); },
+        [&](int64_t member) { place(member); });
+  }
+
+  // A member's share of the rows.
+  void place(int64_t member) const {
     const int64_t H = r.H;
-    if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), H, 1);
-    item -= w.blocks;
-    const int64_t end = r.B * (item + 1) / teams.members;
-    for (int64_t p = r.B * item / teams.members; p < end; ++p) {
+    const int64_t end = r.B * (member + 1) / teams.members;
+    for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
       for (int64_t t = teams.steps[p]; t < r.T && !r.first_token; ++t) {
         const int64_t n = t * r.B + b;

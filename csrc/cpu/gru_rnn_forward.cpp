@@ -36,7 +36,8 @@ struct Forward {
     h = arena.take<Acc>(2 * r.B * h_row);
   }
 
-  int64_t begin_items() const { return w.blocks + teams.members; }
+  Beginning beginning() const { return {w.blocks, 1, teams.members}; }
+  int64_t begin_items() const { return beginning().items(); }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * (1 + w.blocks); }
 
   void prepare() const {
@@ -64,10 +65,15 @@ struct Forward {
 
   // Before the first step: weights packed, states in place, zeros where there is only padding.
   void pack(int64_t item) const {
-    if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), 1, r.H);
-    item -= w.blocks;
-    const int64_t end = r.B * (item + 1) / teams.members;
-    for (int64_t p = r.B * item / teams.members; p < end; ++p) {
+    beginning().visit(
+        item, [&](int64_t, int64_t block) { w.pack(block, static_cast<const T*>(r.w_hh), 1, r.H); },
+        [&](int64_t member) { place(member); });
+  }
+
+  // A member's share of the rows.
+  void place(int64_t member) const {
+    const int64_t end = r.B * (member + 1) / teams.members;
+    for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
       copy_row<T>(h + p * h_row, r.h0, b, r.H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {

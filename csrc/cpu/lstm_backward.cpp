@@ -51,7 +51,8 @@ struct Backward {
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  int64_t begin_items() const { return w.blocks + w_hr.blocks + teams.members; }
+  Beginning beginning() const { return {w.blocks, 1, teams.members}; }
+  int64_t begin_items() const { return beginning().items() + w_hr.blocks; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
   void prepare() const {
@@ -89,15 +90,22 @@ struct Backward {
 
   Acc* d_of(int64_t s) const { return d + (s & 1) * r.B * d_row; }
 
-  // Before the last step: weights packed, gradients of the last states in place, zeros where there
-  // is only padding.
+  // Before the last step.
   void pack(int64_t item) const {
-    if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), r.P, 1);
-    item -= w.blocks;
-    if (item < w_hr.blocks) return w_hr.pack(item, static_cast<const T*>(args.in.w_hr), r.H, 1);
-    item -= w_hr.blocks;
-    const int64_t end = r.B * (item + 1) / teams.members;
-    for (int64_t p = r.B * item / teams.members; p < end; ++p) {
+    const Beginning all = beginning();
+    if (item >= all.items()) {
+      return w_hr.pack(item - all.items(), static_cast<const T*>(args.in.w_hr), r.H, 1);
+    }
+    all.visit(
+        item, [&](int64_t, int64_t block) { w.pack(block, static_cast<const T*>(r.w_hh), r.P, 1); },
+        [&](int64_t member) { place(member); });
+  }
+
+  // A member's share of the rows: the gradients of their last states, and zeros where there is only
+  // padding.
+  void place(int64_t member) const {
+    const int64_t end = r.B * (member + 1) / teams.members;
+    for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p], H = r.H;
       copy_row<T>(dc + p * c_row, args.dc_n, b, H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {

@@ -51,8 +51,8 @@ struct Forward {
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  int64_t input_blocks() const { return args.ids ? 0 : w.blocks; }
-  int64_t begin_items() const { return w.blocks + input_blocks() + w_hr.blocks + teams.members; }
+  Beginning beginning() const { return {w.blocks, args.ids ? 1 : 2, teams.members}; }
+  int64_t begin_items() const { return beginning().items() + w_hr.blocks; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
   void prepare() const {
@@ -96,16 +96,25 @@ struct Forward {
   const Acc* h_before(int64_t s) const { return h + (s & 1) * r.B * h_row; }
   Acc* h_after(int64_t s) const { return h + ((s + 1) & 1) * r.B * h_row; }
 
-  // Before the first step: weights packed, states in place, zeros where there is only padding.
+  // Before the first step.
   void pack(int64_t item) const {
-    if (item < w.blocks) return w.pack(item, static_cast<const T*>(r.w_hh), 1, r.P);
-    item -= w.blocks;
-    if (item < input_blocks()) return input.pack(item, args.w_ih);
-    item -= input_blocks();
-    if (item < w_hr.blocks) return w_hr.pack(item, static_cast<const T*>(args.in.w_hr), 1, r.H);
-    item -= w_hr.blocks;
-    const int64_t end = r.B * (item + 1) / teams.members;
-    for (int64_t p = r.B * item / teams.members; p < end; ++p) {
+    const Beginning all = beginning();
+    if (item >= all.items()) {
+      return w_hr.pack(item - all.items(), static_cast<const T*>(args.in.w_hr), 1, r.H);
+    }
+    all.visit(
+        item,
+        [&](int64_t matrix, int64_t block) {
+          if (matrix == 1) return input.pack(block, args.w_ih);
+          w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P);
+        },
+        [&](int64_t member) { place(member); });
+  }
+
+  // A member's share of the rows: their states, and zeros where there is only padding.
+  void place(int64_t member) const {
+    const int64_t end = r.B * (member + 1) / teams.members;
+    for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
       copy_row<T>(h + p * h_row, r.h0, b, r.P);
       copy_row<T>(c + p * c_row, args.in.c0, b, r.H);

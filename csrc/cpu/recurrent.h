@@ -155,6 +155,27 @@ struct Teams {
   }
 };
 
+// What comes before the first step: the blocks of some matrices packed and the rows put in place.
+// The items lie so that a thread's own, which it claims first, are the blocks that it will read:
+// what another has written takes long to fetch, and in the next call longer to write again.
+struct Beginning {
+  int64_t blocks, matrices, members;
+
+  int64_t items() const { return matrices * blocks + members; }
+  int64_t first_of(int64_t member) const { return matrices * (blocks * member / members) + member; }
+
+  // Calls pack(matrix, block) or place(member), whichever the item is.
+  template <class Pack, class Place>
+  void visit(int64_t item, Pack pack, Place place) const {
+    int64_t member = 0;
+    while (member + 1 < members && item >= first_of(member + 1)) ++member;
+    const int64_t i = item - first_of(member);
+    const int64_t first = blocks * member / members, own = blocks * (member + 1) / members - first;
+    if (i < matrices * own) return pack(i % matrices, first + i / matrices);
+    place(member);
+  }
+};
+
 // Rows of a chain that have more than s steps, for s that only grows or only falls.
 struct Running {
   const int64_t* steps;  // [count], descending
