@@ -14,8 +14,6 @@ struct Step {
   // Rows of a tile, whose four gates of a unit have an accumulator each: as many accumulators as
   // lanes, which are then summed up together.
   static constexpr int kRows = L >= 8 ? L / 4 : 1;
-  // From so many rows on, packing the weights on the way costs less than a tile without broadcasts.
-  static constexpr int64_t kPackRows = 6;
   static constexpr int64_t kPackColumns = 64;  // of the weights at a time
   static constexpr int64_t kRowsTogether = 64;
   static constexpr int64_t kRowSize = 4 * kStepUnits;  // of sums
@@ -32,6 +30,13 @@ struct Step {
 
   explicit Step(const LstmStepForwardArgs& args) : args(args), in(args.in) {}
 
+  // From so many rows on, packing the weights on the way costs less than a tile without broadcasts,
+  // which needs registers for 16 sums, and whole vectors that are read as they are.
+  int64_t pack_rows() const {
+    const bool whole = in.I % L == 0 && in.H % L == 0;
+    return L >= 16 && sizeof(T) == sizeof(Acc) && whole ? 32 : 6;
+  }
+
   // Units [16 item, 16 item + 16) of all rows.
   void run(int64_t item) const {
     const int64_t first = item * kStepUnits;
@@ -40,7 +45,7 @@ struct Step {
     for (int64_t b = 0; b < in.B; b += kRowsTogether) {
       const int64_t rows = in.B - b < kRowsTogether ? in.B - b : kRowsTogether;
       __builtin_memset(a, 0, rows * kRowSize * sizeof(Acc));
-      if (in.B >= kPackRows) {
+      if (in.B >= pack_rows()) {
         packed_products(b, rows, in.x, in.I, in.w_ih, first, units, a);
         if (in.h0) packed_products(b, rows, in.h0, in.H, in.w_hh, first, units, a);
       } else if (rows > 1) {

@@ -16,6 +16,7 @@ from seqkern import ops, reference
 SHAPES = [
     *((1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)),
     *((6, 70, 20), (64, 33, 18), (65, 3, 5)),
+    *((17, 32, 64), (31, 16, 48), (32, 48, 16)),  # whole vectors, whatever the instruction set
 ]
 
 
