@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,8 +74,10 @@ def write_png(
     label = f"{what} on this machine: {limit / 1e9:.3g} {rate_unit(benchmark.bound)}"
     rate_axes.axvline(limit / 1e9, color="black", linestyle="--", linewidth=1.2, label=label)
     rate_axes.set(xscale="log", xlabel=f"{rate_unit(benchmark.bound)} (least needed {work} / time)")
-    time_axes.xaxis.set_major_formatter(lambda seconds, _: _tick(seconds))
-    rate_axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axes, text in ((time_axes, _tick), (rate_axes, "{:g}".format)):
+        places = ticks(*axes.get_xlim())
+        axes.set_xticks(places, [text(place) for place in places])
+        axes.set_xticks([], minor=True)
     for axes in (time_axes, speed_axes, rate_axes):
         axes.grid(axis="x", color="0.88")
         axes.set_axisbelow(True)
@@ -85,6 +88,19 @@ def write_png(
     handles, labels = rate_axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.savefig(path, dpi=110)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis: the densest kind of which it holds at most five."""
+    places: list[float] = []
+    sparse = ((10, 15, 20, 30, 40, 60, 80), (10, 20, 50), (10,))
+    for digits in (*(range(10, 100, step) for step in (1, 2, 5)), *sparse):
+        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)))
+        places = [float(f"{d}e{decade}") for decade in decades for d in digits]
+        places = [place for place in places if low <= place <= high]
+        if len(places) <= 5:
+            return places
+    return places[:: math.ceil(len(places) / 5)]
 
 
 def _reach(spreads: Sequence[Spread]) -> list[list[float]]:

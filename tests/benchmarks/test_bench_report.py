@@ -16,7 +16,7 @@ import torch
 from benchmarks import machine, report
 from benchmarks.bench_cross_entropy import BENCHMARK
 from benchmarks.machine import Ceilings, OtherLoad, describe, measure_ceilings
-from benchmarks.plots import write_png
+from benchmarks.plots import ticks, write_png
 from benchmarks.registry import Cost
 from benchmarks.runner import OK, WRONG, Result
 from benchmarks.timing import Spread
@@ -131,6 +131,21 @@ def test_picture_is_written_and_not_blank(tmp_path: Path) -> None:
     assert pixels.shape[1] > 1000
     blue = (abs(pixels[..., :3] - [0, 0x72 / 255, 0xB2 / 255]) < 0.02).all(-1)
     assert blue.sum() > 500  # our bar and our dots
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "places"),
+    [
+        (0.055, 0.09, [0.06, 0.08]),
+        (0.02, 0.31, [0.02, 0.05, 0.1, 0.2]),
+        (8e-6, 0.12, [1e-5, 1e-4, 1e-3, 1e-2, 0.1]),
+        (130, 190, [140, 160, 180]),
+        (100, 104, [100]),
+        (1e-9, 1e9, [1e-9, 1e-5, 0.1, 1e3, 1e7]),
+    ],
+)
+def test_ticks_are_few_and_round(low: float, high: float, places: list[float]) -> None:
+    assert ticks(low, high) == places
 
 
 def test_names_of_files() -> None:

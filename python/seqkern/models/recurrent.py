@@ -58,7 +58,8 @@ class RecurrentLanguageModel(LanguageModel):
         self, tokens: Tensor, state: Any, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Hidden states [B, T, H] that the head reads, and the state after each row's last."""
-        if isinstance(self.recurrence, OURS) and not (self.training and self.dropout.p):
+        plain = type(self.embedding) is nn.Embedding and not (self.training and self.dropout.p)
+        if plain and isinstance(self.recurrence, OURS):
             # The embedding is multiplied by W_ih before it is looked up, where that is less work.
             hidden, state = self.recurrence(
                 tokens, state, lengths=lengths, embedding=self.embedding.weight
