@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.recurrent import load
+from benchmarks.recurrent import load, make_weights
 from benchmarks.registry import (
     FORWARD,
     Benchmark,
@@ -22,25 +22,17 @@ from benchmarks.registry import (
 )
 
 
-def _sizes(case: Case) -> list[tuple[int, int]]:
-    """Input width and H of each recurrence: directions of layer 0, then of layer 1."""
+def _widths(case: Case) -> list[int]:
+    """Of the input of each recurrence: directions of layer 0, then of layer 1."""
     H, D = case["H"], case["D"]
-    return [(H if layer == 0 else D * H, H) for layer in range(case["L"]) for _ in range(D)]
+    return [H if layer == 0 else D * H for layer in range(case["L"]) for _ in range(D)]
 
 
 def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> Problem:
     """Input of standard deviation 1 and torch's default weights, uniform of 1 / sqrt(H)."""
     B, T, H = case["B"], case["T"], case["H"]
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=rng, device=device).mul_(2).sub_(1).mul_(H**-0.5)
-
     x = torch.randn(T, B, H, generator=rng, device=device)
-    weights = [
-        w
-        for I, _ in _sizes(case)  # noqa: E741
-        for w in (uniform(4 * H, I), uniform(4 * H, H), uniform(4 * H), uniform(4 * H))
-    ]
+    weights = [w for width in _widths(case) for w in make_weights(4, width, H, device, rng)]
     upstream = torch.randn(T, B, case["D"] * H, generator=rng, device=device).to(dtype)
     args = tuple(t.to(dtype) for t in (x, *weights))
     return Problem(args, wrt=tuple(range(len(args))), upstream=(upstream,))
@@ -76,7 +68,7 @@ def cost(case: Case, dtype: torch.dtype, mode: str) -> Cost:
     """Two products per recurrence; backward has four. Memory: input, gates, c and h once."""
     B, T, H = case["B"], case["T"], case["H"]
     products = 1 if mode == FORWARD else 3
-    weights = sum(4 * H * (I + H) for I, H in _sizes(case))  # noqa: E741
+    weights = sum(4 * H * (width + H) for width in _widths(case))
     passes = 2 if mode == FORWARD else 15
     numbers = passes * T * B * H * case["L"] * case["D"]
     return Cost(bytes=numbers * dtype.itemsize, flops=products * 2 * T * B * weights)

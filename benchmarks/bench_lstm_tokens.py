@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.recurrent import load, make_layer
+from benchmarks import bench_lstm
+from benchmarks.recurrent import load
 from benchmarks.registry import (
     FORWARD,
     Benchmark,
@@ -24,7 +25,7 @@ from benchmarks.registry import (
 
 def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator) -> Problem:
     """Uniform tokens, an embedding of standard deviation 1, weights as `benchmarks.recurrent`."""
-    layer = make_layer(4, case, dtype, device, rng)
+    layer = bench_lstm.make(case, dtype, device, rng)
     V, H = case["V"], case["H"]
     tokens = torch.randint(V, (case["T"], case["B"]), generator=rng, device=device)
     embedding = torch.randn(V, H, generator=rng, device=device).to(dtype)
@@ -34,10 +35,7 @@ def make(case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Genera
 
 def plain(tokens: Tensor, embedding: Tensor, *weights: Tensor) -> Tensor:
     """The definition."""
-    reference: Any = need("seqkern.reference")
-    x = F.embedding(tokens, embedding)
-    output: Tensor = reference.lstm(x, None, None, *weights)[0]
-    return output
+    return bench_lstm.plain(F.embedding(tokens, embedding), *weights)
 
 
 def cost(case: Case, dtype: torch.dtype, mode: str) -> Cost:
@@ -53,11 +51,10 @@ def cost(case: Case, dtype: torch.dtype, mode: str) -> Cost:
 
 def torchs(problem: Problem) -> Forward:
     """Torch's own two."""
+    layer: Any = bench_lstm.torchs(problem)
 
     def forward(tokens: Tensor, embedding: Tensor, *weights: Tensor) -> Tensor:
-        x = F.embedding(tokens, embedding)
-        zeros = x.new_zeros(1, x.shape[1], x.shape[2])
-        output: Tensor = torch.lstm(x, (zeros, zeros), weights, True, 1, 0.0, True, False, False)[0]
+        output: Tensor = layer(F.embedding(tokens, embedding), *weights)
         return output
 
     return forward

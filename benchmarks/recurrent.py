@@ -28,18 +28,24 @@ CASES = (
 _TORCHS: dict[str, Any] = {"gru": torch.gru, "rnn": torch.rnn_tanh}
 
 
+def make_weights(
+    gates: int, D: int, H: int, device: torch.device, rng: torch.Generator
+) -> tuple[Tensor, ...]:
+    """w_ih, w_hh, b_ih and b_hh of a layer of input width D, as torch draws them."""
+    sizes = ((gates * H, D), (gates * H, H), (gates * H,), (gates * H,))
+    return tuple(
+        torch.rand(*size, generator=rng, device=device).mul_(2).sub_(1).mul_(H**-0.5)
+        for size in sizes
+    )
+
+
 def make_layer(
     gates: int, case: Case, dtype: torch.dtype, device: torch.device, rng: torch.Generator
 ) -> Problem:
     """Input of standard deviation 1 and torch's default weights, uniform of 1 / sqrt(H)."""
     B, T, H = case["B"], case["T"], case["H"]
-    G = gates * H
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(*size, generator=rng, device=device).mul_(2).sub_(1).mul_(H**-0.5)
-
     x = torch.randn(T, B, H, generator=rng, device=device)
-    weights = (uniform(G, H), uniform(G, H), uniform(G), uniform(G))
+    weights = make_weights(gates, H, H, device, rng)
     upstream = torch.randn(T, B, H, generator=rng, device=device).to(dtype)
     args = tuple(t.to(dtype) for t in (x, *weights))
     return Problem(args, wrt=(0, 1, 2, 3, 4), upstream=(upstream,))

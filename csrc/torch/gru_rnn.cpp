@@ -65,7 +65,7 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   const Tensor gates_x = fresh({r.T, r.B, gates_of(cell) * r.H});
   const bool in_place = cell != HiddenCell::kGru && !in.tokens;
   const Tensor output = in_place ? gates_x : fresh({r.T, r.B, r.H});
-  in.product_into(narrow(rows_2d(gates_x), 0, 0, in.tokens ? in.tokens->count : r.T * r.B));
+  in.product_into(narrow(rows_2d(gates_x), 0, 0, in.count()));
   Result result{.output = output,
                 .h_n = fresh({r.B, r.H}),
                 .gates = save_gates ? gates_x : nothing(like),
@@ -171,8 +171,7 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
     if (scratch) args.workspace = scratch->mutable_data_ptr();
     Backend::run(args);
   }
-  const int64_t rows_of_tokens = in.tokens ? in.tokens->count : T * B;
-  const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, rows_of_tokens); };
+  const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, in.count()); };
   const Tensor flat = tokens_of(dgates);  // [T B or tokens, G H]
   // The rows [first, first + count) of dw_hh, from the same columns of du: `part`.
   const auto w_hh_rows = [&](const Tensor& part, int64_t first, int64_t count) {

@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
     const Tensor flat = narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : steps * B);
     if (needs & kInput) {
       if (in.tokens) {
-        dx = in.tokens->scatter(mm(flat, in.w_ih, {flat.size(0), in.I}));
+        dx = in.gradient(flat);
       } else {
         mm_into(flat, in.w_ih, rows_2d(times(dx, begin, steps)));
       }
@@ -158,10 +158,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
       if (in.ids) {
         weight_gradients(flat, {h}, sum, !is_last_part);
       } else {
-        const RightSide x{
-            .b = in.tokens ? in.tokens->gather(*in.x) : rows_2d(times(*in.x, begin, steps)),
-            .out = dw_ih,
-            .edge = {}};
+        const RightSide x{.b = in.tokens ? in.rows() : rows_2d(times(*in.x, begin, steps)),
+                          .out = dw_ih,
+                          .edge = {}};
         weight_gradients(flat, {x, h}, sum, !is_last_part);
       }
       left = 0;
@@ -169,8 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
 #endif
   }
 
-  const Tensor flat =
-      left ? narrow(rows_2d(dgates), 0, 0, in.tokens ? in.tokens->count : T * B) : nothing(like);
+  const Tensor flat = left ? narrow(rows_2d(dgates), 0, 0, in.count()) : nothing(like);
   if (left & kWih) {
     dw_ih = in.weight_gradient(flat);
   } else if (in.ids && (needs & kWih)) {

@@ -19,13 +19,16 @@ struct SequenceInput {
   OptionalTensor lengths;
   std::optional<Tokens> tokens;  // with lengths that the host can read
 
-  // out [N, G H]: W_ih x of all times, or of the N real tokens.
+  // N: all times of all rows, or the real tokens.
+  int64_t count() const { return tokens ? tokens->count : T * B; }
+
+  // out [N, G H]: W_ih x.
   void product_into(const Tensor& out) const {
     if (ids) return look_up_into(w_ih, ids_of_rows(), out);
     mm_into(rows(), torch::stable::transpose(w_ih, 0, 1), out);
   }
 
-  // dx [T, B, I] from da [N, G H] of the same rows.
+  // dx [T, B, I] from da [N, G H].
   Tensor gradient(const Tensor& da) const {
     if (tokens) return tokens->scatter(mm(da, w_ih, {da.size(0), I}));
     return mm(da, w_ih, {T, B, I});
@@ -42,9 +45,9 @@ struct SequenceInput {
 
   // ids as [N].
   Tensor ids_of_rows() const {
-    const int64_t column[] = {T, B, 1}, count[] = {tokens ? tokens->count : T * B};
+    const int64_t column[] = {T, B, 1}, size[] = {count()};
     const Tensor columns = torch::stable::view(*ids, Sizes(column, 3));
-    return torch::stable::view(tokens ? tokens->gather(columns) : columns, Sizes(count, 1));
+    return torch::stable::view(tokens ? tokens->gather(columns) : columns, Sizes(size, 1));
   }
 };
 

@@ -16,7 +16,10 @@ from seqkern import ops
 
 #: T, B, V, H: one token, widths that are no multiple of a vector, more tokens than are added up at
 #: a time.
-SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (9, 17, 4, 40), (2, 3, 11, 129), (36, 15, 2, 9)]
+SHAPES = [(1, 1, 1, 1), (3, 2, 5, 7), (9, 17, 4, 40), (2, 3, 11, 129), (60, 20, 2, 9)]
+
+#: On the emulator the weights' gradients are sums of ATen on the CPU: neither ours nor CUDA's.
+EMULATED = {(60, 20, 2, 9): (36, 15, 2, 9)}
 
 
 def one_hot(function: Any) -> Any:
@@ -45,6 +48,7 @@ def tokens_of(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str,
 def test_matches_torch(
     backend: Any, dtype: torch.dtype, shape: tuple[int, int, int, int], reverse: bool
 ) -> None:
+    shape = EMULATED.get(shape, shape) if backend.tiny else shape
     compare(
         *(ours(reverse), one_hot(theirs(reverse)), exact(reverse)),
         lambda: tokens_of(shape, dtype, backend.device),

@@ -64,10 +64,10 @@ class LSTM(torch.nn.LSTM):
                 output is zero at later times.
             return_cells: return also c of every step.
             embedding: [V, I]; the input is then tokens, int64 or int32, with no last dimension, and
-                stands for `F.embedding(input, embedding)`. Where there are more tokens than rows,
-                W_ih x_t is made once per row and looked up: a third of the layer's work less. (An
-                `nn.Embedding` with `padding_idx`, `max_norm` or `scale_grad_by_freq` is more than
-                its weight: look up first.)
+                stands for `F.embedding(input, embedding)`. Where there are twice as many
+                tokens as rows, W_ih x_t is made once per row and looked up, which saves up to half
+                of the layer's products. (An `nn.Embedding` with `padding_idx`, `max_norm`,
+                `scale_grad_by_freq` or hooks is more than its weight: look up first.)
 
         Returns:
             output, [T, B, directions * P] in the layout of the input, and (h_n, c_n) in that of

@@ -1,19 +1,12 @@
-"""tools/performance_page.py writes docs/performance.md from the results."""
+"""benchmarks.page writes docs/performance.md from the results."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import performance_page  # noqa: E402
+from benchmarks import page
 
 
 def record(peer: str, seconds: float | None, speedup: float | None, **more: Any) -> dict[str, Any]:
@@ -48,11 +41,13 @@ def write(folder: Path, records: list[dict[str, Any]], gpu: str | None = None) -
 
 def test_a_table(tmp_path: Path) -> None:
     write(tmp_path, [record("torch", 2e-3, 1.0), record("seqkern", 1e-3, 2.0)])
-    text = performance_page.page(tmp_path)
+    text = page.page(tmp_path)
     assert "## A machine" in text
     assert "copy 25 GB/s, float32 GEMM 100 GFLOP/s" in text
     assert "### softmax: N x V" in text
-    assert "| 4x16 | float32 | forward | 2 ms | 1 ms | **2.00** | 2.00 to 2.00 | 50% |" in text
+    assert (
+        "| 4x16 | float32 | forward | 2.00 ms | 1.00 ms | **2.00** | 2.00 to 2.00 | 50% |" in text
+    )
     assert "2026-01-02, torch 2.13.0" in text
     assert "No GPU has been measured" in text
 
@@ -63,19 +58,10 @@ def test_failures_memory_and_gpus_are_said(tmp_path: Path) -> None:
         [record("torch", None, None), record("seqkern", 1e-3, None, peak_bytes=3_000_000)],
         gpu="a GPU",
     )
-    text = performance_page.page(tmp_path)
-    assert "| failed | 1 ms |  |  | 50% | -, 3 |" in text
+    text = page.page(tmp_path)
+    assert "| failed | 1.00 ms |  |  | 50% | -, 3 |" in text
     assert "No GPU has been measured" not in text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(1.234, "1.23 s"), (0.0996, "100 ms"), (3.2e-5, "32 us"), (None, "wrong")]
-)
-def test_times(seconds: float | None, text: str) -> None:
-    assert performance_page.text_of(seconds, "wrong") == text
-
-
 def test_the_page_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "performance_page.py"), "--check"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
+    assert page.main(["--check"]) == 0

@@ -1,8 +1,4 @@
-"""docs/performance.md from the results under benchmarks/results.
-
-python tools/performance_page.py            write the page
-python tools/performance_page.py --check    exit code 1 if the page is not what the results say
-"""
+"""`python -m benchmarks.page [--check]`: docs/performance.md from the results that are kept."""
 
 from __future__ import annotations
 
@@ -13,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "performance.md"
+from benchmarks.__main__ import DTYPES, RESULTS
+from benchmarks.registry import FORWARD, FORWARD_BACKWARD
+from benchmarks.report import seconds_text
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 OURS = "seqkern"
-DTYPES = ("float32", "bfloat16", "float16", "float64")
-MODES = ("forward", "forward+backward")
+MODES = {FORWARD: "forward", FORWARD_BACKWARD: "with backward"}
 
 HEAD = """# Performance
 
@@ -27,22 +24,12 @@ Medians of interleaved rounds in one process, as `python -m benchmarks` measures
 within each round, with its quartiles. Ceiling: what the bytes or operations that any
 implementation needs would take at the copy bandwidth or the GEMM rate of this machine, in that run;
 more than 100% means that data stayed in cache, or tiles faster than the library's GEMM.
-Written by `tools/performance_page.py` from `benchmarks/results`, which has the rest of each run.
+Written by `python -m benchmarks.page` from `benchmarks/results`, which has the rest of each run.
 """
 NO_GPU = """
 **No GPU has been measured yet.** CUDA kernels run in the host emulator and go through nvcc;
 `make gpu-session` measures them all, unattended, and this page takes up what it finds.
 """
-
-
-def text_of(seconds: float | None, status: str) -> str:
-    """`358 ms`, or what came instead of a time."""
-    if seconds is None:
-        return status
-    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
-    unit, size = next((u for u in units if seconds >= u[1]), units[-1])
-    value = seconds / size
-    return f"{value:.0f} {unit}" if value >= 99.5 else f"{value:.3g} {unit}"
 
 
 def row(records: Sequence[dict[str, Any]], peers: Iterable[str]) -> list[str]:
@@ -51,7 +38,8 @@ def row(records: Sequence[dict[str, Any]], peers: Iterable[str]) -> list[str]:
     times = []
     for peer in peers:
         record = by_peer.get(peer)
-        times.append(text_of(record["seconds_median"], record["status"]) if record else "")
+        seconds = record and record["seconds_median"]
+        times.append(seconds_text(seconds) if seconds else record["status"] if record else "")
     ours = by_peer.get(OURS, {})
     ratio = quartiles = ceiling = ""
     if ours.get("speedup_median"):
@@ -64,7 +52,7 @@ def row(records: Sequence[dict[str, Any]], peers: Iterable[str]) -> list[str]:
         peaks = (by_peer.get(peer, {}).get("peak_bytes") for peer in peers)
         memory = [", ".join("-" if peak is None else f"{peak / 1e6:.0f}" for peak in peaks)]
     first = records[0]
-    mode = first["mode"].replace("forward+backward", "with backward")
+    mode = MODES[first["mode"]]
     return [first["case"], first["dtype"], mode, *times, ratio, quartiles, ceiling, *memory]
 
 
@@ -82,7 +70,8 @@ def section(op: str, runs: Sequence[dict[str, Any]]) -> list[str]:
         head.append("peak memory, MB, in the order of the times")
     lines = [f"\n### {op}: {' x '.join(letters)}\n", f"| {' | '.join(head)} |"]
     lines.append("|---|---|---|" + "--:|" * (len(head) - 3))
-    order = sorted(cases, key=lambda key: (DTYPES.index(key[0]), MODES.index(key[1])))
+    dtypes, modes = list(DTYPES), list(MODES)
+    order = sorted(cases, key=lambda key: (dtypes.index(key[0]), modes.index(key[1])))
     lines += [f"| {' | '.join(row(cases[key], peers))} |" for key in order]
     stamps = sorted({(r["machine"]["date"][:10], r["machine"]["versions"]["torch"]) for r in runs})
     return [*lines, "\n" + "; ".join(f"{date}, torch {torch}" for date, torch in stamps)]
@@ -112,7 +101,7 @@ def page(results: Path = RESULTS) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="benchmarks.page", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare, do not write")
     options = parser.parse_args(arguments)
     text = page()
@@ -121,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if PAGE.exists() and PAGE.read_text() == text:
         return 0
-    print("docs/performance.md is not what benchmarks/results say: run tools/performance_page.py")
+    print("docs/performance.md is not what benchmarks/results say: run python -m benchmarks.page")
     return 1
 
 
