@@ -19,42 +19,58 @@ struct InputProduct {
   const Teams& teams;
   const T* x;           // [T, B, I] contiguous
   PackedMatrix<Acc> w;  // [I, H] per gate, in the blocks of w_hh
+  const T* w_ih;        // [gates, H, I]
   int64_t ahead;        // steps
   int64_t x_row;
   Acc* rows;      // [members, ahead * most rows of a chain, x_row]
+  Acc* panels;    // [members, one gate of a block], only if each is used once
   Acc* products;  // a [ahead, rows of the chain, gates of the block] per block and chain
 
   // The steps [first, first + ahead) of a chain. Their rows lie one after the other, those of a
   // step at begins[step - first]; each member has its own copy of x.
   struct Steps {
     Acc* rows;
+    Acc* panel;
     int64_t first = -1;
     int64_t copied = -1;
     int64_t begins[kRows + 1] = {};
   };
 
-  InputProduct(const RecurrentInputs& r, const Teams& teams, const void* x, int64_t I,
-               const PackedMatrix<Acc>& w_hh)
-      : r(r), teams(teams), x(static_cast<const T*>(x)), w(w_hh), x_row(padded<Acc>(I)) {
+  InputProduct(const RecurrentInputs& r, const Teams& teams, const void* x, const void* w_ih,
+               int64_t I, const PackedMatrix<Acc>& w_hh)
+      : r(r),
+        teams(teams),
+        x(static_cast<const T*>(x)),
+        w(w_hh),
+        w_ih(static_cast<const T*>(w_ih)),
+        x_row(padded<Acc>(I)) {
     w.K = I;
     w.together = false;  // however few the rows of a step, there are many of x
     ahead = kRows / teams.most_rows();
     ahead = ahead < 1 ? 1 : ahead > r.T ? r.T : ahead;
   }
 
+  // All steps at once, and by one thread for each block: then a panel is packed where it is used,
+  // and never leaves the cache. (A copy of 1 MB of weights is 2 MB that other caches held.)
+  bool uses_once() const { return ahead == r.T && teams.chains == 1; }
+
   void take(Arena& arena) {
-    w.data = arena.take<Acc>(w.size());
+    if (uses_once()) {
+      panels = arena.take<Acc>(teams.members * panel_size());
+    } else {
+      w.data = arena.take<Acc>(w.size());
+    }
     rows = arena.take<Acc>(teams.members * ahead * teams.most_rows() * x_row);
     products = arena.take<Acc>(ahead * r.B * w.G * w.vectors * kLanes<Acc>);
   }
 
-  void pack(int64_t block, const void* w_ih) const {
-    w.pack(block, static_cast<const T*>(w_ih), 1, w.K);
-  }
+  // For all steps of all chains.
+  void pack(int64_t block) const { w.pack(block, w_ih, 1, w.K); }
 
   Steps steps_of(int64_t member) const {
     Steps steps;
     steps.rows = rows + member * ahead * teams.most_rows() * x_row;
+    steps.panel = uses_once() ? panels + member * panel_size() : nullptr;
     return steps;
   }
 
@@ -77,16 +93,33 @@ struct InputProduct {
     }
     if (steps.first == s) {
       copy(steps, chain);
-      const int64_t count = steps.begins[ahead];
-      for (int64_t i = 0; i < count; i += kRowBlock) {
-        const int64_t some = count - i < kRowBlock ? count - i : kRowBlock;
-        product(w, block, steps.rows + i * x_row, x_row, some, out + i * row, row);
+      if (steps.panel) {
+        PackedMatrix<Acc> gate = w;
+        gate.G = 1;
+        gate.data = steps.panel - w.first_unit(block) * w.K;
+        for (int g = 0; g < w.G; ++g) {
+          gate.pack(block, w_ih + g * w.units * w.K, 1, w.K);
+          multiply(gate, block, steps, out + g * w.width_of(block) * kLanes<Acc>, row);
+        }
+      } else {
+        multiply(w, block, steps, out, row);
       }
     }
     return out + steps.begins[s - steps.first] * row;
   }
 
  private:
+  int64_t panel_size() const { return w.width * kLanes<Acc> * w.K; }
+
+  void multiply(const PackedMatrix<Acc>& some_w, int64_t block, const Steps& steps, Acc* out,
+                int64_t row) const {
+    const int64_t count = steps.begins[ahead];
+    for (int64_t i = 0; i < count; i += kRowBlock) {
+      const int64_t some = count - i < kRowBlock ? count - i : kRowBlock;
+      product(some_w, block, steps.rows + i * x_row, x_row, some, out + i * row, row);
+    }
+  }
+
   // Converted, and with rows that do not all begin in the same set of the cache.
   void copy(Steps& steps, ChainRows chain) const {
     constexpr int L = kLanes<Acc>;

@@ -36,7 +36,7 @@ struct Forward {
         arena{base},
         teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, arena),
         w(r.P, r.H, 4, teams.most_rows(), teams.per_chain),
-        input(r, teams, args.x, args.I, w),
+        input(r, teams, args.x, args.w_ih, args.I, w),
         w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain),
         h_row(padded<Acc>(r.P)),
         c_row(padded<Acc>(r.H)) {
@@ -51,7 +51,7 @@ struct Forward {
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  Beginning beginning() const { return {w.blocks, args.ids ? 1 : 2, teams.members}; }
+  Beginning beginning() const { return {w.blocks, args.ids || input.uses_once() ? 1 : 2, teams.members}; }
   int64_t begin_items() const { return beginning().items() + w_hr.blocks; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
@@ -105,7 +105,7 @@ struct Forward {
     all.visit(
         item,
         [&](int64_t matrix, int64_t block) {
-          if (matrix == 1) return input.pack(block, args.w_ih);
+          if (matrix == 1) return input.pack(block);
           w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P);
         },
         [&](int64_t member) { place(member); });
