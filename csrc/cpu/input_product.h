@@ -23,7 +23,7 @@ struct InputProduct {
   int64_t ahead;        // steps
   int64_t x_row;
   Acc* rows;      // [members, ahead * most rows of a chain, x_row]
-  Acc* panels;    // [members, one gate of a block], only if each is used once
+  Acc* panels;    // [members, one gate of a block], if each is used once
   Acc* products;  // a [ahead, rows of the chain, gates of the block] per block and chain
 
   // The steps [first, first + ahead) of a chain. Their rows lie one after the other, those of a
@@ -50,9 +50,12 @@ struct InputProduct {
     ahead = ahead < 1 ? 1 : ahead > r.T ? r.T : ahead;
   }
 
-  // All steps at once, and by one thread for each block: then a panel is packed where it is used,
-  // and never leaves the cache. (A copy of 1 MB of weights is 2 MB that other caches held.)
-  bool uses_once() const { return ahead == r.T && teams.chains == 1; }
+  // A lone chain has no other that waits for the panels: they are packed where the first product
+  // needs them, a gate at a time, and what is packed next comes from memory meanwhile. Where all
+  // steps are one product they are needed once, and all panels go to the same place in cache. (A
+  // copy of 1 MB of weights is 2 MB that cores must take from each other.)
+  bool packs() const { return teams.chains == 1; }
+  bool uses_once() const { return packs() && ahead == r.T; }
 
   void take(Arena& arena) {
     if (uses_once()) {
@@ -64,7 +67,7 @@ struct InputProduct {
     products = arena.take<Acc>(ahead * r.B * w.G * w.vectors * kLanes<Acc>);
   }
 
-  // For all steps of all chains.
+  // For several chains, before their first step.
   void pack(int64_t block) const { w.pack(block, w_ih, 1, w.K); }
 
   Steps steps_of(int64_t member) const {
@@ -78,8 +81,9 @@ struct InputProduct {
   int64_t row_of(int64_t block) const { return w.G * w.width_of(block) * kLanes<Acc>; }
 
   // The products of `block` for the rows of step s, one [gates of the block] after the other; made
-  // now if s is the first of its steps.
-  const Acc* at(Steps& steps, int64_t s, int64_t block, ChainRows chain) const {
+  // now if s is the first of its steps. before(gate) is called before each product of the first.
+  template <class F>
+  const Acc* at(Steps& steps, int64_t s, int64_t block, ChainRows chain, F before) const {
     const int64_t row = row_of(block);
     Acc* out =
         products + ahead * (w.first_vector(block) * w.G * kLanes<Acc> * r.B + chain.begin * row);
@@ -93,12 +97,16 @@ struct InputProduct {
     }
     if (steps.first == s) {
       copy(steps, chain);
-      if (steps.panel) {
-        PackedMatrix<Acc> gate = w;
-        gate.G = 1;
-        gate.data = steps.panel - w.first_unit(block) * w.K;
+      if (s == 0 && packs()) {
         for (int g = 0; g < w.G; ++g) {
+          const PackedMatrix<Acc> gate = gate_of(steps, block, g);
           gate.pack(block, w_ih + g * w.units * w.K, 1, w.K);
+          before(g);
+          if (g + 1 < w.G) {
+            w.fetch(block, g + 1, w_ih, w.K);
+          } else if (block + 1 < w.blocks) {
+            w.fetch(block + 1, 0, w_ih, w.K);
+          }
           multiply(gate, block, steps, out + g * w.width_of(block) * kLanes<Acc>, row);
         }
       } else {
@@ -110,6 +118,17 @@ struct InputProduct {
 
  private:
   int64_t panel_size() const { return w.width * kLanes<Acc> * w.K; }
+
+  // One gate as a matrix of its own, its panel of `block` where it will be read.
+  PackedMatrix<Acc> gate_of(const Steps& steps, int64_t block, int gate) const {
+    PackedMatrix<Acc> one = w;
+    one.G = 1;
+    Acc* panel = steps.panel ? steps.panel
+                             : w.data + (w.first_unit(block) * w.G +
+                                         gate * w.width_of(block) * kLanes<Acc>)*w.K;
+    one.data = panel - w.first_unit(block) * w.K;
+    return one;
+  }
 
   void multiply(const PackedMatrix<Acc>& some_w, int64_t block, const Steps& steps, Acc* out,
                 int64_t row) const {

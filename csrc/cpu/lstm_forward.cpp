@@ -51,7 +51,11 @@ struct Forward {
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
-  Beginning beginning() const { return {w.blocks, args.ids || input.uses_once() ? 1 : 2, teams.members}; }
+  // A lone chain packs in its first step, while the products of the input are made.
+  bool packs_first() const { return teams.chains > 1; }
+  Beginning beginning() const {
+    return {w.blocks, !packs_first() ? 0 : args.ids ? 1 : 2, teams.members};
+  }
   int64_t begin_items() const { return beginning().items() + w_hr.blocks; }
   int64_t counter_count() const { return 1 + begin_items() + teams.chains * counters_of_chain; }
 
@@ -84,7 +88,11 @@ struct Forward {
         }
         for (int64_t block = w.blocks * item / items; block < w.blocks * (item + 1) / items;
              ++block) {
-          const Acc* x = args.ids ? nullptr : input.at(ahead, s, block, rows);
+          const auto fetch = [&](int gate) {
+            w.fetch(block, gate, static_cast<const T*>(r.w_hh), r.P);
+          };
+          const Acc* x = args.ids ? nullptr : input.at(ahead, s, block, rows, fetch);
+          if (s == 0 && !packs_first()) pack_recurrent(block);
           each_rows([&](int64_t i, int64_t count) {
             gates(s, block, rows.begin + i, count, x ? x + i * input.row_of(block) : nullptr);
           });
@@ -106,9 +114,13 @@ struct Forward {
         item,
         [&](int64_t matrix, int64_t block) {
           if (matrix == 1) return input.pack(block);
-          w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P);
+          pack_recurrent(block);
         },
         [&](int64_t member) { place(member); });
+  }
+
+  void pack_recurrent(int64_t block) const {
+    w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P);
   }
 
   // A member's share of the rows: their states, and zeros where there is only padding.

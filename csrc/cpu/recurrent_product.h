@@ -94,6 +94,17 @@ struct PackedMatrix {
   // u_stride].
   template <class T>
   void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
+
+  // Asks for what packing a gate of a block will read, of a source with k_stride 1: into
+  // second-level cache, since the first has no room beside a product.
+  template <class T>
+  void fetch(int64_t block, int64_t gate, const T* source, int64_t u_stride) const {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const T* from = source + (gate * units + first_unit(block)) * u_stride;
+    for (int64_t i = 0; i < units_of(block) * u_stride; i += kLine) {
+      __builtin_prefetch(from + i, 0, 2);
+    }
+  }
 };
 
 // Most rows of a block of rows, whose products an epilogue then finds in first-level cache.

@@ -50,6 +50,26 @@ inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
   return empty_strided_on(like, size, stride, dtype);
 }
 
+// Memory for the time of a call, on the device of `like`.
+class Scratch {
+ public:
+#if defined(SEQKERN_BACKEND_CPU)
+  Scratch(const Tensor&, int64_t bytes) : memory_(bytes) {}
+  void* data() const { return memory_.data(); }
+
+ private:
+  CpuScratch memory_;
+#else
+  Scratch(const Tensor& like, int64_t bytes) {
+    if (bytes > 0) memory_ = empty_on(like, Sizes({bytes}), ScalarType::Byte);
+  }
+  void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> memory_;
+#endif
+};
+
 // A tensor as kernels read its rows: where it is if its last dimension allows.
 inline Tensor with_unit_last_stride(const Tensor& t) {
   return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);

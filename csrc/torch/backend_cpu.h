@@ -1,8 +1,6 @@
 // The CPU: kernels run on row ranges in torch's own thread pool.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 
@@ -12,6 +10,7 @@
 #include "cpu/linear_step_plan.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
+#include "torch/scratch_cpu.h"
 
 namespace seqkern {
 
@@ -270,15 +269,8 @@ struct Cpu {
   // arithmetic of a row kernel; asked for in 2 MB pages, a sixth of it
   // (docs/math/cross_entropy.md).
   static void before_first_write(const Tensor& t) {
-    constexpr uintptr_t kHugePage = uintptr_t{1} << 21;
     const auto begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
-    const uintptr_t end = begin + static_cast<uintptr_t>(t.numel()) * t.element_size();
-    const uintptr_t first = (begin + kHugePage - 1) & ~(kHugePage - 1);
-    const uintptr_t last = end & ~(kHugePage - 1);
-#if defined(MADV_HUGEPAGE)
-    // Advice only: where the kernel refuses it, pages are small and nothing else changes.
-    if (last > first) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+    ask_for_huge_pages(begin, begin + static_cast<uintptr_t>(t.numel()) * t.element_size());
   }
 };
 

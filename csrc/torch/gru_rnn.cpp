@@ -80,8 +80,8 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
                          .h = output.mutable_data_ptr(),
                          .h_n = result.h_n.mutable_data_ptr(),
                          .workspace = nullptr};
-  const auto scratch = workspace(like, Backend::workspace_bytes(args));
-  if (scratch) args.workspace = scratch->mutable_data_ptr();
+  const Scratch scratch(like, Backend::workspace_bytes(args));
+  args.workspace = scratch.data();
   Backend::run(args);
   return result;
 }
@@ -167,8 +167,8 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
                             .du_0 = pointer(du_0, first_elsewhere),
                             .dh0 = pointer(dh0, needs & kH0),
                             .workspace = nullptr};
-    const auto scratch = workspace(like, Backend::workspace_bytes(args));
-    if (scratch) args.workspace = scratch->mutable_data_ptr();
+    const Scratch scratch(like, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     Backend::run(args);
   }
   const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, in.count()); };

@@ -93,8 +93,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
                          .h_n = mutable_data(h_n),
                          .c_n = mutable_data(c_n),
                          .workspace = nullptr};
-    const auto scratch = workspace(like, Backend::workspace_bytes(args));
-    if (scratch) args.workspace = scratch->mutable_data_ptr();
+    const Scratch scratch(like, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     Backend::run(args);
   }
   return {output, h_n, c_n, c, save_gates ? gates : nothing(like)};

@@ -125,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
           .workspace = nullptr};
       args.in.r.T = steps;
       args.in.c0 = data(c_before);
-      const auto scratch = workspace(like, Backend::workspace_bytes(args));
-      if (scratch) args.workspace = scratch->mutable_data_ptr();
+      const Scratch scratch(like, Backend::workspace_bytes(args));
+      args.workspace = scratch.data();
       Backend::run(args);
     }
     // [steps B or tokens, 4 H]

@@ -126,8 +126,8 @@ Gradients lstm_cell_backward(const OptionalTensor& grad_h, const OptionalTensor&
                                    .dw_hh = mutable_data(std::get<4>(grads), needs & kWhh),
                                    .db = mutable_data(std::get<5>(grads), needs & kBias),
                                    .workspace = nullptr};
-    const auto scratch = workspace(input, Backend::workspace_bytes(args));
-    args.workspace = scratch->mutable_data_ptr();
+    const Scratch scratch(input, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     Backend::run(args);
     return grads;
   }

@@ -91,13 +91,6 @@ inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
   return torch::stable::narrow(t, dim, start, length);
 }
 
-inline std::optional<Tensor> workspace(const Tensor& like, int64_t bytes) {
-  if (bytes == 0) return std::nullopt;
-  const Tensor scratch = empty_on(like, Sizes({bytes}), ScalarType::Byte);
-  Backend::before_first_write(scratch);
-  return scratch;
-}
-
 // result [N, J] = a [N, K] b [K, J].
 inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
 #if defined(SEQKERN_BACKEND_CPU)
@@ -112,8 +105,8 @@ inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
                         .m_stride = b.stride(1),
                         .out = result.mutable_data_ptr(),
                         .workspace = nullptr};
-    const auto scratch = workspace(a, Backend::workspace_bytes(args));
-    args.workspace = scratch->mutable_data_ptr();
+    const Scratch scratch(a, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     return Backend::run(args);
   }
 #endif
@@ -176,8 +169,8 @@ inline void weight_gradients(const Tensor& a, std::initializer_list<RightSide> r
                                 right.edge ? right.edge->const_data_ptr() : nullptr,
                                 right.out.mutable_data_ptr()};
   }
-  const auto scratch = workspace(a, Backend::workspace_bytes(args));
-  args.workspace = scratch->mutable_data_ptr();
+  const Scratch scratch(a, Backend::workspace_bytes(args));
+  args.workspace = scratch.data();
   Backend::run(args);
 }
 #endif

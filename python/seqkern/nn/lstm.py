@@ -92,12 +92,12 @@ class LSTM(torch.nn.LSTM):
             return output, last
 
         output, states = recurrent.run_layers(self, call.input, direction)
-        h_n = torch.stack([h for h, _ in states])
-        c_n = torch.stack([c for _, c in states])
+        h_n = recurrent.stacked([h for h, _ in states])
+        c_n = recurrent.stacked([c for _, c in states])
         result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
         if not return_cells:
             return result
-        return (*result, torch.stack([call.restore(c) for c in cells]))
+        return (*result, recurrent.stacked([call.restore(c) for c in cells]))
 
 
 class LSTMCell(torch.nn.LSTMCell):

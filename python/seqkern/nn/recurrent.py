@@ -174,12 +174,21 @@ def run_layers(
     w_ih, w_hh, b_ih, b_hh, w_hr.
     """
     suffixes = ("", "_reverse") if module.bidirectional else ("",)
+    has = {
+        "weight_ih": True,
+        "weight_hh": True,
+        "bias_ih": module.bias,
+        "bias_hh": module.bias,
+        "weight_hr": module.proj_size > 0,
+    }
     states = []
     for layer in range(module.num_layers):
         outputs = []
         for i, suffix in enumerate(suffixes):
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-            weights = [getattr(module, f"{name}_l{layer}{suffix}", None) for name in names]
+            weights = [
+                getattr(module, f"{name}_l{layer}{suffix}") if has_it else None
+                for name, has_it in has.items()
+            ]
             weights = list(autocast(*weights))
             output, state = direction(x, layer * len(suffixes) + i, weights)
             outputs.append(output)
@@ -188,6 +197,11 @@ def run_layers(
         if layer + 1 < module.num_layers and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
     return x, states
+
+
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """Along a new first dimension; of one tensor no copy."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def run_hidden(
@@ -209,4 +223,4 @@ def run_hidden(
         return op(x, h0, w_ih, *others, lengths=call.lengths, reverse=reverse)
 
     output, states = run_layers(module, call.input, direction)
-    return call.restore(output), call.restore_state(torch.stack(states))
+    return call.restore(output), call.restore_state(stacked(states))
