@@ -12,6 +12,7 @@ struct Dense {
   using Acc = AccOf<T>;
   static constexpr int L = kLanes<Acc>;
   static constexpr int64_t kMostRows = 64;  // that a thread takes at a time
+  static constexpr bool kConvert = sizeof(T) != sizeof(Acc);
 
   const DenseArgs& args;
   int64_t members;
@@ -19,6 +20,7 @@ struct Dense {
   PackedMatrix<Acc> b;
   int64_t chunk_rows;
   int64_t a_row;
+  bool in_place;  // a is read where it is
   Counter* counters;
   Acc* rows;  // [members, chunk_rows, a_row]
 
@@ -29,7 +31,8 @@ struct Dense {
     a_row = padded<Acc>(args.K);
     counters = arena.take<Counter>(counter_count());
     b.data = arena.take<Acc>(b.size());
-    rows = arena.take<Acc>(members * chunk_rows * a_row);
+    in_place = !kConvert && spread_over_cache<T>(args.a_stride);
+    rows = in_place ? nullptr : arena.take<Acc>(members * chunk_rows * a_row);
   }
 
   int64_t chunks() const { return (args.N + chunk_rows - 1) / chunk_rows; }
@@ -45,16 +48,29 @@ struct Dense {
         [&](int64_t, int, int64_t chunk) { multiply(chunk, rows + member * chunk_rows * a_row); });
   }
 
-  void multiply(int64_t chunk, Acc* a) const {
-    const int64_t first = chunk * chunk_rows;
-    const int64_t count = args.N - first < chunk_rows ? args.N - first : chunk_rows;
-    // A copy: converted, and with rows that do not all begin in the same set of the cache.
-    for (int64_t i = 0; i < count; ++i) {
-      const T* from = static_cast<const T*>(args.a) + (first + i) * args.K;
+  // Rows of a as tiles read them.
+  struct Rows {
+    const Acc* data;
+    int64_t stride;
+  };
+
+  Rows rows_of(int64_t first, int64_t count, Acc* copy) const {
+    const T* from = static_cast<const T*>(args.a) + first * args.a_stride;
+    if constexpr (!kConvert) {
+      if (in_place) return {from, args.a_stride};
+    }
+    for (int64_t i = 0; i < count; ++i, from += args.a_stride) {
       for (int64_t k = 0; k < args.K; k += L) {
-        store(a + i * a_row + k, load_part<Acc>(from + k, args.K - k < L ? args.K - k : L));
+        store(copy + i * a_row + k, load_part<Acc>(from + k, args.K - k < L ? args.K - k : L));
       }
     }
+    return {copy, a_row};
+  }
+
+  void multiply(int64_t chunk, Acc* copy) const {
+    const int64_t first = chunk * chunk_rows;
+    const int64_t count = args.N - first < chunk_rows ? args.N - first : chunk_rows;
+    const Rows a = rows_of(first, count, copy);
     for (int64_t block = 0; block < b.blocks; ++block) {
       const int64_t m = b.first_unit(block), width = b.units_of(block);
       const int64_t panel = b.width_of(block) * L;
@@ -63,12 +79,12 @@ struct Dense {
         T* out = static_cast<T*>(args.out) + (first + i) * args.M + m;
         if constexpr (sizeof(T) == sizeof(Acc)) {
           if (width == panel) {
-            product(b, block, a + i * a_row, a_row, some, out, args.M);
+            product(b, block, a.data + i * a.stride, a.stride, some, out, args.M);
             continue;
           }
         }
         alignas(64) Acc sums[kProductSize<Acc>];
-        product(b, block, a + i * a_row, a_row, some, sums, panel);
+        product(b, block, a.data + i * a.stride, a.stride, some, sums, panel);
         for (int64_t r = 0; r < some; ++r) {
           for (int64_t v = 0; v < width; v += L) {
             store_part<Acc>(out + r * args.M + v, load(sums + r * panel + v),

@@ -14,7 +14,8 @@ namespace seqkern::cpu {
 struct DenseArgs {
   DType dtype;
   int64_t N, K, M;
-  const void* a;  // T [N, K] contiguous
+  const void* a;  // T [N, K], its rows a_stride apart
+  int64_t a_stride;
   const void* w;  // T
   int64_t k_stride, m_stride;
   void* out;        // T [N, M] contiguous

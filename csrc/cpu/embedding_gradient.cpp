@@ -55,7 +55,7 @@ struct EmbeddingGradient {
       const int64_t stop = end - i < kRowsOfBlock ? end : i + kRowsOfBlock;
       V block[kVectors] = {};
       for (; i < stop; ++i) {
-        const T* row = a + args.order[i] * args.W;
+        const T* row = a + args.order[i] * args.a_stride;
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) block[j] += part(row, j);
       }

@@ -110,7 +110,7 @@ struct Backward {
       copy_row<T>(dc + p * c_row, args.dc_n, b, H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         const int64_t n = t * r.B + b;
-        if (!r.first_token) __builtin_memset(at(args.dgates, n, 4 * H), 0, 4 * H * sizeof(T));
+        if (!r.first_token) __builtin_memset(at(args.dgates, n, args.dgates_row), 0, 4 * H * sizeof(T));
         if (args.dh_total) __builtin_memset(at(args.dh_total, n, r.P), 0, r.P * sizeof(T));
         if (args.m) __builtin_memset(at(args.m, n, H), 0, H * sizeof(T));
       }
@@ -137,7 +137,6 @@ struct Backward {
     }
   }
 
-  SequenceStrides token_strides() const { return {r.B * 4 * r.H, 4 * r.H}; }
 
   void gradient_of_h(int64_t s, int64_t block, int64_t p0, int64_t rows, int64_t after) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block);
@@ -207,22 +206,24 @@ struct Backward {
   Cell cell_of(int64_t s, int64_t p, int64_t t) const {
     const int64_t H = r.H, b = teams.order[p], steps = teams.steps[p], n = t * r.B + b;
     const auto time = [&](int64_t step) { return time_of(r, steps, step); };
-    const auto token = [&](int64_t at_t) { return token_offset(r, token_strides(), at_t, b); };
+    const auto token = [&](int64_t at_t, int64_t row) {
+      return token_offset(r, {r.B * row, row}, at_t, b);
+    };
     const T* gates = at(args.gates, 0, 0);
     const T* given = static_cast<const T*>(args.dh);
-    return {.gates = gates + token(t),
+    return {.gates = gates + token(t, 4 * H),
             .c = at(args.c, n, H),
             .c_before = s > 0        ? at(args.c, time(s - 1) * r.B + b, H)
                         : args.in.c0 ? at(args.in.c0, b, H)
                                      : nullptr,
             .dc_given = args.dc ? at(args.dc, n, H) : nullptr,
             .dc = dc + p * c_row,
-            .dgates = static_cast<T*>(args.dgates) + token(t),
+            .dgates = static_cast<T*>(args.dgates) + token(t, args.dgates_row),
             .kept = d_of(s) + p * d_row,
             .dgates_0 = s == 0 && args.dgates_0 ? at(args.dgates_0, b, 4 * H) : nullptr,
             .dc0 = s == 0 && args.dc0 ? at(args.dc0, b, H) : nullptr,
             .m = args.m ? at(args.m, n, H) : nullptr,
-            .next_gates = s > 0 ? gates + token(time(s - 1)) : nullptr,
+            .next_gates = s > 0 ? gates + token(time(s - 1), 4 * H) : nullptr,
             .next_c = s > 1 ? at(args.c, time(s - 2) * r.B + b, H) : nullptr,
             .next_dh = s > 0 && given && !dh
                            ? given + time(s - 1) * args.dh_strides.t + b * args.dh_strides.b

@@ -1,11 +1,12 @@
-// out = a^T b over many rows: both packed a few hundred rows at a time, in panels that the register
-// tile reads one element and one row at a time.
+// out = a^T b over many rows, on the register tile: a vector of columns of a times one column of b,
+// row by row. a is read where it is if its rows lie well; b, the smaller side, is packed a few
+// hundred rows at a time.
 //
 // The rows packed together are added up from zero, then to the sum of those before: over all rows
 // one by one, rounding would grow with the length of the sequence.
 //
-// Both gradients of a layer have the same left side, which is packed once, and added up while it
-// is. Threads share the columns of a, so that each keeps its part of it in second-level cache.
+// Both gradients of a layer have the same left side, whose columns the threads share; its sum is
+// made on the way.
 #include "cpu/weight_gradient.h"
 
 #include "cpu/kernels.h"
@@ -20,101 +21,83 @@ struct WeightGradient {
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
   static constexpr bool kConvert = sizeof(T) != sizeof(Acc);
-  static constexpr int64_t kDepth = 512;              // rows of a and b at a time
-  static constexpr int64_t kGroup = 256 / kTileRows;  // panels of a that an item takes
+  static constexpr int64_t kDepth = 512;  // rows of a and b at a time
+  static constexpr int64_t kTile = kTileRows * kPanel<Acc>;
 
-  // The columns of b in panels of up to kTileVectors vectors.
-  struct Right {
-    int64_t vectors, panels;
-    Acc* data;    // [panels, depth, vectors of the panel]
-    Acc* result;  // [M, K] where `out` has not the precision to be added to
-
-    int64_t first(int64_t panel) const { return vectors * panel / panels; }
-    int64_t width(int64_t panel) const { return first(panel + 1) - first(panel); }
+  // The columns of a b, kTileRows at a time.
+  struct Part {
+    int64_t panels;
+    int64_t first;  // panel, of those of all parts
   };
 
   const WeightGradientArgs& args;
   int64_t members;
   Arena arena;
   int64_t depth;
-  int64_t left_panels, left_stride;
-  int64_t groups;  // of panels of a
-  int64_t pieces;  // in which the rows of b are packed
+  Part parts[2];
+  int64_t b_panels, b_stride;   // of all parts; elements of a panel
+  int64_t vectors, a_panels;    // of the columns of a, up to kTileVectors in a panel
+  bool a_in_place;
+  int64_t items, pieces;  // of the tiles; in which the rows of a and b are packed
   Counter* counters;
-  Acc* left;  // [left_panels, left_stride], of it [depth, kTileRows]
-  Acc* sum;   // [left_panels, kTileRows]
-  Right right[2];
+  Acc* a;     // [a_panels, depth, vectors of the panel] unless it is read in place
+  Acc* b;     // [b_panels, b_stride], of it [depth, kTileRows]
+  Acc* kept;  // [a_panels, b_panels, kTile] tiles summed so far
+  Acc* sum;   // [vectors L]
 
   WeightGradient(const WeightGradientArgs& args, int64_t members, char* base)
       : args(args), members(members), arena{base}, depth(args.N < kDepth ? args.N : kDepth) {
-    left_panels = (args.M + kTileRows - 1) / kTileRows;
-    // Not a multiple of 4 KB: a row goes to as many panels as there are, side by side in the cache.
-    left_stride = depth * kTileRows + 64 / static_cast<int64_t>(sizeof(Acc));
-    groups = (left_panels + members * kGroup - 1) / (members * kGroup) * members;
-    if (groups > left_panels) groups = left_panels;
+    b_panels = 0;
     for (int i = 0; i < args.count; ++i) {
-      right[i].vectors = (args.parts[i].K + L - 1) / L;
-      right[i].panels = (right[i].vectors + kTileVectors - 1) / kTileVectors;
+      parts[i] = {(args.parts[i].K + kTileRows - 1) / kTileRows, b_panels};
+      b_panels += parts[i].panels;
     }
+    // Not a multiple of 4 KB: a row goes to as many panels as there are, side by side in the cache.
+    b_stride = depth * kTileRows + 64 / static_cast<int64_t>(sizeof(Acc));
+    vectors = (args.M + L - 1) / L;
+    a_panels = (vectors + kTileVectors - 1) / kTileVectors;
+    a_in_place = !kConvert && args.M % L == 0 && spread_over_cache<T>(args.a_stride);
+    items = 4 * members;
     pieces = depth < 2 * members ? depth : 2 * members;
     counters = arena.take<Counter>(counter_count());
-    left = arena.take<Acc>(left_panels * left_stride);
-    sum = arena.take<Acc>(left_panels * kTileRows);
-    for (int i = 0; i < args.count; ++i) {
-      right[i].data = arena.take<Acc>(depth * right[i].vectors * L);
-      right[i].result = kConvert ? arena.take<Acc>(args.M * args.parts[i].K)
-                                 : static_cast<Acc*>(args.parts[i].out);
-    }
+    a = a_in_place ? nullptr : arena.take<Acc>(depth * vectors * L);
+    b = arena.take<Acc>(b_panels * b_stride);
+    kept = arena.take<Acc>(a_panels * b_panels * kTile);
+    sum = arena.take<Acc>(vectors * L);
   }
 
-  int64_t counter_count() const { return 1 + groups + pieces + groups; }
+  int64_t counter_count() const { return 1 + pieces + items; }
   void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
 
   void run(int64_t member) const {
-    const Chain blocks{(args.N + depth - 1) / depth, {groups + pieces, groups}, counters};
+    const Chain blocks{(args.N + depth - 1) / depth, {pieces, items}, counters};
     run_chain(blocks, member, members, [&](int64_t step, int phase, int64_t item) {
       const int64_t n = step * depth, rows = args.N - n < depth ? args.N - n : depth;
       if (phase == 1) return multiply(item, n, rows);
-      if (item < groups) return pack_left(item, n, rows);
-      item -= groups;
       const int64_t begin = rows * item / pieces, end = rows * (item + 1) / pieces;
-      for (int index = 0; index < args.count; ++index) pack_right(index, n, begin, end);
+      for (int index = 0; index < args.count; ++index) pack_b(index, n, begin, end);
+      if (!a_in_place) pack_a(n, begin, end);
     });
   }
 
-  int64_t first_panel(int64_t group) const { return left_panels * group / groups; }
+  int64_t first_vector(int64_t panel) const { return vectors * panel / a_panels; }
+  int64_t width(int64_t panel) const { return first_vector(panel + 1) - first_vector(panel); }
 
-  // The columns of a group, mostly by the thread that will multiply them: a line that another has
-  // written takes long to fetch and longer to write again.
-  void pack_left(int64_t group, int64_t n, int64_t rows) const {
-    const int64_t first = first_panel(group), last = first_panel(group + 1);
-    const T* a = static_cast<const T*>(args.a) + n * args.a_stride;
-    for (int64_t i = 0; i < rows; ++i, a += args.a_stride) {
-      for (int64_t panel = first; panel < last; ++panel) {
-        const int64_t m = panel * kTileRows;
-        Acc* to = left + panel * left_stride + i * kTileRows;
+  void pack_b(int index, int64_t n, int64_t begin, int64_t end) const {
+    const WeightGradientPart& part = args.parts[index];
+    for (int64_t i = begin; i < end; ++i) {
+      const T* from = row_of(part, n + i);
+      for (int64_t panel = 0; panel < parts[index].panels; ++panel) {
+        const int64_t k = panel * kTileRows;
+        Acc* to = b + (parts[index].first + panel) * b_stride + i * kTileRows;
         if constexpr (!kConvert) {
-          if (m + kTileRows <= args.M) {
-            __builtin_memcpy(to, a + m, kTileRows * sizeof(T));
+          if (from && k + kTileRows <= part.K) {
+            __builtin_memcpy(to, from + k, kTileRows * sizeof(T));
             continue;
           }
         }
-        for (int j = 0; j < kTileRows; ++j) to[j] = m + j < args.M ? load1(a + m + j) : Acc(0);
-      }
-    }
-  }
-
-  void pack_right(int index, int64_t n, int64_t begin, int64_t end) const {
-    const WeightGradientPart& part = args.parts[index];
-    const Right& r = right[index];
-    for (int64_t panel = 0; panel < r.panels; ++panel) {
-      const int64_t first = r.first(panel), width = r.width(panel);
-      Acc* to = r.data + (depth * first + begin * width) * L;
-      for (int64_t i = begin; i < end; ++i) {
-        const T* from = row_of(part, n + i);
-        for (int64_t v = 0; v < width; ++v, to += L) {
-          const int64_t k = (first + v) * L, some = part.K - k < L ? part.K - k : L;
-          store(to, from ? load_part<Acc>(from + k, some) : V{});
+        for (int j = 0; j < kTileRows; ++j) {
+          to[j] = from && k + j < part.K ? load1(from + k + j) : Acc(0);
         }
       }
     }
@@ -128,69 +111,110 @@ struct WeightGradient {
     return static_cast<const T*>(part.b) + row * part.K;
   }
 
-  void add_up(int64_t panel, int64_t n, int64_t rows) const {
-    const Acc* from = left + panel * left_stride;
-    Acc* sums = sum + panel * kTileRows;
-    Acc total[kTileRows] = {};
-    T* out = static_cast<T*>(args.sum) + panel * kTileRows;
-    const int64_t columns = args.M - panel * kTileRows;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int j = 0; j < kTileRows; ++j) total[j] += from[i * kTileRows + j];
+  const T* a_row(int64_t n) const { return static_cast<const T*>(args.a) + n * args.a_stride; }
+
+  void pack_a(int64_t n, int64_t begin, int64_t end) const {
+    for (int64_t panel = 0; panel < a_panels; ++panel) {
+      const int64_t first = first_vector(panel), some = width(panel);
+      Acc* to = a + (depth * first + begin * some) * L;
+      for (int64_t i = begin; i < end; ++i) {
+        for (int64_t v = first; v < first + some; ++v, to += L) {
+          const int64_t m = v * L, count = args.M - m < L ? args.M - m : L;
+          store(to, load_part<Acc>(a_row(n + i) + m, count));
+        }
+      }
     }
-    for (int j = 0; j < kTileRows && j < columns; ++j) {
-      total[j] += n > 0 ? sums[j] : args.accumulate ? load1(out + j) : Acc(0);
-      sums[j] = total[j];
-    }
-    if (n + rows < args.N) return;
-    for (int j = 0; j < kTileRows && j < columns; ++j) store1(out + j, total[j]);
   }
 
-  void multiply(int64_t group, int64_t n, int64_t rows) const {
-    for (int64_t p = first_panel(group); args.sum && p < first_panel(group + 1); ++p) {
-      add_up(p, n, rows);
+  // Where a tile finds a panel of a, and elements from a row of it to the next.
+  struct Panel {
+    const Acc* data;
+    int64_t row;
+  };
+  Panel a_panel(int64_t panel, int64_t n) const {
+    const int64_t m = first_vector(panel) * L;
+    if constexpr (!kConvert) {
+      if (a_in_place) return {a_row(n) + m, args.a_stride};
     }
-    for (int index = 0; index < args.count; ++index) {
-      for (int64_t panel = 0; panel < right[index].panels; ++panel) {
-        for (int64_t p = first_panel(group); p < first_panel(group + 1); ++p) {
-          with_vectors(right[index].width(panel), [&](auto vectors) {
-            tile<decltype(vectors)::value>(index, panel, p, n, rows);
-          });
-        }
+    return {a + depth * m, width(panel) * L};
+  }
+
+  // Tiles lie panel of a after panel of a; an item's are those that begin in its share of them.
+  void multiply(int64_t item, int64_t n, int64_t rows) const {
+    const int64_t all = vectors * b_panels;
+    const int64_t begin = all * item / items, end = all * (item + 1) / items;
+    for (int64_t p = 0; p < a_panels; ++p) {
+      int64_t at = first_vector(p) * b_panels;
+      if (at >= end) return;
+      for (int64_t k = 0; k < b_panels; ++k, at += width(p)) {
+        if (at < begin || at >= end) continue;
+        with_vectors(width(p), [&](auto count) {
+          constexpr int kVectors = decltype(count)::value;
+          if (k == 0 && args.sum) add_up<kVectors>(p, n, rows);
+          tile<kVectors>(p, k, n, rows);
+        });
       }
     }
   }
 
   template <int NV>
-  __attribute__((noinline)) void tile(int index, int64_t panel, int64_t left_panel, int64_t n,
+  void add_up(int64_t panel, int64_t n, int64_t rows) const {
+    const Panel from = a_panel(panel, n);
+    const int64_t m = first_vector(panel) * L;
+    T* out = static_cast<T*>(args.sum) + m;
+    V total[NV] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) total[j] += load(from.data + i * from.row + j * L);
+    }
+    for (int j = 0; j < NV; ++j) {
+      const int64_t rest = args.M - m - j * L, count = rest < L ? rest : L;
+      if (n > 0) {
+        total[j] += load(sum + m + j * L);
+      } else if (args.accumulate) {
+        total[j] += load_part<Acc>(out + j * L, count);
+      }
+      store(sum + m + j * L, total[j]);
+      if (n + rows == args.N) store_part<Acc>(out + j * L, total[j], count);
+    }
+  }
+
+  template <int NV>
+  __attribute__((noinline)) void tile(int64_t a_index, int64_t b_index, int64_t n,
                                       int64_t rows) const {
-    const Right& r = right[index];
-    const int64_t K = args.parts[index].K, k = r.first(panel) * L, m = left_panel * kTileRows;
-    const int64_t height = args.M - m < kTileRows ? args.M - m : kTileRows;
-    Acc* result = r.result + m * K + k;
-    const auto some = [&](int j) { return K - k - j * L < L ? K - k - j * L : L; };
+    const Panel from = a_panel(a_index, n);
+    const bool is_last = n + rows == args.N;
+    Acc* sums = kept + (a_index * b_panels + b_index) * kTile;
     Tile<Acc, kTileRows, NV> c = {};
-    multiply_add(c, left + left_panel * left_stride, 1, kTileRows, r.data + depth * k, rows);
+    multiply_add(c, b + b_index * b_stride, 1, kTileRows, from.data, rows, from.row);
     if (n > 0 || args.accumulate) {
+      if (n == 0) turn<NV>(a_index, b_index, sums, [](Acc& kept, T& out) { kept = load1(&out); });
 #pragma GCC unroll 8
       for (int i = 0; i < kTileRows; ++i) {
-        if (i >= height) break;
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) c.c[i][j] += load_part<Acc>(result + i * K + j * L, some(j));
+        for (int j = 0; j < NV; ++j) c.c[i][j] += load(sums + (i * NV + j) * L);
       }
     }
-    const bool last = n + rows == args.N;
-    T* out = static_cast<T*>(args.parts[index].out) + m * K + k;
 #pragma GCC unroll 8
     for (int i = 0; i < kTileRows; ++i) {
-      if (i >= height) break;
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) {
-        if (kConvert && last) {
-          store_part<Acc>(out + i * K + j * L, c.c[i][j], some(j));
-        } else {
-          store_part<Acc>(result + i * K + j * L, c.c[i][j], some(j));
-        }
-      }
+      for (int j = 0; j < NV; ++j) store(sums + (i * NV + j) * L, c.c[i][j]);
+    }
+    if (is_last) turn<NV>(a_index, b_index, sums, [](Acc& kept, T& out) { store1(&out, kept); });
+  }
+
+  // f(element of a tile, element of `out`) for all of a tile: the tile is [columns of b, columns of
+  // a], `out` the other way round.
+  template <int NV, class F>
+  void turn(int64_t a_index, int64_t b_index, Acc* tile, F f) const {
+    const int index = args.count > 1 && b_index >= parts[1].first ? 1 : 0;
+    const int64_t K = args.parts[index].K, k = (b_index - parts[index].first) * kTileRows;
+    const int64_t m = first_vector(a_index) * L;
+    const int64_t height = K - k < kTileRows ? K - k : kTileRows;
+    const int64_t columns = args.M - m < NV * L ? args.M - m : NV * L;
+    T* out = static_cast<T*>(args.parts[index].out) + m * K + k;
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < height; ++i) f(tile[i * NV * L + j], out[j * K + i]);
     }
   }
 };

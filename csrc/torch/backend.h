@@ -70,6 +70,23 @@ class Scratch {
 #endif
 };
 
+// A tensor [d0, d1, d2] in scratch, `row` elements from a row of d2 to the next.
+class ScratchTensor {
+ public:
+  ScratchTensor(const Tensor& like, int64_t d0, int64_t d1, int64_t d2, int64_t row)
+      : memory_(like, d0 * d1 * row * like.element_size()) {
+    const int64_t sizes[] = {d0, d1, d2}, strides[] = {d1 * row, row, 1};
+    tensor = torch::stable::from_blob(memory_.data(), Sizes(sizes, 3), Sizes(strides, 3),
+                                      like.device(), like.scalar_type());
+  }
+
+ private:
+  Scratch memory_;
+
+ public:
+  Tensor tensor;  // not to outlive this
+};
+
 // A tensor as kernels read its rows: where it is if its last dimension allows.
 inline Tensor with_unit_last_stride(const Tensor& t) {
   return t.size(t.dim() - 1) <= 1 || t.stride(t.dim() - 1) == 1 ? t : torch::stable::contiguous(t);

@@ -26,6 +26,9 @@ struct Cpu {
   // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
   static constexpr bool kInputProductFirst = false;
 
+  // Whether rows that a kernel leaves for a product may be further apart than they are long.
+  static constexpr bool kRowsApart = true;
+
   struct Guard {
     explicit Guard(const Tensor&) {}
   };

@@ -28,6 +28,7 @@ struct Cuda {
 
   // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
   static constexpr bool kInputProductFirst = true;
+  static constexpr bool kRowsApart = false;
 
   // The device of the op's tensors is current while this lives, and the earlier one afterwards.
   struct Guard {

@@ -16,6 +16,7 @@ struct Emulator {
 
   // Whether w_ih x_t of an LSTM is one product before its kernel, not made by the kernel.
   static constexpr bool kInputProductFirst = true;
+  static constexpr bool kRowsApart = false;
 
   struct Guard {
     explicit Guard(const Tensor&) {}

@@ -34,6 +34,7 @@ inline void embedding_gradient_into(const Tensor& a, const int64_t* ids, const T
                                           .W = a.size(1),
                                           .V = V,
                                           .a = a.const_data_ptr(),
+                                          .a_stride = a.stride(0),
                                           .order = order.data(),
                                           .first = first.data(),
                                           .out = out.mutable_data_ptr(),

@@ -77,7 +77,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const bool in_parts = most_steps < T;
   const bool project = w_hr.has_value();
   const bool first_elsewhere = h0 && lengths && !in.tokens && reverse && (needs & kWhh);
-  const Tensor dgates = fresh(true, {most_steps, B, 4 * H});
+  // Rows of whole KB would fall into few sets of the caches that the products read them from.
+  const int64_t line = 64 / static_cast<int64_t>(like.element_size());
+  const int64_t dgates_row = 4 * H + (Backend::kRowsApart ? line : 0);
+  const ScratchTensor dgates_memory(like, most_steps, B, 4 * H, dgates_row);
+  const Tensor& dgates = dgates_memory.tensor;
   const Tensor dgates_0 = fresh(first_elsewhere, {B, 4 * H});
   const Tensor dh0 = fresh(needs & kH0, {B, P});
   const Tensor dc0 = fresh(needs & kC0, {B, H});
@@ -117,6 +121,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
           .dh_n = is_last_part ? data(dh_n) : dh_between.const_data_ptr(),
           .dc_n = is_last_part ? data(dc_n) : dc_between.const_data_ptr(),
           .dgates = mutable_data(dgates),
+          .dgates_row = dgates_row,
           .dgates_0 = mutable_data(dgates_0, first_elsewhere),
           .dh0 = is_first_part ? mutable_data(dh0, needs & kH0) : mutable_data(dh_between),
           .dc0 = is_first_part ? mutable_data(dc0, needs & kC0) : mutable_data(dc_between),

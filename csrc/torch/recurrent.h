@@ -94,12 +94,13 @@ inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
 // result [N, J] = a [N, K] b [K, J].
 inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
 #if defined(SEQKERN_BACKEND_CPU)
-  if (a.size(0) >= Backend::kDenseRows && a.is_contiguous()) {
+  if (a.size(0) >= Backend::kDenseRows && a.stride(1) == 1) {
     cpu::DenseArgs args{.dtype = float_dtype(a, "mm", "a"),
                         .N = a.size(0),
                         .K = a.size(1),
                         .M = b.size(1),
                         .a = a.const_data_ptr(),
+                        .a_stride = a.stride(0),
                         .w = b.const_data_ptr(),
                         .k_stride = b.stride(0),
                         .m_stride = b.stride(1),
