@@ -90,12 +90,21 @@ SEQKERN_INLINE Acc log1(Acc x) {
   }
 }
 
-// e^x - 1 for x <= 0: where e^x is near 1 its own polynomial, which is the difference before 1 is
-// added.
+// e^x - 1 for x <= 0, with full relative accuracy: 2^n e^r - 1 as 2^n (e^r - 1) + (2^n - 1), of which
+// the second part is exact, and 0 where e^x is near 1.
 template <class Acc>
 SEQKERN_INLINE Vec<Acc> expm1_nonpositive(Vec<Acc> x) {
-  const Acc kHalfLn2 = Acc(0.34657359);
-  return select(x > -kHalfLn2, exp_minus_one_reduced<Acc>(x), exp_nonpositive<Acc>(x) - Acc(1));
+  using C = ExpTraits<Acc>;
+  using V = Vec<Acc>;
+  using U = typename VecTraits<Acc>::U;
+  constexpr Acc kMinusOne = Acc(-40);  // below: -1 to the last bit
+  x = select(x < kMinusOne, splat<V>(kMinusOne), x);
+  const V shifted = x * C::kLog2e + C::kRound;
+  const V n = shifted - C::kRound;
+  V r = x - n * C::kLn2Hi;
+  r = r - n * C::kLn2Lo;
+  const V scale = bitcast<V>(bitcast<U>(shifted) << C::kMantissaBits);
+  return exp_minus_one_reduced<Acc>(r) * scale + (scale - Acc(1));
 }
 
 // tanh and its derivative 1 - tanh^2, the latter without cancellation where tanh is near 1.
@@ -146,11 +155,16 @@ SEQKERN_INLINE Vec<Acc> sigmoid(Vec<Acc> x) {
   return select(x < Acc(0), e, one) / (one + e);
 }
 
-SEQKERN_INLINE VecF vtanh(VecF u) { return tanh_with_derivative(u).value; }
-SEQKERN_INLINE VecD vtanh(VecD u) {
-  // With m = e^(-2|u|) - 1, accurate near 0 too: tanh |u| = -m / (2 + m).
-  const VecI64 sign = bitcast<VecI64>(u) & INT64_MIN;
-  const VecD m = expm1_nonpositive<double>(-2.0 * bitcast<VecD>(bitcast<VecI64>(u) ^ sign));
-  return bitcast<VecD>(bitcast<VecI64>(VecD(-m / (2.0 + m))) | sign);
+// tanh alone. With m = e^(-2|u|) - 1: tanh |u| = -m / (2 + m).
+template <class V>
+SEQKERN_INLINE V vtanh(V u) {
+  using Acc = std::conditional_t<std::is_same_v<V, VecF>, float, double>;
+  using I = typename VecTraits<Acc>::I;
+  using Lane = std::conditional_t<sizeof(Acc) == 4, int32_t, int64_t>;
+  constexpr Lane kSign = static_cast<Lane>(Lane(1) << (8 * sizeof(Acc) - 1));
+  const I sign = bitcast<I>(u) & kSign;
+  const V m = expm1_nonpositive<Acc>(Acc(-2) * bitcast<V>(bitcast<I>(u) ^ sign));
+  return bitcast<V>(bitcast<I>(V(-m / (Acc(2) + m))) | sign);
 }
+
 }  // namespace seqkern::cpu::SEQKERN_ISA

@@ -85,6 +85,12 @@ void hyperbolic_tangents() {
   const auto small = [](int64_t i) {
     return from_bits(0x00800000u + 701u * static_cast<uint32_t>(i));
   };
+  const auto alone = [](auto u) { return vtanh(u); };
+  std::printf("vtanh_float %g\n", worst<float>(alone, exact, wide, 4000000));
+  std::printf("vtanh_float_small %g\n", worst<float>(alone, exact, small, 1400000));
+  const VecF ends = vtanh(VecF{INFINITY, -INFINITY, NAN, -0.0f});
+  std::printf("vtanh_ends_wrong %g\n", double(ends[0] != 1 || ends[1] != -1 || ends[2] == ends[2] ||
+                                              !std::signbit(ends[3])));
   std::printf("tanh_float %g\n", worst<float>(value, exact, wide, 4000000));
   std::printf("tanh_float_small %g\n", worst<float>(value, exact, small, 1400000));
   std::printf("tanh_derivative_float %g\n",
