@@ -188,7 +188,10 @@ struct WeightGradient {
     Tile<Acc, kTileRows, NV> c = {};
     multiply_add(c, b + b_index * b_stride, 1, kTileRows, from.data, rows, from.row);
     if (n > 0 || args.accumulate) {
-      if (n == 0) turn<NV>(a_index, b_index, sums, [](Acc& kept, T& out) { kept = load1(&out); });
+      if (n == 0) {
+        const Target<NV> to(*this, a_index, b_index);
+        to.each(sums, [](Acc& kept, const T& out) { kept = load1(&out); });
+      }
 #pragma GCC unroll 8
       for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 8
@@ -200,23 +203,62 @@ struct WeightGradient {
 #pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) store(sums + (i * NV + j) * L, c.c[i][j]);
     }
-    if (is_last) turn<NV>(a_index, b_index, sums, [](Acc& kept, T& out) { store1(&out, kept); });
+    if (is_last) Target<NV>(*this, a_index, b_index).write(sums);
   }
 
-  // f(element of a tile, element of `out`) for all of a tile: the tile is [columns of b, columns of
-  // a], `out` the other way round.
-  template <int NV, class F>
-  void turn(int64_t a_index, int64_t b_index, Acc* tile, F f) const {
-    const int index = args.count > 1 && b_index >= parts[1].first ? 1 : 0;
-    const int64_t K = args.parts[index].K, k = (b_index - parts[index].first) * kTileRows;
-    const int64_t m = first_vector(a_index) * L;
-    const int64_t height = K - k < kTileRows ? K - k : kTileRows;
-    const int64_t columns = args.M - m < NV * L ? args.M - m : NV * L;
-    T* out = static_cast<T*>(args.parts[index].out) + m * K + k;
-    for (int64_t j = 0; j < columns; ++j) {
-      for (int64_t i = 0; i < height; ++i) f(tile[i * NV * L + j], out[j * K + i]);
+  // The part of `out` that is a tile's: the tile is [columns of b, columns of a], `out` the other
+  // way round.
+  template <int NV>
+  struct Target {
+    T* out;
+    int64_t K, height, columns;
+
+    Target(const WeightGradient& all, int64_t a_index, int64_t b_index) {
+      const int index = all.args.count > 1 && b_index >= all.parts[1].first ? 1 : 0;
+      const WeightGradientPart& part = all.args.parts[index];
+      const int64_t k = (b_index - all.parts[index].first) * kTileRows;
+      const int64_t m = all.first_vector(a_index) * L;
+      K = part.K;
+      height = K - k < kTileRows ? K - k : kTileRows;
+      columns = all.args.M - m < NV * L ? all.args.M - m : NV * L;
+      out = static_cast<T*>(part.out) + m * K + k;
     }
-  }
+
+    // f(element of the tile, element of `out`).
+    template <class F>
+    void each(Acc* tile, F f) const {
+      for (int64_t j = 0; j < columns; ++j) {
+        for (int64_t i = 0; i < height; ++i) f(tile[i * NV * L + j], out[j * K + i]);
+      }
+    }
+
+    void write(Acc* tile) const {
+      if constexpr (!kConvert) {
+        if (height == kTileRows && columns == NV * L) return write_whole(tile);
+      }
+      each(tile, [](Acc& kept, T& to) { store1(&to, kept); });
+    }
+
+    void write_whole(const Acc* tile) const {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+#pragma GCC unroll 4
+        for (int first = 0; first < kTileRows; first += L) {
+          V square[L];
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) {
+            square[i] = first + i < kTileRows ? load(tile + ((first + i) * NV + j) * L) : V{};
+          }
+          transpose(square);
+          const int some = kTileRows - first < L ? kTileRows - first : L;
+#pragma GCC unroll 16
+          for (int i = 0; i < L; ++i) {
+            __builtin_memcpy(out + (j * L + i) * K + first, &square[i], some * sizeof(Acc));
+          }
+        }
+      }
+    }
+  };
 };
 
 }  // namespace
