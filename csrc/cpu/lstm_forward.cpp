@@ -155,19 +155,31 @@ struct Forward {
 
   // x: W_ih x_t of these rows; null: they are looked up.
   void gates(int64_t s, int64_t block, int64_t p0, int64_t rows, const Acc* x) const {
+    alignas(64) Acc a[kProductSize<Acc>];
+    product(w, block, h_before(s) + p0 * h_row, h_row, rows, a, 4 * w.width_of(block) * L);
+    if (w.units_of(block) % L == 0) {
+      cells_of<true>(s, block, p0, rows, x, a);
+    } else {
+      cells_of<false>(s, block, p0, rows, x, a);
+    }
+  }
+
+  // a: w_hh h of the four gates. kWhole: all vectors of the block are whole, which takes most
+  // branches out of the loop.
+  template <bool kWhole>
+  __attribute__((noinline)) void cells_of(int64_t s, int64_t block, int64_t p0, int64_t rows,
+                                          const Acc* x, const Acc* a) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block), H = r.H;
     const int64_t panel = w.width_of(block) * L;
     const SequenceStrides saved = {r.B * 4 * H, 4 * H};
     const T* bias = static_cast<const T*>(r.b_hh);
-    alignas(64) Acc a[kProductSize<Acc>];
-    product(w, block, h_before(s) + p0 * h_row, h_row, rows, a, 4 * panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i, t = time_of(r, teams.steps[p], s), b = teams.order[p];
       const bool is_last = s + 1 == teams.steps[p];
       T* y_t = args.gates ? static_cast<T*>(args.gates) + token_offset(r, saved, t, b) : nullptr;
       const T* found = x ? nullptr : looked_up(t, b);
       for (int64_t v = 0; v < units; v += L) {
-        const int64_t u = first + v, count = units - v < L ? units - v : L;
+        const int64_t u = first + v, count = kWhole || units - v >= L ? L : units - v;
         const Acc* a_v = a + i * 4 * panel + v;
         const auto input = [&](int64_t gate) __attribute__((always_inline)) {
           const V sum =
