@@ -13,7 +13,7 @@ constexpr int64_t kGradientColumns = 64;
 struct EmbeddingGradientArgs {
   DType dtype;
   int64_t N, W, V;
-  const void* a;         // T [N, W], its rows a_stride apart
+  const void* a;  // T [N, W], its rows a_stride apart
   int64_t a_stride;
   const int64_t* order;  // [N] rows of a, those of one id beside each other, ids rising
   const int64_t* first;  // [V + 1] where in `order` those of an id begin

@@ -123,9 +123,10 @@ struct InputProduct {
   PackedMatrix<Acc> gate_of(const Steps& steps, int64_t block, int gate) const {
     PackedMatrix<Acc> one = w;
     one.G = 1;
-    Acc* panel = steps.panel ? steps.panel
-                             : w.data + (w.first_unit(block) * w.G +
-                                         gate * w.width_of(block) * kLanes<Acc>)*w.K;
+    Acc* panel =
+        steps.panel
+            ? steps.panel
+            : w.data + (w.first_unit(block) * w.G + gate * w.width_of(block) * kLanes<Acc>)*w.K;
     one.data = panel - w.first_unit(block) * w.K;
     return one;
   }

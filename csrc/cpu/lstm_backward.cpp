@@ -110,7 +110,8 @@ struct Backward {
       copy_row<T>(dc + p * c_row, args.dc_n, b, H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         const int64_t n = t * r.B + b;
-        if (!r.first_token) __builtin_memset(at(args.dgates, n, args.dgates_row), 0, 4 * H * sizeof(T));
+        if (!r.first_token)
+          __builtin_memset(at(args.dgates, n, args.dgates_row), 0, 4 * H * sizeof(T));
         if (args.dh_total) __builtin_memset(at(args.dh_total, n, r.P), 0, r.P * sizeof(T));
         if (args.m) __builtin_memset(at(args.m, n, H), 0, H * sizeof(T));
       }
@@ -136,7 +137,6 @@ struct Backward {
       __builtin_memset(at(to, b, n), 0, n * sizeof(T));
     }
   }
-
 
   void gradient_of_h(int64_t s, int64_t block, int64_t p0, int64_t rows, int64_t after) const {
     const int64_t first = w.first_unit(block), units = w.units_of(block);

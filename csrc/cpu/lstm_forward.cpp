@@ -119,9 +119,7 @@ struct Forward {
         [&](int64_t member) { place(member); });
   }
 
-  void pack_recurrent(int64_t block) const {
-    w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P);
-  }
+  void pack_recurrent(int64_t block) const { w.pack(block, static_cast<const T*>(r.w_hh), 1, r.P); }
 
   // A member's share of the rows: their states, and zeros where there is only padding.
   void place(int64_t member) const {

@@ -34,8 +34,8 @@ SEQKERN_INLINE int64_t padded(int64_t n) {
   return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc> + 64 / static_cast<int64_t>(sizeof(Acc));
 }
 
-// Whether rows that far apart spread over the sets of the caches, so that a tile can read them where
-// they are.
+// Whether rows that far apart spread over the sets of the caches, so that a tile can read them
+// where they are.
 template <class T>
 SEQKERN_INLINE bool spread_over_cache(int64_t row) {
   return row * static_cast<int64_t>(sizeof(T)) % 1024 != 0;

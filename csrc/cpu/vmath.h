@@ -90,8 +90,8 @@ SEQKERN_INLINE Acc log1(Acc x) {
   }
 }
 
-// e^x - 1 for x <= 0, with full relative accuracy: 2^n e^r - 1 as 2^n (e^r - 1) + (2^n - 1), of which
-// the second part is exact, and 0 where e^x is near 1.
+// e^x - 1 for x <= 0, with full relative accuracy: 2^n e^r - 1 as 2^n (e^r - 1) + (2^n - 1), of
+// which the second part is exact, and 0 where e^x is near 1.
 template <class Acc>
 SEQKERN_INLINE Vec<Acc> expm1_nonpositive(Vec<Acc> x) {
   using C = ExpTraits<Acc>;

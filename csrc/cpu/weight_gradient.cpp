@@ -35,8 +35,8 @@ struct WeightGradient {
   Arena arena;
   int64_t depth;
   Part parts[2];
-  int64_t b_panels, b_stride;   // of all parts; elements of a panel
-  int64_t vectors, a_panels;    // of the columns of a, up to kTileVectors in a panel
+  int64_t b_panels, b_stride;  // of all parts; elements of a panel
+  int64_t vectors, a_panels;   // of the columns of a, up to kTileVectors in a panel
   bool a_in_place;
   int64_t items, pieces;  // of the tiles; in which the rows of a and b are packed
   Counter* counters;

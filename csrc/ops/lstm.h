@@ -51,10 +51,10 @@ struct LstmBackwardArgs {
   const void* c;      // T [T, B, H] contiguous, of forward
   const void* dh;     // T [T, B, P] gradient of all h; null for none
   SequenceStrides dh_strides;
-  const void* dc;    // T [T, B, H] contiguous, gradient of all c; null for none
-  const void* dh_n;  // T [B, P] contiguous; null for none
-  const void* dc_n;  // T [B, H] contiguous; null for none
-  void* dgates;      // T [T, B, 4 H], rows one after the other; zero at times t >= L_b
+  const void* dc;      // T [T, B, H] contiguous, gradient of all c; null for none
+  const void* dh_n;    // T [B, P] contiguous; null for none
+  const void* dc_n;    // T [B, H] contiguous; null for none
+  void* dgates;        // T [T, B, 4 H], rows one after the other; zero at times t >= L_b
   int64_t dgates_row;  // elements from a row of dgates to the next; 4 H but on the CPU
   void* dgates_0;  // T [B, 4 H] contiguous, dgates of each row's step 0, zero where L_b = 0; null:
                    // not wanted

@@ -8,6 +8,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
+
 #include "torch/check.h"
 
 #if defined(SEQKERN_BACKEND_CPU)
@@ -18,6 +20,15 @@
 #include "torch/backend_emulator.h"
 #else
 #error "the torch layer is compiled with SEQKERN_BACKEND_{CPU,CUDA,EMULATOR} (CMakeLists.txt)"
+#endif
+
+#if defined(SEQKERN_BACKEND_CPU)
+// Of torch's C shim from 2.11 on; null with an older torch.
+extern "C" __attribute__((weak, visibility("default"))) AOTITorchError torch_from_blob(
+    void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides, int64_t storage_offset,
+    int32_t dtype, int32_t device_type, int32_t device_index, AtenTensorHandle* result,
+    int32_t layout, const uint8_t* opaque_metadata, int64_t opaque_metadata_size,
+    void (*deleter)(void* data, void* context), void* context);
 #endif
 
 namespace seqkern {
@@ -69,6 +80,37 @@ class Scratch {
   std::optional<Tensor> memory_;
 #endif
 };
+
+// A fresh contiguous tensor [d0, d1, d2] that backward will read.
+inline Tensor empty_activations(const Tensor& like, int64_t d0, int64_t d1, int64_t d2) {
+  const int64_t sizes[] = {d0, d1, d2};
+  const ScalarType type = like.scalar_type();
+#if defined(SEQKERN_BACKEND_CPU)
+  // What malloc never keeps, however often it is asked.
+  constexpr int64_t kNeverKept = int64_t{32} << 20;
+  const int64_t bytes = d0 * d1 * d2 * like.element_size();
+  const bool keeps = bytes >= kNeverKept && bytes <= static_cast<int64_t>(KeptActivations::kMost);
+  if (keeps && torch_from_blob) {
+    using torch::stable::detail::from;
+    using torch::stable::detail::to;
+    auto memory = std::make_unique<KeptMemory<KeptActivations>>(bytes);
+    const int64_t strides[] = {d1 * d2, d2, 1};
+    const auto device = like.device();
+    AtenTensorHandle handle = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+        memory->data(), 3, sizes, strides, 0, to<int32_t>(from(type)),
+        to<int32_t>(from(device.type())), device.index(), &handle,
+        to<int32_t>(from(torch::headeronly::Layout::Strided)), nullptr, 0,
+        [](void*, void* context) { delete static_cast<KeptMemory<KeptActivations>*>(context); },
+        memory.get()));
+    memory.release();
+    return Tensor(handle);
+  }
+#endif
+  const Tensor t = empty_on(like, Sizes(sizes, 3), type);
+  Backend::before_first_write(t);
+  return t;
+}
 
 // A tensor [d0, d1, d2] in scratch, `row` elements from a row of d2 to the next.
 class ScratchTensor {

@@ -10,7 +10,7 @@
 #include "cpu/linear_step_plan.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
-#include "torch/scratch_cpu.h"
+#include "torch/kept_memory.h"
 
 namespace seqkern {
 

@@ -62,8 +62,10 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   };
   // What is made of gates_x takes its place: a buffer fewer to fetch and to write. Without padding
   // the tokens fill the first rows of it, and are not where an RNN's output is.
-  const Tensor gates_x = fresh({r.T, r.B, gates_of(cell) * r.H});
   const bool in_place = cell != HiddenCell::kGru && !in.tokens;
+  const int64_t gates_width = gates_of(cell) * r.H;
+  const Tensor gates_x =
+      in_place ? fresh({r.T, r.B, gates_width}) : empty_activations(like, r.T, r.B, gates_width);
   const Tensor output = in_place ? gates_x : fresh({r.T, r.B, r.H});
   in.product_into(narrow(rows_2d(gates_x), 0, 0, in.count()));
   Result result{.output = output,

@@ -67,8 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   // write. Without padding they fill the first rows of it, and the rest is never touched.
   const bool whole = Backend::kInputProductFirst;
   const Tensor gates =
-      whole || save_gates ? empty_on(like, Sizes({r.T, r.B, 4 * r.H}), type) : nothing(like);
-  Backend::before_first_write(gates);
+      whole || save_gates ? empty_activations(like, r.T, r.B, 4 * r.H) : nothing(like);
   if (whole) in.product_into(rows_2d(gates));
   const int64_t h_size[] = {r.T, r.B, r.P}, c_size[] = {r.T, r.B, r.H};
   const Tensor output = empty_on(like, Sizes(h_size, 3), type);
