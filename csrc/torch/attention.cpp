@@ -191,17 +191,6 @@ Tensor empty_heads(const Tensor& like) {
   return empty_strided_on(like, Sizes(sizes, 4), strides, like.scalar_type());
 }
 
-// Memory for the kernels' own use, as much as the backend asks for.
-template <class Args>
-std::optional<Tensor> workspace_for(Args& args, const Tensor& like) {
-  const int64_t bytes[] = {Backend::workspace_bytes(args)};
-  if (bytes[0] == 0) return std::nullopt;
-  Tensor workspace = empty_on(like, Sizes(bytes, 1), ScalarType::Byte);
-  Backend::before_first_write(workspace);
-  args.workspace = workspace.mutable_data_ptr();
-  return workspace;
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -221,7 +210,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                               .out_strides = head_strides(out),
                               .lse = lse.mutable_data_ptr(),
                               .workspace = nullptr};
-    const std::optional<Tensor> workspace = workspace_for(args, q);
+    const Scratch scratch(q, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     Backend::run(args);
   }
   return {out, lse};
@@ -270,7 +260,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(
                                .dk_strides = head_strides(dk),
                                .dv_strides = head_strides(dv),
                                .workspace = nullptr};
-    const std::optional<Tensor> workspace = workspace_for(args, q);
+    const Scratch scratch(q, Backend::workspace_bytes(args));
+    args.workspace = scratch.data();
     Backend::run(args);
   }
   return {dq, dk, dv};

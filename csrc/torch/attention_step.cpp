@@ -127,9 +127,8 @@ Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
                          .out_strides = strides_of(out),
                          .workspace = nullptr,
                          .counters = nullptr};
-  const int64_t bytes[] = {Backend::workspace_bytes(args)};
-  const Tensor workspace = empty_on(q, Sizes(bytes, 1), ScalarType::Byte);
-  args.workspace = workspace.mutable_data_ptr();
+  const Scratch scratch(q, Backend::workspace_bytes(args));
+  args.workspace = scratch.data();
   Tensor zeros = q;
   if constexpr (!Backend::kHostReadable) {
     if (counters) {

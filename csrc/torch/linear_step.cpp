@@ -91,12 +91,8 @@ Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Te
                       .residual_rows = residual ? rows_of(beside, kOp, "residual") : Rows{},
                       .y = y.mutable_data_ptr(),
                       .workspace = nullptr};
-  const int64_t bytes[] = {Backend::workspace_bytes(args)};
-  std::optional<Tensor> workspace;
-  if (bytes[0] > 0) {
-    workspace = empty_on(x, Sizes(bytes, 1), ScalarType::Byte);
-    args.workspace = workspace->mutable_data_ptr();
-  }
+  const Scratch scratch(x, Backend::workspace_bytes(args));
+  args.workspace = scratch.data();
   Backend::run(args);
   return y;
 }
