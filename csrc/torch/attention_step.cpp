@@ -3,6 +3,7 @@
 
 #include "torch/backend.h"
 #include "torch/ops.h"
+#include "torch/scratch.h"
 
 namespace seqkern {
 namespace {

@@ -129,6 +129,4 @@ class KeptMemory {
   Mapping own_;
 };
 
-using CpuScratch = KeptMemory<KeptScratch>;
-
 }  // namespace seqkern

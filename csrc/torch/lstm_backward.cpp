@@ -81,7 +81,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const int64_t line = 64 / static_cast<int64_t>(like.element_size());
   const int64_t dgates_row = 4 * H + (Backend::kRowsApart ? line : 0);
   const ScratchTensor dgates_memory(like, most_steps, B, 4 * H, dgates_row);
-  const Tensor& dgates = dgates_memory.tensor;
+  const Tensor& dgates = dgates_memory.tensor();
   const Tensor dgates_0 = fresh(first_elsewhere, {B, 4 * H});
   const Tensor dh0 = fresh(needs & kH0, {B, P});
   const Tensor dc0 = fresh(needs & kC0, {B, H});

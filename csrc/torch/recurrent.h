@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "ops/recurrent.h"
-#include "torch/backend.h"
+#include "torch/scratch.h"
 
 namespace seqkern {
 
