@@ -25,13 +25,16 @@ struct Dense {
   Acc* rows;  // [members, chunk_rows, a_row]
 
   Dense(const DenseArgs& args, int64_t members, char* base)
-      : args(args), members(members), arena{base}, b(args.K, args.M, 1, kMostRows, 1) {
+      : args(args),
+        members(members),
+        arena{base},
+        b(args.K, args.M, 1, kMostRows, 1, tile_parts<T>(args.N, args.K)) {
     const int64_t share = (args.N / members + kRowBlock - 1) / kRowBlock * kRowBlock;
     chunk_rows = share < kRowBlock ? kRowBlock : share > kMostRows ? kMostRows : share;
-    a_row = padded<Acc>(args.K);
+    a_row = b.left_row();
     counters = arena.take<Counter>(counter_count());
     b.data = arena.take<Acc>(b.size());
-    in_place = !kConvert && spread_over_cache<T>(args.a_stride);
+    in_place = !kConvert && !b.parts && spread_over_cache<T>(args.a_stride);
     rows = in_place ? nullptr : arena.take<Acc>(members * chunk_rows * a_row);
   }
 
@@ -59,11 +62,7 @@ struct Dense {
     if constexpr (!kConvert) {
       if (in_place) return {from, args.a_stride};
     }
-    for (int64_t i = 0; i < count; ++i, from += args.a_stride) {
-      for (int64_t k = 0; k < args.K; k += L) {
-        store(copy + i * a_row + k, load_part<Acc>(from + k, args.K - k < L ? args.K - k : L));
-      }
-    }
+    for (int64_t i = 0; i < count; ++i) b.put_row(copy + i * a_row, from + i * args.a_stride);
     return {copy, a_row};
   }
 
@@ -111,6 +110,7 @@ void dense_prepare(const DenseArgs& args, int64_t members) {
 }
 void dense(const DenseArgs& args, int64_t members, int64_t member) {
   dispatch_dtype(args.dtype, [&](auto tag) {
+    const ProductSession session;
     Dense<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
         .run(member);
   });

@@ -32,9 +32,10 @@ struct Backward {
       : args(args),
         r(args.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, arena),
-        w(G * r.H, r.H, 1, teams.most_rows(), teams.per_chain),
-        d_row(padded<Acc>(G * r.H)),
+        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, tile_parts<T>(r.B, G * r.H),
+              arena),
+        w(G * r.H, r.H, 1, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, G * r.H)),
+        d_row(w.left_row()),
         h_row(padded<Acc>(r.H)) {
     w.template read_in_place<T>(r.w_hh, teams.most_rows());
     counters = arena.take<Counter>(counter_count());
@@ -99,6 +100,7 @@ struct Backward {
     const int64_t end = r.B * (member + 1) / teams.members;
     for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
+      for (int64_t step = 0; step < 2; ++step) w.clear(d_of(step) + p * d_row);
       for (int64_t t = teams.steps[p]; t < r.T && !r.first_token; ++t) {
         const int64_t n = t * r.B + b;
         __builtin_memset(at(args.dgates, n, G * H), 0, G * H * sizeof(T));
@@ -106,12 +108,7 @@ struct Backward {
       }
       if (teams.steps[p] > 0) continue;
       if (args.du_0) __builtin_memset(at(args.du_0, b, G * H), 0, G * H * sizeof(T));
-      if (!args.dh0) continue;
-      if (args.dh_n) {
-        __builtin_memcpy(at(args.dh0, b, H), at(args.dh_n, b, H), H * sizeof(T));
-      } else {
-        __builtin_memset(at(args.dh0, b, H), 0, H * sizeof(T));
-      }
+      if (args.dh0) hand_through<T>(args.dh0, args.dh_n, b, H);
     }
   }
 
@@ -166,9 +163,9 @@ struct Backward {
     const int64_t H = r.H;
     T* d_t = static_cast<T*>(args.dgates) + token_offset(r, gate_strides(), t, b) + u;
     T* d_0 = s == 0 && args.du_0 ? at(args.du_0, b, G * H) + u : nullptr;
-    Acc* kept = d_of(s) + p * d_row + u;
+    Acc* kept = d_of(s) + p * d_row;
     const auto keep = [&](int gate, V du) __attribute__((always_inline)) {
-      store_part<Acc>(kept + gate * H, rounded<T, Acc>(du), count);
+      w.put(kept, gate * H + u, rounded<T, Acc>(du), count);
       if (d_0) store_part<Acc>(d_0 + gate * H, du, count);
     };
     if constexpr (kGru) {
@@ -220,6 +217,7 @@ void hidden_backward_prepare(const HiddenBackwardArgs& args, int64_t members) {
   walk(args, members, args.workspace, [](const auto& w) { w.prepare(); });
 }
 void hidden_backward(const HiddenBackwardArgs& args, int64_t members, int64_t member) {
+  const ProductSession session;
   walk(args, members, args.workspace, [&](const auto& w) { w.run(member); });
 }
 

@@ -28,9 +28,10 @@ struct Forward {
       : args(args),
         r(args.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, arena),
-        w(r.H, r.H, G, teams.most_rows(), teams.per_chain),
-        h_row(padded<Acc>(r.H)) {
+        teams(r, members, (r.H + L - 1) / L, G * r.H * r.H * kAccBytes, tile_parts<T>(r.B, r.H),
+              arena),
+        w(r.H, r.H, G, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, r.H)),
+        h_row(w.left_row()) {
     counters = arena.take<Counter>(counter_count());
     w.data = arena.take<Acc>(w.size());
     h = arena.take<Acc>(2 * r.B * h_row);
@@ -75,12 +76,17 @@ struct Forward {
     const int64_t end = r.B * (member + 1) / teams.members;
     for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
-      copy_row<T>(h + p * h_row, r.h0, b, r.H);
+      for (int64_t step = 0; step < 2; ++step) w.clear(h + (step * r.B + p) * h_row);
+      for (int64_t u = 0; u < r.H; u += L) {
+        const int64_t count = r.H - u < L ? r.H - u : L;
+        const V h_u = r.h0 ? load_part<Acc>(static_cast<const T*>(r.h0) + b * r.H + u, count) : V{};
+        w.put(h + p * h_row, u, h_u, count);
+      }
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         __builtin_memset(row(args.h, t * r.B + b), 0, r.H * sizeof(T));
       }
       if (teams.steps[p] > 0) continue;
-      for (int64_t u = 0; u < r.H; ++u) store1(row(args.h_n, b) + u, h[p * h_row + u]);
+      hand_through<T>(args.h_n, r.h0, b, r.H);
     }
   }
 
@@ -131,12 +137,12 @@ struct Forward {
             store_part<Acc>(y_t + 2 * H + u, y.n, count);
             store_part<Acc>(u_t + u, y.u_n, count);
           }
-          next = next_h<Acc>(y, load(h_before + i * h_row + u));
+          next = next_h<Acc>(y, w.get(h_before + i * h_row, u));
         } else {
           next = rnn_activate<Acc>(args.cell == HiddenCell::kRelu, input(0) + recurrent(0));
         }
         store_part<Acc>(h_t + u, next, count);
-        store(h_after + i * h_row + u, rounded<T, Acc>(next));
+        w.put(h_after + i * h_row, u, rounded<T, Acc>(next), count);
         if (h_n) store_part<Acc>(h_n + u, next, count);
       }
     }
@@ -163,6 +169,7 @@ void hidden_forward_prepare(const HiddenForwardArgs& args, int64_t members) {
   walk(args, members, args.workspace, [](const auto& w) { w.prepare(); });
 }
 void hidden_forward(const HiddenForwardArgs& args, int64_t members, int64_t member) {
+  const ProductSession session;
   walk(args, members, args.workspace, [&](const auto& w) { w.run(member); });
 }
 

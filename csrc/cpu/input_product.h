@@ -42,10 +42,11 @@ struct InputProduct {
         teams(teams),
         x(static_cast<const T*>(x)),
         w(w_hh),
-        w_ih(static_cast<const T*>(w_ih)),
-        x_row(padded<Acc>(I)) {
+        w_ih(static_cast<const T*>(w_ih)) {
     w.K = I;
     w.together = false;  // however few the rows of a step, there are many of x
+    w.parts = tile_parts<T>(r.T * r.B, I);
+    x_row = w.left_row();
     ahead = kRows / teams.most_rows();
     ahead = ahead < 1 ? 1 : ahead > r.T ? r.T : ahead;
   }
@@ -117,17 +118,16 @@ struct InputProduct {
   }
 
  private:
-  int64_t panel_size() const { return w.width * kLanes<Acc> * w.K; }
+  int64_t panel_size() const { return w.width * w.vector_size(); }
 
   // One gate as a matrix of its own, its panel of `block` where it will be read.
   PackedMatrix<Acc> gate_of(const Steps& steps, int64_t block, int gate) const {
     PackedMatrix<Acc> one = w;
     one.G = 1;
-    Acc* panel =
-        steps.panel
-            ? steps.panel
-            : w.data + (w.first_unit(block) * w.G + gate * w.width_of(block) * kLanes<Acc>)*w.K;
-    one.data = panel - w.first_unit(block) * w.K;
+    Acc* panel = steps.panel ? steps.panel
+                             : w.data + (w.first_vector(block) * w.G + gate * w.width_of(block)) *
+                                            w.vector_size();
+    one.data = panel - w.first_vector(block) * w.vector_size();
     return one;
   }
 
@@ -142,17 +142,13 @@ struct InputProduct {
 
   // Converted, and with rows that do not all begin in the same set of the cache.
   void copy(Steps& steps, ChainRows chain) const {
-    constexpr int L = kLanes<Acc>;
     if (steps.copied == steps.first) return;
     steps.copied = steps.first;
     Acc* to = steps.rows;
     for (int64_t i = 0; i < ahead; ++i) {
       for (int64_t n = 0; n < steps.begins[i + 1] - steps.begins[i]; ++n, to += x_row) {
         const int64_t p = chain.begin + n, t = time_of(r, teams.steps[p], steps.first + i);
-        const T* from = x + (t * r.B + teams.order[p]) * w.K;
-        for (int64_t k = 0; k < w.K; k += L) {
-          store(to + k, load_part<Acc>(from + k, w.K - k < L ? w.K - k : L));
-        }
+        w.put_row(to, x + (t * r.B + teams.order[p]) * w.K);
       }
     }
   }

@@ -3,12 +3,38 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(SEQKERN_HAS_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace seqkern::cpu {
+namespace {
+
+// A matrix unit for bf16, which Linux lends to processes that ask: its registers are 8 KB more for
+// each thread to save.
+bool has_matrix_unit() {
+#if defined(SEQKERN_HAS_AMX)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // CPUID 7, EDX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kBf16) == 0 || (d & kTiles) == 0) return false;
+  constexpr long kAskForState = 0x1023, kTileState = 18;  // arch_prctl(2)
+  return ::syscall(SYS_arch_prctl, kAskForState, kTileState) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   switch (isa) {
+    case Isa::kAmx:
+      return supported(Isa::kAvx512) && has_matrix_unit();
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -38,7 +64,7 @@ Isa choose() {
     }
     if (supported(isa)) return isa;
   }
-  throw std::invalid_argument("SEQKERN_FORCE_ISA must be baseline, avx2 or avx512, got '" +
+  throw std::invalid_argument("SEQKERN_FORCE_ISA must be baseline, avx2, avx512 or amx, got '" +
                               std::string(forced) + "'");
 }
 
@@ -46,6 +72,8 @@ Isa choose() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

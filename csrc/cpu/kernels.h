@@ -76,4 +76,7 @@ namespace avx512 {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512
+namespace amx {
+SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
+}  // namespace amx
 }  // namespace seqkern::cpu

@@ -34,11 +34,12 @@ struct Backward {
       : args(args),
         r(args.in.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, arena),
-        w(4 * r.H, r.P, 1, teams.most_rows(), teams.per_chain),
-        w_hr(r.P, r.H, 1, teams.most_rows(), teams.per_chain),
-        d_row(padded<Acc>(4 * r.H)),
-        h_row(padded<Acc>(r.P)),
+        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, tile_parts<T>(r.B, 4 * r.H),
+              arena),
+        w(4 * r.H, r.P, 1, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, 4 * r.H)),
+        w_hr(r.P, r.H, 1, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, r.P)),
+        d_row(w.left_row()),
+        h_row(w_hr.left_row()),
         c_row(padded<Acc>(r.H)) {
     if (!args.in.w_hr) w_hr.blocks = 0;
     w.template read_in_place<T>(r.w_hh, teams.most_rows());
@@ -108,6 +109,8 @@ struct Backward {
     for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p], H = r.H;
       copy_row<T>(dc + p * c_row, args.dc_n, b, H);
+      for (int64_t step = 0; step < 2; ++step) w.clear(d_of(step) + p * d_row);
+      if (dh) w_hr.clear(dh + p * h_row);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         const int64_t n = t * r.B + b;
         if (!r.first_token)
@@ -117,8 +120,8 @@ struct Backward {
       }
       if (teams.steps[p] > 0) continue;
       if (args.dgates_0) __builtin_memset(at(args.dgates_0, b, 4 * H), 0, 4 * H * sizeof(T));
-      copy_back(args.dh0, args.dh_n, b, r.P);
-      copy_back(args.dc0, args.dc_n, b, H);
+      if (args.dh0) hand_through<T>(args.dh0, args.dh_n, b, r.P);
+      if (args.dc0) hand_through<T>(args.dc0, args.dc_n, b, H);
     }
   }
 
@@ -127,15 +130,6 @@ struct Backward {
   }
   SEQKERN_INLINE const T* at(const void* rows, int64_t n, int64_t width) {
     return static_cast<const T*>(rows) + n * width;
-  }
-  // Rows without steps hand the gradient of the last state to the first.
-  SEQKERN_INLINE void copy_back(void* to, const void* from, int64_t b, int64_t n) {
-    if (!to) return;
-    if (from) {
-      __builtin_memcpy(at(to, b, n), at(from, b, n), n * sizeof(T));
-    } else {
-      __builtin_memset(at(to, b, n), 0, n * sizeof(T));
-    }
   }
 
   void gradient_of_h(int64_t s, int64_t block, int64_t p0, int64_t rows, int64_t after) const {
@@ -162,7 +156,7 @@ struct Backward {
         if (dh_t) g += load_part<Acc>(dh_t + u, count);
         if (dh) {
           store_part<Acc>(at(args.dh_total, t * r.B + b, r.P) + u, g, count);
-          store(dh + p * h_row + u, rounded<T, Acc>(g));
+          w_hr.put(dh + p * h_row, u, rounded<T, Acc>(g), count);
         } else {
           cell(row, u, count, g);
         }
@@ -256,7 +250,7 @@ struct Backward {
 #pragma GCC unroll 4
     for (int gate = 0; gate < 4; ++gate) {
       store_part<Acc>(row.dgates + gate * H + u, all[gate], count);
-      store_part<Acc>(row.kept + gate * H + u, rounded<T, Acc>(all[gate]), count);
+      w.put(row.kept, gate * H + u, rounded<T, Acc>(all[gate]), count);
       if (row.dgates_0) store_part<Acc>(row.dgates_0 + gate * H + u, all[gate], count);
     }
   }
@@ -277,6 +271,7 @@ void lstm_backward_prepare(const LstmBackwardArgs& args, int64_t members) {
 }
 void lstm_backward(const LstmBackwardArgs& args, int64_t members, int64_t member) {
   dispatch_dtype(args.in.r.dtype, [&](auto tag) {
+    const ProductSession session;
     Backward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
         .run(member);
   });

@@ -22,24 +22,26 @@ struct Forward {
   Teams teams;
   PackedMatrix<Acc> w;  // [P, H] per gate
   InputProduct<T> input;
-  PackedMatrix<Acc> w_hr;  // [H, P]; nothing without a projection
-  int64_t h_row, c_row;    // elements of a row of state
+  PackedMatrix<Acc> w_hr;       // [H, P]; nothing without a projection
+  int64_t h_row, c_row, m_row;  // elements of a row of state
   Counter* counters;
   int64_t counters_of_chain;
   Acc* h;  // [2, B, h_row] in order, h before and after a step in turn
   Acc* c;  // [B, c_row]
-  Acc* m;  // [B, c_row] with a projection
+  Acc* m;  // [B, m_row] with a projection
 
   Forward(const LstmForwardArgs& args, int64_t members, char* base)
       : args(args),
         r(args.in.r),
         arena{base},
-        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, arena),
-        w(r.P, r.H, 4, teams.most_rows(), teams.per_chain),
+        teams(r, members, (r.H + L - 1) / L, 4 * r.H * r.P * kAccBytes, tile_parts<T>(r.B, r.P),
+              arena),
+        w(r.P, r.H, 4, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, r.P)),
         input(r, teams, args.x, args.w_ih, args.I, w),
-        w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain),
-        h_row(padded<Acc>(r.P)),
-        c_row(padded<Acc>(r.H)) {
+        w_hr(r.H, r.P, 1, teams.most_rows(), teams.per_chain, tile_parts<T>(r.B, r.H)),
+        h_row(w.left_row()),
+        c_row(padded<Acc>(r.H)),
+        m_row(w_hr.left_row()) {
     if (!args.in.w_hr) w_hr.blocks = 0;
     counters_of_chain = 1 + w.blocks + w_hr.blocks;
     counters = arena.take<Counter>(counter_count());
@@ -47,7 +49,7 @@ struct Forward {
     if (!args.ids) input.take(arena);
     h = arena.take<Acc>(2 * r.B * h_row);
     c = arena.take<Acc>(r.B * c_row);
-    m = args.in.w_hr ? arena.take<Acc>(r.B * c_row) : nullptr;
+    m = args.in.w_hr ? arena.take<Acc>(r.B * m_row) : nullptr;
     if (args.in.w_hr) w_hr.data = arena.take<Acc>(w_hr.size());
   }
 
@@ -126,15 +128,24 @@ struct Forward {
     const int64_t end = r.B * (member + 1) / teams.members;
     for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
-      copy_row<T>(h + p * h_row, r.h0, b, r.P);
+      for (int64_t step = 0; step < 2; ++step) w.clear(h_after(step) + p * h_row);
+      if (m) w_hr.clear(m + p * m_row);
+      place_h(p, b);
       copy_row<T>(c + p * c_row, args.in.c0, b, r.H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         __builtin_memset(output(t, b), 0, r.P * sizeof(T));
         if (args.c) __builtin_memset(cells(t, b), 0, r.H * sizeof(T));
       }
       if (teams.steps[p] > 0) continue;
-      for (int64_t u = 0; u < r.P; ++u) store1(last(args.h_n, b, r.P) + u, h[p * h_row + u]);
-      for (int64_t u = 0; u < r.H; ++u) store1(last(args.c_n, b, r.H) + u, c[p * c_row + u]);
+      hand_through<T>(args.h_n, r.h0, b, r.P);
+      hand_through<T>(args.c_n, args.in.c0, b, r.H);
+    }
+  }
+  void place_h(int64_t p, int64_t b) const {
+    for (int64_t u = 0; u < r.P; u += L) {
+      const int64_t count = r.P - u < L ? r.P - u : L;
+      const V h_u = r.h0 ? load_part<Acc>(static_cast<const T*>(r.h0) + b * r.P + u, count) : V{};
+      w.put(h + p * h_row, u, h_u, count);
     }
   }
 
@@ -198,7 +209,7 @@ struct Forward {
         if (args.c) store_part<Acc>(cells(t, b) + u, c_t, count);
         if (is_last) store_part<Acc>(last(args.c_n, b, H) + u, c_t, count);
         if (m) {
-          store(m + p * c_row + u, m_t);
+          w_hr.put(m + p * m_row, u, m_t, count);
         } else {
           store_h(s, p, t, b, u, count, m_t, is_last);
         }
@@ -210,7 +221,7 @@ struct Forward {
     const int64_t first = w_hr.first_unit(block), units = w_hr.units_of(block);
     const int64_t panel = w_hr.width_of(block) * L;
     alignas(64) Acc a[kProductSize<Acc>];
-    product(w_hr, block, m + p0 * c_row, c_row, rows, a, panel);
+    product(w_hr, block, m + p0 * m_row, m_row, rows, a, panel);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t p = p0 + i;
       for (int64_t v = 0; v < units; v += L) {
@@ -224,7 +235,7 @@ struct Forward {
   __attribute__((always_inline)) void store_h(int64_t s, int64_t p, int64_t t, int64_t b, int64_t u,
                                               int64_t count, V h_t, bool is_last) const {
     store_part<Acc>(output(t, b) + u, h_t, count);
-    store(h_after(s) + p * h_row + u, rounded<T, Acc>(h_t));
+    w.put(h_after(s) + p * h_row, u, rounded<T, Acc>(h_t), count);
     if (is_last) store_part<Acc>(last(args.h_n, b, r.P) + u, h_t, count);
   }
 };
@@ -244,6 +255,7 @@ void lstm_forward_prepare(const LstmForwardArgs& args, int64_t members) {
 }
 void lstm_forward(const LstmForwardArgs& args, int64_t members, int64_t member) {
   dispatch_dtype(args.in.r.dtype, [&](auto tag) {
+    const ProductSession session;
     Forward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
         .run(member);
   });

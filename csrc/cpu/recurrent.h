@@ -27,36 +27,11 @@ struct Arena {
   }
 };
 
-// Elements from one row of scratch to the next: whole vectors, and a cache line more, so that rows
-// of 4 KB do not all fall into the same sets of the cache.
-template <class Acc>
-SEQKERN_INLINE int64_t padded(int64_t n) {
-  return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc> + 64 / static_cast<int64_t>(sizeof(Acc));
-}
-
 // Whether rows that far apart spread over the sets of the caches, so that a tile can read them
 // where they are.
 template <class T>
 SEQKERN_INLINE bool spread_over_cache(int64_t row) {
   return row * static_cast<int64_t>(sizeof(T)) % 1024 != 0;
-}
-
-template <class Acc, class T>
-SEQKERN_INLINE Vec<Acc> load_part(const T* p, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]]
-    return load(p);
-  Vec<Acc> v = {};
-  for (int64_t i = 0; i < count; ++i) v[i] = load1(p + i);
-  return v;
-}
-
-template <class Acc, class T>
-SEQKERN_INLINE void store_part(T* p, Vec<Acc> v, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]] {
-    store(p, v);
-  } else {
-    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
-  }
 }
 
 // v as the next step reads it: rounded to T.
@@ -78,6 +53,17 @@ SEQKERN_INLINE void copy_row(Acc* to, const void* from, int64_t row, int64_t n) 
   }
 }
 
+// A row of T as it is, zeros for none: rows without steps hand their state through.
+template <class T>
+SEQKERN_INLINE void hand_through(void* to, const void* from, int64_t row, int64_t n) {
+  T* out = static_cast<T*>(to) + row * n;
+  if (from) {
+    __builtin_memcpy(out, static_cast<const T*>(from) + row * n, n * sizeof(T));
+  } else {
+    __builtin_memset(out, 0, n * sizeof(T));
+  }
+}
+
 // Rows [begin, end) of the order, worked by `members` threads.
 struct ChainRows {
   int64_t begin, end;
@@ -94,13 +80,14 @@ struct Teams {
   // Chains never wait for each other, but each reads all weights in each step. So a tile of rows is
   // enough for a chain while the weights stay in cache, two while they come from memory, before
   // the units stop being shared; units that fill fewer vectors than there are threads leave no
-  // choice.
+  // choice. `parts`: of products in the matrix unit, whose tiles are higher and whose weights,
+  // being read faster, should be in second-level cache.
   Teams(const RecurrentInputs& r, int64_t members, int64_t unit_vectors, int64_t weight_bytes,
-        Arena& arena)
+        int parts, Arena& arena)
       : B(r.B), members(members) {
-    constexpr int64_t kCacheBytes = 8 << 20;
-    constexpr int64_t kRowsOfTile = 8;
-    chains = B / (weight_bytes <= kCacheBytes ? kRowsOfTile : 2 * kRowsOfTile);
+    const int64_t cache_bytes = parts ? 512 << 10 : 8 << 20;
+    const int64_t rows_of_tile = parts ? kTileHeight : 8;
+    chains = B / (weight_bytes <= cache_bytes ? rows_of_tile : 2 * rows_of_tile);
     if (chains * unit_vectors < members) chains = (members + unit_vectors - 1) / unit_vectors;
     if (chains > members) chains = members;
     if (chains > B) chains = B;

@@ -35,9 +35,119 @@ void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b,
   }
 }
 
+#if defined(SEQKERN_TILES)
+
+// Rows of the tiles of A and C, as this thread's registers have them now; 0: not known.
+thread_local int64_t rows_of_tiles = 0;
+
+// Tiles 0 to 3 are C, 4 is A, 5 to 7 are B.
+void shape_tiles(int64_t rows) {
+  if (rows == rows_of_tiles) return;
+  TileShapes shapes = {};
+  shapes.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    shapes.row_bytes[i] = 64;
+    shapes.rows[i] = i <= 4 ? static_cast<uint8_t>(rows) : 16;
+  }
+  set_tile_shapes(shapes);
+  rows_of_tiles = rows;
+}
+
+template <int NV>
+SEQKERN_INLINE void zero_sums() {
+  zero_tile<0>();
+  if constexpr (NV > 1) zero_tile<1>();
+  if constexpr (NV > 2) zero_tile<2>();
+  if constexpr (NV > 3) zero_tile<3>();
+}
+template <int NV>
+SEQKERN_INLINE void store_sums(float* out, int64_t stride) {
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  store_tile<0>(out, bytes);
+  if constexpr (NV > 1) store_tile<1>(out + 16, bytes);
+  if constexpr (NV > 2) store_tile<2>(out + 32, bytes);
+  if constexpr (NV > 3) store_tile<3>(out + 48, bytes);
+}
+// Between two products that add to the same sum lie those of the others, which take about as long
+// as one of them waits for its result.
+template <int NV>
+SEQKERN_INLINE void add_products(const uint16_t* a, int64_t row_bytes, const uint16_t* b) {
+  load_tile<4>(a, row_bytes);
+  load_tile<5>(b, 64);
+  multiply_tiles<0, 4, 5>();
+  if constexpr (NV > 1) {
+    load_tile<6>(b + kTileNumbers, 64);
+    multiply_tiles<1, 4, 6>();
+  }
+  if constexpr (NV > 2) {
+    load_tile<7>(b + 2 * kTileNumbers, 64);
+    multiply_tiles<2, 4, 7>();
+  }
+  if constexpr (NV > 3) {
+    load_tile<5>(b + 3 * kTileNumbers, 64);
+    multiply_tiles<3, 4, 5>();
+  }
+}
+
+// out [rows, NV tiles]. The products of the first parts are summed apart from the small ones, each
+// of which would round the sum.
+template <int NV>
+void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t part_stride, int64_t rows,
+                    const uint16_t* b, int64_t depths, int parts, float* out, int64_t stride) {
+  const int64_t b_part = NV * kTileNumbers, b_depth = parts * b_part;
+  zero_sums<NV>();
+  for (int64_t d = 0; d < depths; ++d) {
+    add_products<NV>(a + d * kTileDepth, row_bytes, b + d * b_depth);
+  }
+  store_sums<NV>(out, stride);
+  if (parts == 1) return;
+  zero_sums<NV>();
+  for (int64_t d = 0; d < depths; ++d) {
+    for (int q = 0; q < parts; ++q) {
+      for (int p = q == 0 ? 1 : 0; p < parts; ++p) {
+        add_products<NV>(a + p * part_stride + d * kTileDepth, row_bytes,
+                         b + d * b_depth + q * b_part);
+      }
+    }
+  }
+  alignas(64) float small[kTileHeight * NV * 16];
+  store_sums<NV>(small, NV * 16);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int j = 0; j < NV; ++j) {
+      const VecF sum = load(out + r * stride + j * 16);
+      // The lower parts of infinity are none.
+      const VecI32 infinite = (bitcast<VecI32>(sum) & 0x7fffffff) == 0x7f800000;
+      const VecF all = sum + load(small + (r * NV + j) * 16);
+      store(out + r * stride + j * 16, select(infinite, sum, all));
+    }
+  }
+}
+
+void product_of_tiles(const PackedMatrix<float>& m, int64_t block, const float* a,
+                      int64_t row_stride, int64_t rows, float* out, int64_t stride) {
+  shape_tiles(rows);
+  const int64_t w = m.width_of(block);
+  const auto* b = reinterpret_cast<const uint16_t*>(m.block_data(block));
+  for (int g = 0; g < m.G; ++g, out += w * 16) {
+    with_vectors<kColumnTiles>(w, [&](auto count) {
+      panel_of_tiles<decltype(count)::value>(
+          reinterpret_cast<const uint16_t*>(a), row_stride * static_cast<int64_t>(sizeof(float)),
+          m.part_stride(), rows, b, tile_depths(m.K), m.parts, out, stride);
+    });
+    b += w * tile_depths(m.K) * m.parts * kTileNumbers;
+  }
+}
+
+#endif
+
 template <class Acc>
 void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int64_t row_stride,
                    int64_t rows, Acc* out, int64_t stride) {
+#if defined(SEQKERN_TILES)
+  if constexpr (sizeof(Acc) == 4) {
+    if (m.parts) return product_of_tiles(m, block, a, row_stride, rows, out, stride);
+  }
+#endif
   const int64_t w = m.width_of(block), L = kLanes<Acc>;
   const Acc* b = m.block_data(block);
   const int panels = m.together ? 1 : m.G;
@@ -52,6 +162,18 @@ void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int6
 }
 
 }  // namespace
+
+#if defined(SEQKERN_TILES)
+// Another library's shapes may be in force, which it trusts to find again.
+ProductSession::ProductSession() : before(tile_shapes()) { rows_of_tiles = 0; }
+ProductSession::~ProductSession() {
+  if (before.palette) {
+    set_tile_shapes(before);
+  } else {
+    release_tiles();
+  }
+}
+#endif
 
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
              int64_t rows, float* out, int64_t out_stride) {

@@ -2,8 +2,34 @@
 #pragma once
 
 #include "cpu/gemm_tile.h"
+#include "cpu/matrix_tiles.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
+
+// Elements from one row of scratch to the next: whole vectors, and a cache line more, so that rows
+// of 4 KB do not all fall into the same sets of the cache.
+template <class Acc>
+SEQKERN_INLINE int64_t padded(int64_t n) {
+  return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc> + 64 / static_cast<int64_t>(sizeof(Acc));
+}
+
+template <class Acc, class T>
+SEQKERN_INLINE Vec<Acc> load_part(const T* p, int64_t count) {
+  if (count == kLanes<Acc>) [[likely]]
+    return load(p);
+  Vec<Acc> v = {};
+  for (int64_t i = 0; i < count; ++i) v[i] = load1(p + i);
+  return v;
+}
+
+template <class Acc, class T>
+SEQKERN_INLINE void store_part(T* p, Vec<Acc> v, int64_t count) {
+  if (count == kLanes<Acc>) [[likely]] {
+    store(p, v);
+  } else {
+    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
+  }
+}
 
 // to[k * row + i] = from[k * k_stride + i * i_stride] for k < K and lanes i < count; zeros in the
 // other lanes of the vector.
@@ -31,10 +57,23 @@ SEQKERN_INLINE void pack_lanes(Acc* to, int64_t row, const T* from, int64_t k_st
   }
 }
 
+// How many parts of a T products with `rows` rows have, if the matrix unit makes them; 0: the
+// vector units do. The rows are those of the whole call: what a thread gets of them must not
+// decide.
+template <class T>
+SEQKERN_INLINE int tile_parts(int64_t rows, int64_t K) {
+  constexpr int64_t kFewestRows = 5, kLeastDepth = 16;
+  return kHasTiles && rows >= kFewestRows && K >= kLeastDepth ? kParts<T> : 0;
+}
+
 // A weight matrix as tiles read it: B [K, units] for each of G gates. Units are divided into blocks
 // of `width` vectors or one fewer, which are the items that threads share. A block is contiguous:
 // with few rows all gates of a unit lie together, [K, G width], so that the tile has accumulators
 // enough to hide the latency of an FMA; with many rows each gate is a panel [K, width] of its own.
+//
+// For the matrix unit (matrix_tiles.h) a panel is [depths, parts, width] tiles, a tile's row two
+// numbers k and k + 1 of each of 16 units, and the other side of the product is in parts, too:
+// `put` writes it.
 template <class Acc>
 struct PackedMatrix {
   Acc* data;
@@ -45,17 +84,25 @@ struct PackedMatrix {
   int64_t blocks;
   int64_t width;
   int G;
+  int parts;  // of the matrix unit's numbers, 0 for vectors of Acc
   bool together;
 
   SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
   // For products with up to `rows` rows, in blocks for `members` threads.
-  PackedMatrix(int64_t K, int64_t units, int G, int64_t rows, int64_t members)
-      : data(nullptr), K(K), units(units), vectors(ceil_div(units, kLanes<Acc>)), G(G) {
+  PackedMatrix(int64_t K, int64_t units, int G, int64_t rows, int64_t members, int parts = 0)
+      : data(nullptr),
+        K(K),
+        units(units),
+        vectors(ceil_div(units, kLanes<Acc>)),
+        G(G),
+        parts(parts) {
     constexpr bool kWide = kVectorBytes == 64;  // 32 registers
-    together = G > 1 && rows <= (kWide ? 4 : 2);
+    together = G > 1 && rows <= (kWide ? 4 : 2) && !parts;
     int64_t most;
-    if (together) {
+    if (parts) {
+      most = kColumnTiles;
+    } else if (together) {
       most = rows <= (kWide ? 2 : 1) ? 2 : 1;
     } else if (G == 1 && rows <= 4) {
       most = (kWide ? 24 : 12) / rows < 8 ? (kWide ? 24 : 12) / rows : 8;
@@ -67,19 +114,23 @@ struct PackedMatrix {
     width = ceil_div(vectors, blocks);
   }
 
-  int64_t size() const { return vectors * kLanes<Acc> * G * K; }  // elements
+  // Elements of Acc that a vector of units takes.
+  int64_t vector_size() const {
+    if (!parts) return kLanes<Acc> * K;
+    return tile_depths(K) * parts * kTileNumbers * 2 / static_cast<int64_t>(sizeof(Acc));
+  }
+  int64_t size() const { return vectors * G * vector_size(); }
   int64_t first_vector(int64_t block) const { return vectors * block / blocks; }
   int64_t width_of(int64_t block) const { return first_vector(block + 1) - first_vector(block); }
   const Acc* block_data(int64_t block) const {
-    return in_place ? in_place + first_unit(block)
-                    : data + first_vector(block) * kLanes<Acc> * G * K;
+    return in_place ? in_place + first_unit(block) : data + first_vector(block) * G * vector_size();
   }
   // Few rows read a matrix once, which is no more than packing it reads, if whole vectors of units
   // lie side by side.
   template <class T>
   void read_in_place(const void* source, int64_t rows) {
     if constexpr (sizeof(T) == sizeof(Acc)) {
-      if (G == 1 && rows <= 4 && units % kLanes<Acc> == 0) {
+      if (G == 1 && rows <= 4 && !parts && units % kLanes<Acc> == 0) {
         in_place = static_cast<const Acc*>(source);
       }
     }
@@ -95,6 +146,41 @@ struct PackedMatrix {
   template <class T>
   void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
 
+  // The left side of a product: rows of K elements, left_row() of Acc apart, written by `put` after
+  // `clear`.
+  int64_t left_row() const {
+    if (!parts) return padded<Acc>(K);
+    constexpr int64_t kLine = 64;
+    return (parts * part_stride() * 2 + kLine) / static_cast<int64_t>(sizeof(Acc));
+  }
+  int64_t part_stride() const { return tile_depths(K) * kTileDepth; }  // numbers
+  void clear(Acc* row) const {
+    if (parts) __builtin_memset(row, 0, left_row() * sizeof(Acc));
+  }
+  SEQKERN_INLINE uint16_t* numbers(Acc* row) { return reinterpret_cast<uint16_t*>(row); }
+  __attribute__((always_inline)) void put(Acc* row, int64_t k, Vec<Acc> v, int64_t count) const {
+    if constexpr (kHasTiles && sizeof(Acc) == 4) {
+      if (parts) return store_parts(numbers(row) + k, part_stride(), parts, v, count);
+    }
+    store_part<Acc>(row + k, v, count);
+  }
+  __attribute__((always_inline)) Vec<Acc> get(const Acc* row, int64_t k) const {
+    if constexpr (kHasTiles && sizeof(Acc) == 4) {
+      if (parts) return load_parts(numbers(const_cast<Acc*>(row)) + k, part_stride(), parts);
+    }
+    return load(row + k);
+  }
+  // A whole row of T, which need not be cleared before.
+  template <class T>
+  void put_row(Acc* row, const T* from) const {
+    constexpr int L = kLanes<Acc>;
+    for (int64_t k = 0; k < K; k += L) {
+      put(row, k, load_part<Acc>(from + k, K - k < L ? K - k : L), L);
+    }
+    for (int64_t k = ceil_div(K, L) * L; parts && k < part_stride(); k += L)
+      put(row, k, Vec<Acc>{}, L);
+  }
+
   // Asks for what packing a gate of a block will read, of a source with k_stride 1: into
   // second-level cache, since the first has no room beside a product.
   template <class T>
@@ -109,15 +195,80 @@ struct PackedMatrix {
 
 // Most rows of a block of rows, whose products an epilogue then finds in first-level cache.
 inline constexpr int64_t kRowBlock = 16;
-inline constexpr int64_t kMostVectors = 12;  // of a block, all gates together
+inline constexpr int64_t kMostVectors = kHasTiles ? 16 : 12;  // of a block, all gates together
 template <class Acc>
 inline constexpr int64_t kProductSize = kRowBlock * kMostVectors * kLanes<Acc>;
 
+// Around all products of a thread: the shapes of its tile registers, which it gets back after.
+struct ProductSession {
+#if defined(SEQKERN_TILES)
+  ProductSession();
+  ~ProductSession();
+  TileShapes before;
+#else
+  ProductSession() {}
+#endif
+  ProductSession(const ProductSession&) = delete;
+  ProductSession& operator=(const ProductSession&) = delete;
+};
+
 // out [rows, G, width lanes of the block] = a [rows, K] B, out_stride from one row to the next.
+// At most kRowBlock rows.
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
              int64_t rows, float* out, int64_t out_stride);
 void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
              int64_t rows, double* out, int64_t out_stride);
+
+// A tile of each part, part_stride numbers apart, of columns [k, k + 32) and `count` units: element
+// (j, i) at from[j * k_stride + i * i_stride], zeros outside of [K, count].
+template <class T>
+void pack_tiles(uint16_t* to, int64_t part_stride, const T* from, int64_t k_stride,
+                int64_t i_stride, int64_t K, int64_t count) {
+  constexpr int L = kLanes<float>;
+  static_assert(!kHasTiles || L == 16);
+  if (k_stride == 1 && i_stride != 1) {
+    // A unit's 32 numbers are two lines of it; pairs of them are what a square transposes.
+    VecF rest[L][2];
+    for (int i = 0; i < L; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        const int64_t k = half * L, some = K - k < L ? K - k : L;
+        rest[i][half] =
+            i < count && some > 0 ? load_part<float>(from + i * i_stride + k, some) : VecF{};
+      }
+    }
+    for (int p = 0; p < kParts<T>; ++p, to += part_stride) {
+      VecU32 square[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        HalfBits halves[2];
+        for (int half = 0; half < 2; ++half) {
+          halves[half] = __builtin_convertvector(next_part(rest[i][half]) >> 16, HalfBits);
+        }
+        __builtin_memcpy(&square[i], halves, sizeof(square[i]));
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) __builtin_memcpy(to + 2 * L * i, &square[i], sizeof(square[i]));
+    }
+    return;
+  }
+  for (int64_t k = 0; k < kTileDepth; k += 2, to += 2 * L) {
+    VecF v[2] = {};
+    for (int i = 0; i < 2; ++i) {
+      if (k + i >= K) continue;
+      const T* line = from + (k + i) * k_stride;
+      if (i_stride == 1) {
+        v[i] = load_part<float>(line, count);
+      } else {
+        for (int64_t u = 0; u < count; ++u) v[i][u] = load1(line + u * i_stride);
+      }
+    }
+    for (int p = 0; p < kParts<T>; ++p) {
+      const VecU32 pairs = (next_part(v[0]) >> 16) | next_part(v[1]);
+      __builtin_memcpy(to + p * part_stride, &pairs, sizeof(pairs));
+    }
+  }
+}
 
 template <class Acc>
 template <class T>
@@ -128,11 +279,19 @@ void PackedMatrix<Acc>::pack(int64_t block, const T* source, int64_t k_stride,
   const int64_t w = width_of(block), first = first_unit(block);
   const int64_t row = together ? G * w * L : w * L;  // elements between k and k + 1
   for (int gate = 0; gate < G; ++gate) {
-    Acc* panel = data + first * G * K + (together ? gate * w * L : gate * w * L * K);
+    Acc* panel =
+        data + first_vector(block) * G * vector_size() + gate * w * (together ? L : vector_size());
     for (int64_t v = 0; v < w; ++v) {
       const int64_t u = first + v * L;
       const int64_t count = units - u < L ? units - u : L;
       const T* from = source + (gate * units + u) * u_stride;
+      if constexpr (kHasTiles && kParts<T> > 0) {
+        for (int64_t k = 0; parts && k < K; k += kTileDepth) {
+          pack_tiles(numbers(panel) + (k / kTileDepth * parts * w + v) * kTileNumbers,
+                     w * kTileNumbers, from + k * k_stride, k_stride, u_stride, K - k, count);
+        }
+        if (parts) continue;
+      }
       pack_lanes<Acc>(panel + v * L, row, from, k_stride, u_stride, K, count);
     }
   }

@@ -11,6 +11,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/recurrent.h"
+#include "cpu/weight_gradient_tiles.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
@@ -86,7 +87,7 @@ struct WeightGradient {
   void pack_b(int index, int64_t n, int64_t begin, int64_t end) const {
     const WeightGradientPart& part = args.parts[index];
     for (int64_t i = begin; i < end; ++i) {
-      const T* from = row_of(part, n + i);
+      const T* from = right_row<T>(part, args.N, n + i);
       for (int64_t panel = 0; panel < parts[index].panels; ++panel) {
         const int64_t k = panel * kTileRows;
         Acc* to = b + (parts[index].first + panel) * b_stride + i * kTileRows;
@@ -101,14 +102,6 @@ struct WeightGradient {
         }
       }
     }
-  }
-
-  const T* row_of(const WeightGradientPart& part, int64_t n) const {
-    const int64_t row = n - part.shift;
-    const T* edge = static_cast<const T*>(part.edge);
-    if (row < 0) return edge ? edge + n * part.K : nullptr;
-    if (row >= args.N) return edge ? edge + (row - args.N) * part.K : nullptr;
-    return static_cast<const T*>(part.b) + row * part.K;
   }
 
   const T* a_row(int64_t n) const { return static_cast<const T*>(args.a) + n * args.a_stride; }
@@ -261,24 +254,31 @@ struct WeightGradient {
   };
 };
 
+// f(the sum to be made), in tiles where this processor has them for the dtype.
+template <class F>
+auto with_sum(const WeightGradientArgs& args, int64_t members, void* base, F f) {
+  return dispatch_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    char* bytes = static_cast<char*>(base);
+    if constexpr (kHasTiles && kParts<T> > 0) {
+      return f(WeightGradientTiles<T>(args, members, bytes));
+    } else {
+      return f(WeightGradient<T>(args, members, bytes));
+    }
+  });
+}
+
 }  // namespace
 
 int64_t weight_gradient_workspace(const WeightGradientArgs& args, int64_t members) {
-  return dispatch_dtype(args.dtype, [&](auto tag) {
-    return WeightGradient<typename decltype(tag)::type>(args, members, nullptr).arena.used;
-  });
+  return with_sum(args, members, nullptr, [](const auto& sum) { return sum.arena.used; });
 }
 void weight_gradient_prepare(const WeightGradientArgs& args, int64_t members) {
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    WeightGradient<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .prepare();
-  });
+  with_sum(args, members, args.workspace, [](const auto& sum) { sum.prepare(); });
 }
 void weight_gradient(const WeightGradientArgs& args, int64_t members, int64_t member) {
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    WeightGradient<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .run(member);
-  });
+  const ProductSession session;
+  with_sum(args, members, args.workspace, [&](const auto& sum) { sum.run(member); });
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

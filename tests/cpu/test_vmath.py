@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
-
-BUILD = Path(__file__).parents[2] / "build" / "emulator"
+from cpu_programs import ISAS, run_program
 
 #: Worst allowed: units in the last place for functions, counts for the rest.
 BOUNDS = {
@@ -34,19 +30,8 @@ BOUNDS = {
 }
 
 
-def _runs_here(isa: str) -> bool:
-    flags = Path("/proc/cpuinfo").read_text()
-    needs = {"avx2": " avx2 ", "wide": " avx2 ", "avx512": " avx512bw "}
-    return needs.get(isa, "") in flags
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "wide"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_vector_functions(isa: str) -> None:
-    if not _runs_here(isa):
-        pytest.skip(f"this processor has no {isa}")
-    programs = list(BUILD.rglob(f"vmath_{isa}"))
-    assert programs, f"vmath_{isa} is not built; run `make emulator`"
-    output = subprocess.run([programs[0]], capture_output=True, text=True, check=True).stdout
-    worst = {name: float(value) for name, value in (line.split() for line in output.splitlines())}
+    worst = run_program("vmath", isa)
     assert worst.keys() == BOUNDS.keys()
     assert {name: value for name, value in worst.items() if value > BOUNDS[name]} == {}

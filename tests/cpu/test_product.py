@@ -1,0 +1,20 @@
+"""Products of the recurrent layers, per instruction set (programs built by `make emulator`)."""
+
+from __future__ import annotations
+
+import pytest
+from cpu_programs import ISAS, run_program
+
+#: In multiples of 2^-24 of the sum of the products' magnitudes. A sum of K roundings may be off by
+#: K of them, and those of K = 257 random numbers by far less; one in tiles is no worse.
+WORST = 8.0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_products(isa: str) -> None:
+    worst = run_program("product", isa)
+    names = {"float", "half", "bf16"}
+    if isa in ("amx", "tiles"):
+        names |= {"half_tiles", "bf16_tiles"}
+    assert worst.keys() == names | {f"{name}_infinity_wrong" for name in names}
+    assert {n: v for n, v in worst.items() if v > (WORST if n in names else 0)} == {}
