@@ -124,9 +124,10 @@ test-gpu: $(VENV)/.built $(VENV)/.requires-test
 	   done; \
 	 else echo "no compute-sanitizer: memory and races were NOT checked on the GPU"; fi
 
-# The same and the benchmarks beside their peers, unattended: results in one folder.
+# The same and the benchmarks beside their peers, unattended: results in one folder. GPU_MINUTES=14 for
+# something of everything in that time.
 gpu-session:
-	$(PYTHON) tools/gpu_session.py --out benchmarks/results/gpu-session
+	$(PYTHON) tools/gpu_session.py --out benchmarks/results/gpu-session $(if $(GPU_MINUTES),--minutes $(GPU_MINUTES))
 
 clean:
 	rm -rf build dist

@@ -11,9 +11,14 @@ import pytest
 from benchmarks.__main__ import make_parser, make_plan
 from benchmarks.registry import discover
 from tools import gpu_session
-from tools.gpu_session import STAGES, Stage, run_stage
+from tools.gpu_session import STAGES, Stage, run_stage, run_stages
 
-BENCHES = [c for stage in STAGES for c in stage.commands if " -m benchmarks " in c]
+BENCHES = [
+    command.replace("{case}", "1")
+    for stage in STAGES
+    for command in stage.commands
+    if " -m benchmarks " in command
+]
 
 
 @pytest.mark.parametrize("command", BENCHES)
@@ -44,13 +49,26 @@ def test_a_command_that_fails_stops_no_other(tmp_path, capsys):
             f"{python} -c 'import time; time.sleep(60)'",
             f"{python} -c 'print(2)'",
         ),
-        seconds=1.5,
     )
-    rows = run_stage(stage, tmp_path)
+    rows = run_stage(stage, tmp_path, 1.5)
     assert [code for _, _, code, _ in rows] == [3, 127, 124, 124]
     log = (tmp_path / "trial.log").read_text()
     assert "1\nexit 3" in log
     assert "no-such-program" in log
+
+
+def test_limited_time_is_shared_and_what_is_left_goes_on(tmp_path, capsys):
+    wait = f"{shlex.quote(sys.executable)} -c 'import time; time.sleep(60)'"
+    stages = (
+        Stage("quick", "leaves its time to the next", ("true",), share=8.0),
+        Stage("long", "gets half of the rest", (wait,)),
+        Stage("told", "how long a case takes", ("echo {case}", wait)),
+    )
+    rows = run_stages(stages, tmp_path, minutes=3 / 60)
+    assert [code for _, _, code, _ in rows] == [0, 124, 0, 124]
+    assert 1.0 < rows[1][3] < 1.8
+    assert sum(seconds for *_, seconds in rows) < 4
+    assert "0.3\nexit 0" in (tmp_path / "told.log").read_text()
 
 
 def test_a_summary_is_left(tmp_path, monkeypatch, capsys):
@@ -62,6 +80,14 @@ def test_a_summary_is_left(tmp_path, monkeypatch, capsys):
         ["one", "true", "0"],
         ["one", "false", "1"],
     ]
+
+
+def test_time_must_be_there():
+    done = subprocess.run(
+        [sys.executable, "tools/gpu_session.py", "--minutes", "0"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "argument --minutes: must be above 0, got 0" in done.stderr
 
 
 def test_unknown_stages_are_refused():

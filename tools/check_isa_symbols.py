@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ISA_OBJECT = re.compile(r"cpu_(baseline|avx2|avx512|amx)\.dir")
+ISA_OBJECT = re.compile(r"cpu_(baseline|avx2|avx512|avx512_bf16|amx)\.dir")
 
 
 def offenders(path: Path, isa: str) -> list[str]:

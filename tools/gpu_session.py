@@ -2,11 +2,14 @@
 
     python tools/gpu_session.py --out DIR            every stage, in order
     python tools/gpu_session.py build test --out DIR some of them
+    python tools/gpu_session.py --minutes 14 --out DIR   something of everything in that time
     python tools/gpu_session.py --list               what they run
 
 Every command's output goes to DIR/<stage>.log, benchmark results to DIR/results, and a line per
 command with its time and exit code to DIR/summary.csv. A command that fails or runs out of its
-stage's time does not stop the others. Exit code 1 if any failed.
+stage's time does not stop the others. Exit code 1 if any failed. With --minutes each stage gets its
+share of what is left, what the ones before did not use included, and benchmarks take a third of a
+second per case.
 
 Needs what a CUDA machine for PyTorch has: torch with CUDA, nvcc, cmake, ninja, pybind11,
 scikit-build-core and pytest in the interpreter that runs this.
@@ -33,19 +36,22 @@ PYTHON = sys.executable
 
 @dataclass(frozen=True)
 class Stage:
-    """Commands that run one after the other; `{out}` stands for the folder of results."""
+    """Commands that run one after the other; `{out}` stands for the folder of results, `{case}` for
+    the seconds that a case of a benchmark takes."""
 
     name: str
     why: str
     commands: tuple[str, ...]
     seconds: float = STAGE_SECONDS
+    #: Of the time, beside the other stages', where all of it is limited.
+    share: float = 1.0
 
 
 def bench(op: str, options: str = "") -> str:
     """Of one op, kept; a second per case is enough for medians of GPU times."""
     return (
-        f"{PYTHON} -m benchmarks {op} --device cuda --seconds-per-case 1 --out {{out}}/results "
-        f"{options}"
+        f"{PYTHON} -m benchmarks {op} --device cuda --seconds-per-case {{case}} "
+        f"--out {{out}}/results {options}"
     ).strip()
 
 
@@ -73,6 +79,7 @@ STAGES = (
             "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native",
             f"{PYTHON} -m seqkern doctor",
         ),
+        share=5.0,
     ),
     Stage(
         "ceilings",
@@ -82,11 +89,13 @@ STAGES = (
             "{out}/barriers",
         ),
         120.0,
+        share=0.5,
     ),
     Stage(
         "test",
         "every op test on the device",
         (f"{PYTHON} -m pytest -q tests -k cuda -n 8 --maxfail 60",),
+        share=3.0,
     ),
     Stage(
         "memcheck",
@@ -165,16 +174,33 @@ def run(command: str, log: Path, seconds: float) -> tuple[int, float]:
     return code, time.monotonic() - begin
 
 
-def run_stage(stage: Stage, out: Path) -> list[tuple[str, str, int, float]]:
-    """Stage, command, exit code and seconds of each of its commands."""
-    deadline = time.monotonic() + stage.seconds
+def run_stage(
+    stage: Stage, out: Path, seconds: float, case: float = 1.0
+) -> list[tuple[str, str, int, float]]:
+    """Stage, command, exit code and seconds of each of its commands, in so much time at most."""
+    deadline = time.monotonic() + seconds
     rows = []
     for template in stage.commands:
-        command = template.replace("{out}", shlex.quote(str(out)))
+        command = template.replace("{out}", shlex.quote(str(out))).replace("{case}", f"{case:g}")
         left = deadline - time.monotonic()
         code, seconds = run(command, out / f"{stage.name}.log", left) if left > 0 else (124, 0.0)
         rows.append((stage.name, command, code, seconds))
         print(f"{stage.name:16} exit {code:3} {seconds:7.1f} s  {command[:110]}", flush=True)
+    return rows
+
+
+def run_stages(
+    stages: Sequence[Stage], out: Path, minutes: float | None
+) -> list[tuple[str, str, int, float]]:
+    """The rows of all stages; `minutes` is shared among them as they come."""
+    if minutes is None:
+        return [row for stage in stages for row in run_stage(stage, out, stage.seconds)]
+    deadline = time.monotonic() + 60 * minutes
+    rows = []
+    for i, stage in enumerate(stages):
+        share = stage.share / sum(later.share for later in stages[i:])
+        left = max(deadline - time.monotonic(), 0.0)
+        rows += run_stage(stage, out, min(stage.seconds, share * left), case=0.3)
     return rows
 
 
@@ -184,12 +210,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [stage.name for stage in STAGES]
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(names)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything is written")
+    parser.add_argument("--minutes", type=float, metavar="M", help="for all stages together")
     parser.add_argument("--list", action="store_true", help="print the commands, and stop")
     options = parser.parse_args(arguments)
     for name in options.stages:
         if name not in names:
             parser.error(f"argument STAGE: must be one of {', '.join(names)}, got {name!r}")
     chosen = [stage for stage in STAGES if not options.stages or stage.name in options.stages]
+    if options.minutes is not None and not 0 < options.minutes < float("inf"):
+        parser.error(f"argument --minutes: must be above 0, got {options.minutes:g}")
     if options.list:
         for stage in chosen:
             print(f"{stage.name}: {stage.why} (at most {stage.seconds:.0f} s)")
@@ -200,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count()))
-    rows = [row for stage in chosen for row in run_stage(stage, out)]
+    rows = run_stages(chosen, out, options.minutes)
     summary = out / "summary.csv"
     new = not summary.exists()
     with summary.open("a", newline="") as file:
