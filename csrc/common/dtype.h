@@ -26,9 +26,16 @@ struct TypeTag {
 };
 
 // Calls f with the TypeTag of a dtype's element type: the one place a run-time dtype becomes a
-// compile-time type.
+// compile-time type. Instruction sets that differ from another in what they do for 16-bit types
+// alone get no others (csrc/cpu/dispatch.cpp).
 template <class F>
-decltype(auto) dispatch_dtype(DType dtype, F&& f) {
+decltype(auto) dispatch_dtype([[maybe_unused]] DType dtype, F&& f) {
+#if defined(SEQKERN_ONLY_BF16)
+  return f(TypeTag<BFloat16>{});
+#elif defined(SEQKERN_ONLY_16_BIT)
+  if (dtype == DType::kFloat16) return f(TypeTag<Half>{});
+  return f(TypeTag<BFloat16>{});
+#else
   switch (dtype) {
     case DType::kFloat64:
       return f(TypeTag<double>{});
@@ -39,6 +46,7 @@ decltype(auto) dispatch_dtype(DType dtype, F&& f) {
     default:
       return f(TypeTag<float>{});
   }
+#endif
 }
 
 }  // namespace seqkern

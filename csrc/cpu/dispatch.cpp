@@ -4,10 +4,42 @@
 
 namespace seqkern::cpu {
 
-// The matrix unit makes a difference to the kernels of teams; the others have no build for it.
+namespace {
+
+template <class Args>
+DType dtype_of(const Args& args) {
+  if constexpr (requires { args.dtype; }) {
+    return args.dtype;
+  } else if constexpr (requires { args.r; }) {
+    return args.r.dtype;
+  } else if constexpr (requires { args.in.r; }) {
+    return args.in.r.dtype;
+  } else {
+    return args.in.dtype;
+  }
+}
+
+// Whether the kernels of teams have a build of `isa` for the dtype: it would be that of AVX-512 for
+// others, and is not made.
+template <class Args>
+bool takes(Isa isa, const Args& args) {
+  const DType dtype = dtype_of(args);
+  return active_isa() == isa &&
+         (dtype == DType::kBFloat16 || (dtype == DType::kFloat16 && isa == Isa::kAmx));
+}
+
+}  // namespace
+
 #if defined(SEQKERN_HAS_AMX)
+#define SEQKERN_ROUTE_AMX(call) \
+  if (takes(Isa::kAmx, args)) return amx::call;
+#else
+#define SEQKERN_ROUTE_AMX(call)
+#endif
+#if defined(__x86_64__)
 #define SEQKERN_ROUTE_TEAM(call) \
-  if (active_isa() == Isa::kAmx) return amx::call;
+  SEQKERN_ROUTE_AMX(call)        \
+  if (takes(Isa::kAvx512Bf16, args)) return avx512_bf16::call;
 #else
 #define SEQKERN_ROUTE_TEAM(call)
 #endif
@@ -15,6 +47,7 @@ namespace seqkern::cpu {
 #define SEQKERN_ROUTE(call)  \
   switch (active_isa()) {    \
     case Isa::kAmx:          \
+    case Isa::kAvx512Bf16:   \
     case Isa::kAvx512:       \
       return avx512::call;   \
     case Isa::kAvx2:         \

@@ -1,4 +1,4 @@
-// The matrix unit of newer Xeons (AMX), for 16-bit tensors.
+// Products of bf16: the matrix unit of newer Xeons (AMX), and the vector instruction of others.
 //
 // A tile register holds up to 16 rows of 64 bytes. One instruction adds the product of A [16, 32]
 // and B [32, 16], of bf16, to C [16, 16] of float, and makes 16 times as many multiply-adds per
@@ -7,6 +7,10 @@
 // and a product of halves is four of theirs. A float would be three and take six products or more:
 // measured, that is faster than the vector units only while no other program runs on the core's
 // second thread.
+//
+// AVX-512 with BF16 has an instruction that adds to each lane of a vector the products of a pair.
+// It reads tiles as the unit does, and makes twice the multiply-adds of one on floats: for bf16
+// alone.
 #pragma once
 
 #include "cpu/simd.h"
@@ -14,16 +18,21 @@
 namespace seqkern::cpu::SEQKERN_ISA {
 
 #if defined(SEQKERN_TILES)
+inline constexpr bool kMatrixUnit = true;
+#else
+inline constexpr bool kMatrixUnit = false;
+#endif
+#if defined(SEQKERN_BF16_PAIRS)
 inline constexpr bool kHasTiles = true;
 #else
-inline constexpr bool kHasTiles = false;
+inline constexpr bool kHasTiles = kMatrixUnit;
 #endif
 
 // bf16 numbers that add up to any T; 0: T is not multiplied in tiles.
 template <class T>
 inline constexpr int kParts = 0;
 template <>
-inline constexpr int kParts<Half> = 2;
+inline constexpr int kParts<Half> = kMatrixUnit ? 2 : 0;
 template <>
 inline constexpr int kParts<BFloat16> = 1;
 

@@ -85,8 +85,9 @@ struct Teams {
   Teams(const RecurrentInputs& r, int64_t members, int64_t unit_vectors, int64_t weight_bytes,
         int parts, Arena& arena)
       : B(r.B), members(members) {
-    const int64_t cache_bytes = parts ? 512 << 10 : 8 << 20;
-    const int64_t rows_of_tile = parts ? kTileHeight : 8;
+    const bool in_unit = kMatrixUnit && parts;
+    const int64_t cache_bytes = in_unit ? 512 << 10 : 8 << 20;
+    const int64_t rows_of_tile = in_unit ? kTileHeight : 8;
     chains = B / (weight_bytes <= cache_bytes ? rows_of_tile : 2 * rows_of_tile);
     if (chains * unit_vectors < members) chains = (members + unit_vectors - 1) / unit_vectors;
     if (chains > members) chains = members;

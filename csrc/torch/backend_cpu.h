@@ -77,10 +77,14 @@ struct Cpu {
   }
 
   // Rows from which a product is worth packing the weights for; below, ATen's is as good.
-  static constexpr int64_t kDenseRows = 64;
+  static constexpr int64_t kDenseRows = 16;
+
+  // Multiply-adds a thread should have at least of a product over a sequence.
+  static constexpr int64_t kGrainProduct = 1 << 20;
 
   static int64_t dense_members(const cpu::DenseArgs& a) {
-    return std::clamp<int64_t>(2 * a.N / kDenseRows, 1, torch::stable::get_num_threads());
+    return std::clamp<int64_t>(a.N * a.M * a.K / kGrainProduct, 1,
+                               torch::stable::get_num_threads());
   }
   static void run(const cpu::DenseArgs& a) {
     const int64_t members = dense_members(a);
@@ -91,13 +95,10 @@ struct Cpu {
     return cpu::dense_workspace(a, dense_members(a));
   }
 
-  // Multiply-adds a thread should have at least of a weight's gradient.
-  static constexpr int64_t kGrainGradient = 1 << 20;
-
   static int64_t gradient_members(const cpu::WeightGradientArgs& a) {
     int64_t K = 0;
     for (int i = 0; i < a.count; ++i) K += a.parts[i].K;
-    return std::clamp<int64_t>(a.N * a.M * K / kGrainGradient, 1, torch::stable::get_num_threads());
+    return std::clamp<int64_t>(a.N * a.M * K / kGrainProduct, 1, torch::stable::get_num_threads());
   }
   static void run(const cpu::WeightGradientArgs& a) {
     const int64_t members = gradient_members(a);

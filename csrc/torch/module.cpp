@@ -9,7 +9,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "seqkern's CPU kernels (registered as torch.ops.seqkern on import) and build facts";
   m.def(
       "cpu_isa", [] { return seqkern::cpu::isa_name(seqkern::cpu::active_isa()); },
-      "Instruction set the CPU kernels run on: 'amx', 'avx512', 'avx2' or 'baseline'.");
+      "Instruction set the CPU kernels run on: 'amx', 'avx512_bf16', 'avx512', 'avx2' or "
+      "'baseline'.");
   m.def(
       "cpu_isas",
       [] {

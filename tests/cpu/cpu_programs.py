@@ -12,7 +12,7 @@ from seqkern import _C
 BUILD = Path(__file__).parents[2] / "build" / "emulator"
 
 #: `wide` and `tiles` are AVX-512 and the matrix unit made with AVX2 (CMakeLists.txt).
-ISAS = ("baseline", "avx2", "avx512", "amx", "wide", "tiles")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx", "wide", "tiles")
 
 
 def run_program(name: str, isa: str) -> dict[str, float]:

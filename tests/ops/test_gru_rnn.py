@@ -240,13 +240,14 @@ def test_batch_without_rows(backend: Any, cell: str, reverse: bool, lengths: boo
 # ---------------------------------------------------------------- threads
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 40, 24, 80), (9, 3, 70, 260), (6, 16, 96, 130)], ids=str)
 @pytest.mark.parametrize("lengths", [False, True])
 def test_bits_do_not_depend_on_threads(
-    cell: str, shape: tuple[int, int, int, int], lengths: bool
+    cell: str, dtype: torch.dtype, shape: tuple[int, int, int, int], lengths: bool
 ) -> None:
     """The CPU kernel's own results: those of ATen's products around it are ATen's."""
-    tensors = make(cell, shape, torch.float32, "cpu")
+    tensors = make(cell, shape, dtype, "cpu")
     given = some_lengths(shape[1], shape[0], "cpu") if lengths else None
     threads = torch.get_num_threads()
     results = []

@@ -351,11 +351,14 @@ def test_frozen_inputs_get_no_gradient(backend: Any) -> None:
 # ---------------------------------------------------------------- threads
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 40, 24, 80), (9, 3, 70, 260), (6, 16, 96, 130)], ids=str)
 @pytest.mark.parametrize("lengths", [False, True])
-def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int, int], lengths: bool) -> None:
+def test_bits_do_not_depend_on_threads(
+    dtype: torch.dtype, shape: tuple[int, int, int, int], lengths: bool
+) -> None:
     """The CPU kernel's own results: those of ATen's products around it are ATen's."""
-    tensors = make(shape, torch.float32, "cpu")
+    tensors = make(shape, dtype, "cpu")
     given = some_lengths(shape[1], shape[0], "cpu") if lengths else None
     threads = torch.get_num_threads()
     raw: Any = torch.ops.seqkern
@@ -374,3 +377,13 @@ def test_bits_do_not_depend_on_threads(shape: tuple[int, int, int, int], lengths
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             assert torch.equal(first, second)
+
+
+def test_torchs_own_products_find_their_registers_as_they_left_them() -> None:
+    """PyTorch's products of bf16 and ours share the matrix unit where there is one."""
+    a, b = (torch.randn(200, 300).bfloat16() for _ in range(2))
+    tensors = make((4, 21, 40, 48), torch.bfloat16, "cpu")
+    before = a @ b.T
+    for _ in range(3):
+        run(ours(), tensors)
+        assert torch.equal(a @ b.T, before)
