@@ -1,6 +1,9 @@
 // Routes each kernel to the build of the active instruction set.
+#include <stdexcept>
+
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/mixed_product.h"
 
 namespace seqkern::cpu {
 
@@ -41,5 +44,22 @@ namespace seqkern::cpu {
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
+
+bool has_mixed_product() { return active_isa() == Isa::kAmx; }
+#define SEQKERN_DISPATCH_MIXED(call) \
+  SEQKERN_ROUTE_TEAM(call)           \
+  throw std::logic_error("mixed_product: no matrix unit in use");
+int64_t mixed_product_workspace([[maybe_unused]] const MixedProductArgs& args,
+                                [[maybe_unused]] int64_t members) {
+  SEQKERN_DISPATCH_MIXED(mixed_product_workspace(args, members))
+}
+void mixed_product_prepare([[maybe_unused]] const MixedProductArgs& args,
+                           [[maybe_unused]] int64_t members) {
+  SEQKERN_DISPATCH_MIXED(mixed_product_prepare(args, members))
+}
+void mixed_product([[maybe_unused]] const MixedProductArgs& args, [[maybe_unused]] int64_t members,
+                   [[maybe_unused]] int64_t member) {
+  SEQKERN_DISPATCH_MIXED(mixed_product(args, members, member))
+}
 
 }  // namespace seqkern::cpu
