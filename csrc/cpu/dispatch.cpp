@@ -1,6 +1,7 @@
 // Routes each kernel to the build of the active instruction set.
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
+#include "cpu/mixed_product.h"
 
 namespace seqkern::cpu {
 
@@ -74,5 +75,23 @@ bool takes(Isa isa, const Args& args) {
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
+
+#if defined(SEQKERN_HAS_AMX)
+bool has_mixed_product() { return active_isa() == Isa::kAmx; }
+int64_t mixed_product_workspace(const MixedProductArgs& args, int64_t members) {
+  return amx::mixed_product_workspace(args, members);
+}
+void mixed_product_prepare(const MixedProductArgs& args, int64_t members) {
+  amx::mixed_product_prepare(args, members);
+}
+void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member) {
+  amx::mixed_product(args, members, member);
+}
+#else  // They are not called.
+bool has_mixed_product() { return false; }
+int64_t mixed_product_workspace(const MixedProductArgs&, int64_t) { return 0; }
+void mixed_product_prepare(const MixedProductArgs&, int64_t) {}
+void mixed_product(const MixedProductArgs&, int64_t, int64_t) {}
+#endif
 
 }  // namespace seqkern::cpu

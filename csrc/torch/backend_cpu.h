@@ -8,6 +8,7 @@
 #include "cpu/attention_step_plan.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_step_plan.h"
+#include "cpu/mixed_product.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
 #include "torch/kept_memory.h"
@@ -15,9 +16,14 @@
 namespace seqkern {
 
 struct Cpu {
-  // GEMMs take 16-bit operands converted to float: few CPUs multiply them fast, and PyTorch without
-  // such units takes a hundred times as long as in float32.
-  static constexpr bool kMixedGemm = false;
+  // Whether GEMMs take 16-bit operands with a float result. Few CPUs multiply them fast, and
+  // PyTorch without such units takes a hundred times as long as in float32: there, and in float16,
+  // they are converted to float.
+  static bool mixed_gemm(DType dtype) {
+    return dtype == DType::kBFloat16 && cpu::has_mixed_product();
+  }
+  // Whether multiply() can add a product of 16-bit operands to what was there.
+  static constexpr bool kAddsMixedProducts = true;
   // Logits are made in tiles that the softmax finds in cache.
   static constexpr bool kTiles = true;
   // Targets can be looked at before the launch, and a bad one named.
@@ -184,9 +190,31 @@ struct Cpu {
     rows(cpu::linear_cross_entropy_column_sums, a, a.width, a.N);
   }
 
-  // out = a b (+ out), of one dtype, float32 or float64.
+  // out = a b (+ out), of one dtype, float32 or float64; or of bf16 with a float32 result.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-    host_multiply(out, a, b, accumulate);
+    if (a.scalar_type() == out.scalar_type()) return host_multiply(out, a, b, accumulate);
+    const int64_t N = a.size(0), K = a.size(1), M = b.size(1);
+    cpu::MixedProductArgs args{.K = K,
+                               .a = {.data = a.const_data_ptr(),
+                                     .size = N,
+                                     .stride = a.stride(0),
+                                     .k_stride = a.stride(1)},
+                               .b = {.data = b.const_data_ptr(),
+                                     .size = M,
+                                     .stride = b.stride(1),
+                                     .k_stride = b.stride(0)},
+                               .out = static_cast<float*>(out.mutable_data_ptr()),
+                               .out_stride = out.stride(0),
+                               .accumulate = accumulate,
+                               .workspace = nullptr};
+    // Products that a thread should have at least: below, waking it costs more than it saves.
+    constexpr int64_t kProductsOfAMember = 1 << 21;
+    const int64_t members = std::clamp<int64_t>(N * M / 64 * K / (kProductsOfAMember / 64), 1,
+                                                torch::stable::get_num_threads());
+    const KeptMemory<KeptScratch> workspace(cpu::mixed_product_workspace(args, members));
+    args.workspace = workspace.data();
+    cpu::mixed_product_prepare(args, members);
+    team(cpu::mixed_product, args, members);
   }
 
   // Multiplications a thread should have at least, as kGrainElements.

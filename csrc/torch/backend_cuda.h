@@ -21,7 +21,8 @@ namespace seqkern {
 
 struct Cuda {
   // Tensor cores take 16-bit operands and sum in float; a GEMM is large, and there is one tile.
-  static constexpr bool kMixedGemm = true;
+  static bool mixed_gemm(DType) { return true; }
+  static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
   // A look at the targets would wait for the device; kernels answer a bad one with NaN.
   static constexpr bool kHostReadable = false;

@@ -9,7 +9,8 @@ namespace seqkern {
 
 struct Emulator {
   // As on CUDA.
-  static constexpr bool kMixedGemm = true;
+  static bool mixed_gemm(DType) { return true; }
+  static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
   // As on CUDA, where targets cannot be looked at before the launch.
   static constexpr bool kHostReadable = false;

@@ -39,7 +39,8 @@ struct Head {
   int64_t R() const { return rows.N; }
   int64_t H() const { return hidden.size(1); }
   int64_t V() const { return weight.size(0); }
-  bool mixed() const { return Backend::kMixedGemm && hidden.scalar_type() != acc; }
+  // Whether GEMMs take hidden, weight and dlogits in their own 16 bits.
+  bool mixed() const { return hidden.scalar_type() != acc && Backend::mixed_gemm(dtype); }
   LinearCrossEntropyRows rows_from(int64_t begin, int64_t count) const {
     LinearCrossEntropyRows r = rows;
     r.target += begin;

@@ -12,6 +12,9 @@ constexpr int64_t kMiB = 1 << 20;
 // docs/math/linear_cross_entropy.md.
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
+// With 16-bit operands a GEMM takes less time than the packing of a weight for few rows: then a
+// chunk has more of them, and its logits are made twice instead of kept.
+constexpr int64_t kFewestMixedRows = 256;
 // The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
 // and then over the tiles.
 constexpr int64_t kWidestTile = 4096;
@@ -20,6 +23,9 @@ constexpr int64_t kLargestChunk = 128 * kMiB;
 constexpr int64_t kTile = kMiB;
 // Not a multiple of 1024: rows a power of two apart fall on the same few cache lines.
 constexpr int64_t kNarrowestTile = 1600;
+// Products of 16-bit operands take so little time that the threads' meetings, some for each tile,
+// count.
+constexpr int64_t kMixedTile = 4000;
 // CUDA: large GEMMs, one tile.
 constexpr int64_t kCudaChunk = 128 * kMiB;
 // Pieces of a product that is added to what was there.
@@ -77,12 +83,14 @@ Tensor matrix_on(const Tensor& like, int64_t rows, int64_t columns, ScalarType d
   return t;
 }
 
-// out += a b of 16-bit operands. The BLAS can, but its scalars do not pass the stable ABI with a
+// out += a b of 16-bit operands. CUDA's BLAS can, but its scalars do not pass the stable ABI with a
 // result of another dtype: a piece at a time, added by a kernel.
 template <class B>
 void add_mixed_product(const Head& head, std::optional<Tensor>& scratch, const Tensor& out,
                        const Tensor& a, const Tensor& b) {
-  if constexpr (B::kMixedGemm) {
+  if constexpr (B::kAddsMixedProducts) {
+    B::multiply(out, a, b, true);
+  } else {
     const int64_t columns = out.size(1);
     const int64_t rows =
         std::clamp<int64_t>(kProductPiece / (columns * item_size(head.acc)), 1, out.size(0));
@@ -105,7 +113,7 @@ void add_mixed_product(const Head& head, std::optional<Tensor>& scratch, const T
 
 template <class B>
 void scale_in_place(const Head& head, std::optional<Tensor>& t, double factor) {
-  if constexpr (B::kMixedGemm) {
+  if constexpr (!B::kAddsMixedProducts) {  // a CPU has no float16 products, and no unit but 1
     if (!t) return;
     B::run(AccumulateArgs{.acc = head.acc_dtype,
                           .numel = t->numel(),
@@ -204,6 +212,10 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
         all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows, kSmallChunk / row_bytes);
     rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
     if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
+    if (all_tiles && !chunk_bytes && head.mixed() && rows < std::min(R, kFewestMixedRows)) {
+      all_tiles = false;
+      rows = kMostRows;
+    }
   } else {
     rows = (chunk_bytes ? chunk_bytes : kCudaChunk) / (V * (item + (head.mixed() ? 2 : 0)));
   }
@@ -212,7 +224,7 @@ Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   rows = (R + chunks - 1) / chunks;  // the last one as large as the others
   int64_t width = V;
   if constexpr (Backend::kTiles) {
-    width = std::max(kNarrowestTile, kTile / (rows * item) / 64 * 64);
+    width = std::max(head.mixed() ? kMixedTile : kNarrowestTile, kTile / (rows * item) / 64 * 64);
     width = std::min({V, kWidestTile, width});
   }
   return {.rows = rows, .width = width, .all_tiles = all_tiles};

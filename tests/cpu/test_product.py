@@ -1,4 +1,4 @@
-"""Products of the recurrent layers, per instruction set (programs built by `make emulator`)."""
+"""Matrix products, per instruction set (programs built by `make emulator`)."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def test_products(isa: str) -> None:
         names |= {"half_tiles"}
     assert worst.keys() == names | {f"{name}_infinity_wrong" for name in names}
     assert {n: v for n, v in worst.items() if v > (WORST if n in names else 0)} == {}
+
+
+@pytest.mark.parametrize("isa", ["amx", "tiles"])
+def test_mixed_products(isa: str) -> None:
+    """Of bf16 numbers with float results, at the edges of tiles and with any strides."""
+    worst = run_program("mixed_product", isa)
+    assert worst["error"] <= WORST
+    assert worst["beside"] == 0

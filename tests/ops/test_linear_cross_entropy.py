@@ -12,7 +12,7 @@ from torch import Tensor
 
 import seqkern
 from accuracy import assert_accurate
-from seqkern import ops, reference
+from seqkern import _C, ops, reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(1, 1, 2), (1, 65, 17), (7, 1, 17), (7, 65, 2), (5, 3, 1031)]
@@ -130,6 +130,18 @@ def test_large_shapes_match_torch(
     check_parity(backend, dtype, shape, options)
 
 
+EDGES = [(17, 33, 65), (33, 65, 17), (65, 17, 33), (1, 33, 1), (33, 1, 65), (64, 32, 64)]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("shape", EDGES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_edges_of_matrix_tiles(
+    backend: Any, dtype: torch.dtype, shape: tuple[int, int, int], reduction: str
+) -> None:
+    check_parity(backend, dtype, shape, {"reduction": reduction, "bias": True})
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_options_of_torch_are_torchs(backend: Any, reduction: str, bias: bool) -> None:
@@ -220,6 +232,40 @@ def test_strides(
     loss, grads = run(strided, inputs, True, reduction=reduction)
     torch.testing.assert_close(loss, expected[0])
     torch.testing.assert_close(grads, expected[1])
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_strides_of_whole_tiles(backend: Any, view: Callable[[Tensor], Tensor]) -> None:
+    """A matrix unit reads full tiles otherwise than the edges, in each order of the strides."""
+    inputs = make(50, 70, 65, torch.bfloat16, backend.device)
+
+    def strided(h: Tensor, w: Tensor, t: Tensor, b: Tensor | None) -> Any:
+        return ops.linear_cross_entropy(view(h), view(w), t, b)
+
+    expected = run(ops.linear_cross_entropy, inputs, True)
+    torch.testing.assert_close(run(strided, inputs, True), expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("shape", [(600, 64, 9000), (1100, 64, 5000)], ids=str)
+def test_bits_do_not_depend_on_threads_in_bfloat16(
+    backend: Any, shape: tuple[int, int, int]
+) -> None:
+    """Where products are torch's, as without a matrix unit, that is up to its BLAS."""
+    if _C.cpu_isa() != "amx":
+        pytest.skip("no matrix unit")
+    inputs = make(*shape, torch.bfloat16, backend.device)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(ops.linear_cross_entropy, inputs, True))
+    finally:
+        torch.set_num_threads(threads)
+    for loss, grads in results[1:]:
+        assert torch.equal(loss, results[0][0])
+        assert all(torch.equal(a, b) for a, b in zip(grads, results[0][1], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64], ids=str)

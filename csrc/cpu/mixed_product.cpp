@@ -1,0 +1,266 @@
+// out = a b^T (+ out) of bf16 numbers in the matrix unit.
+//
+// Writing a tile register takes as long as multiplying two, so a step multiplies two tiles of a by
+// two of b: four loads for four products, and two of the four are of a panel that stays in
+// first-level cache. Both operands are turned into panels first. The smaller one is shared: the
+// threads do that together. Of the other each thread packs some panels, which its second-level
+// cache holds, and meets all shared ones with them.
+#include "cpu/mixed_product.h"
+
+#include "cpu/recurrent.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {
+namespace {
+
+constexpr int L = kLanes<float>;
+constexpr int64_t kPanelRows = 2 * kTileHeight;
+constexpr int64_t kPanelStep = 2 * kTileNumbers;  // numbers of a panel for kTileDepth of K
+constexpr int64_t kDepths = 16;                   // of a panel that is met at a time: 32 KB
+constexpr int64_t kMostPanels = 4;                // that a thread packs at a time
+
+VecU32 load_numbers(const uint16_t* from, int64_t count) {
+  VecU32 v = {};
+  __builtin_memcpy(&v, from, count * sizeof(uint16_t));
+  return v;
+}
+
+SEQKERN_INLINE VecU32 pairs_of(const uint16_t* even, const uint16_t* odd) {
+  HalfBits e = {}, o = {};
+  __builtin_memcpy(&e, even, sizeof(e));
+  if (odd) __builtin_memcpy(&o, odd, sizeof(o));
+  return __builtin_convertvector(e, VecU32) | (__builtin_convertvector(o, VecU32) << 16);
+}
+
+// A tile of the elements (i, k) at from[i * stride + k * k_stride], zeros outside of [count, K].
+// Its words are pairs of k: kWordsOfRows has a row for each i, a tile's A, otherwise a row for each
+// pair, a B.
+template <bool kWordsOfRows>
+void pack_tile(uint16_t* to, const uint16_t* from, int64_t stride, int64_t k_stride, int64_t count,
+               int64_t K) {
+  VecU32 words[L];
+  bool rows;  // whether words[i] is a row
+  if (k_stride == 1) {
+    rows = true;
+    if (K >= kTileDepth && count >= L) [[likely]] {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) __builtin_memcpy(&words[i], from + i * stride, sizeof(words[i]));
+    } else {
+      for (int i = 0; i < L; ++i) {
+        words[i] =
+            i < count ? load_numbers(from + i * stride, K < kTileDepth ? K : kTileDepth) : VecU32{};
+      }
+    }
+  } else if (stride == 1 && count >= L) {
+    rows = false;
+    if (K >= kTileDepth) [[likely]] {
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        words[i] = pairs_of(from + 2 * i * k_stride, from + (2 * i + 1) * k_stride);
+      }
+    } else {
+      for (int64_t i = 0; i < L; ++i) {
+        const uint16_t* even = from + 2 * i * k_stride;
+        words[i] = 2 * i < K ? pairs_of(even, 2 * i + 1 < K ? even + k_stride : nullptr) : VecU32{};
+      }
+    }
+  } else {
+    rows = true;
+    for (int64_t i = 0; i < L; ++i) {
+      uint16_t row[kTileDepth] = {};
+      for (int64_t k = 0; i < count && k < K && k < kTileDepth; ++k) {
+        row[k] = from[i * stride + k * k_stride];
+      }
+      words[i] = load_numbers(row, kTileDepth);
+    }
+  }
+  if (rows != kWordsOfRows) transpose(words);
+#pragma GCC unroll 16
+  for (int i = 0; i < L; ++i) __builtin_memcpy(to + 2 * L * i, &words[i], sizeof(words[i]));
+}
+
+void shape_full_tiles() {
+  TileShapes shapes = {};
+  shapes.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    shapes.row_bytes[i] = 64;
+    shapes.rows[i] = 16;
+  }
+  set_tile_shapes(shapes);
+}
+
+// out [32, 32] = (out +) a panel of a times one of b. Tiles 0 to 3 are out, 4 and 5 a, 6 and 7 b.
+void multiply_panels(const uint16_t* a, const uint16_t* b, int64_t depths, float* out,
+                     int64_t stride, bool accumulate) {
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  float* lower = out + kTileHeight * stride;
+  if (accumulate) {
+    load_tile<0>(out, bytes);
+    load_tile<1>(out + L, bytes);
+    load_tile<2>(lower, bytes);
+    load_tile<3>(lower + L, bytes);
+  } else {
+    zero_tile<0>();
+    zero_tile<1>();
+    zero_tile<2>();
+    zero_tile<3>();
+  }
+  for (int64_t d = 0; d < depths; ++d, a += kPanelStep, b += kPanelStep) {
+    load_tile<4>(a, 64);
+    load_tile<6>(b, 64);
+    multiply_tiles<0, 4, 6>();
+    load_tile<7>(b + kTileNumbers, 64);
+    multiply_tiles<1, 4, 7>();
+    load_tile<5>(a + kTileNumbers, 64);
+    multiply_tiles<2, 5, 6>();
+    multiply_tiles<3, 5, 7>();
+  }
+  store_tile<0>(out, bytes);
+  store_tile<1>(out + L, bytes);
+  store_tile<2>(lower, bytes);
+  store_tile<3>(lower + L, bytes);
+}
+
+struct MixedProduct {
+  const MixedProductArgs& args;
+  int64_t members;
+  Arena arena;
+  int64_t depths, panel;  // of K; numbers of a panel
+  bool a_is_shared;
+  int64_t shared_panels, own_panels;
+  int64_t some;  // panels of an item
+  int64_t items;
+  Counter* counters;
+  uint16_t* shared;  // [shared_panels, panel]
+  uint16_t* own;     // [members, some, panel]
+
+  MixedProduct(const MixedProductArgs& args, int64_t members, char* base)
+      : args(args),
+        members(members),
+        arena{base},
+        depths(tile_depths(args.K)),
+        panel(depths * kPanelStep),
+        a_is_shared(args.a.size <= args.b.size) {
+    shared_panels = panels_of(a_is_shared ? args.a : args.b);
+    own_panels = panels_of(a_is_shared ? args.b : args.a);
+    // Several items for each thread, so that they end together.
+    some = own_panels / (4 * members);
+    some = some < 1 ? 1 : some > kMostPanels ? kMostPanels : some;
+    items = (own_panels + some - 1) / some;
+    counters = arena.take<Counter>(counter_count());
+    shared = arena.take<uint16_t>(shared_panels * panel);
+    own = arena.take<uint16_t>(members * some * panel);
+  }
+
+  static int64_t panels_of(const MixedOperand& m) { return (m.size + kPanelRows - 1) / kPanelRows; }
+  int64_t counter_count() const { return 1 + shared_panels + items; }
+  void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
+
+  void run(int64_t member) const {
+    shape_full_tiles();
+    uint16_t* panels = own + member * some * panel;
+    run_chain(Chain{1, {shared_panels, items}, counters}, member, members,
+              [&](int64_t, int phase, int64_t item) {
+                if (phase == 0) return pack(item, true, shared + item * panel);
+                multiply(item, panels);
+              });
+  }
+
+  void pack(int64_t index, bool of_shared, uint16_t* to) const {
+    if (of_shared == a_is_shared) return pack<true>(args.a, index, to);
+    pack<false>(args.b, index, to);
+  }
+  template <bool kWordsOfRows>
+  void pack(const MixedOperand& m, int64_t index, uint16_t* to) const {
+    const uint16_t* from = static_cast<const uint16_t*>(m.data) + index * kPanelRows * m.stride;
+    const int64_t rows = m.size - index * kPanelRows;
+    for (int64_t d = 0; d < depths; ++d) {
+      const int64_t k = d * kTileDepth;
+      for (int64_t i = 0; i < kPanelRows; i += kTileHeight, to += kTileNumbers) {
+        if (i >= rows) {
+          __builtin_memset(to, 0, kTileNumbers * sizeof(uint16_t));
+          continue;
+        }
+        pack_tile<kWordsOfRows>(to, from + i * m.stride + k * m.k_stride, m.stride, m.k_stride,
+                                rows - i, args.K - k);
+      }
+    }
+  }
+
+  void multiply(int64_t item, uint16_t* panels) const {
+    const int64_t first = item * some;
+    const int64_t count = own_panels - first < some ? own_panels - first : some;
+    for (int64_t p = 0; p < count; ++p) pack(first + p, false, panels + p * panel);
+    const int64_t parts = (depths + kDepths - 1) / kDepths;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t d = depths * part / parts, deep = depths * (part + 1) / parts - d;
+      const bool continued = part > 0 || args.accumulate;
+      for (int64_t s = 0; s < shared_panels; ++s) {
+        const uint16_t* from = shared + s * panel + d * kPanelStep;
+        for (int64_t p = 0; p < count; ++p) {
+          if (continued) {
+            p + 1 < count ? fetch(s, first + p + 1) : fetch(s + 1, first);
+          }
+          meet(s, from, first + p, panels + p * panel + d * kPanelStep, deep, continued);
+        }
+      }
+    }
+  }
+
+  // Where in out two panels meet.
+  struct Place {
+    int64_t n, m, rows, columns;
+  };
+  Place place(int64_t s, int64_t o) const {
+    const int64_t n = (a_is_shared ? s : o) * kPanelRows, m = (a_is_shared ? o : s) * kPanelRows;
+    return {n, m, args.a.size - n, args.b.size - m};
+  }
+
+  // What the next two panels will add to, which may lie in memory.
+  void fetch(int64_t s, int64_t o) const {
+    const Place at = place(s, o);
+    if (at.columns <= 0) return;
+    const float* from = args.out + at.n * args.out_stride + at.m;
+    for (int64_t i = 0; i < kPanelRows && i < at.rows; ++i) {
+      __builtin_prefetch(from + i * args.out_stride, 1);
+      __builtin_prefetch(from + i * args.out_stride + L, 1);
+    }
+  }
+
+  void meet(int64_t s, const uint16_t* from_shared, int64_t o, const uint16_t* from_own,
+            int64_t deep, bool continued) const {
+    const Place at = place(s, o);
+    const uint16_t* a = a_is_shared ? from_shared : from_own;
+    const uint16_t* b = a_is_shared ? from_own : from_shared;
+    float* out = args.out + at.n * args.out_stride + at.m;
+    if (at.rows >= kPanelRows && at.columns >= kPanelRows) [[likely]] {
+      return multiply_panels(a, b, deep, out, args.out_stride, continued);
+    }
+    const int64_t rows = at.rows < kPanelRows ? at.rows : kPanelRows;
+    const int64_t columns = at.columns < kPanelRows ? at.columns : kPanelRows;
+    alignas(64) float sums[kPanelRows * kPanelRows] = {};
+    if (continued) {
+      for (int64_t i = 0; i < rows; ++i) {
+        __builtin_memcpy(sums + i * kPanelRows, out + i * args.out_stride, columns * sizeof(float));
+      }
+    }
+    multiply_panels(a, b, deep, sums, kPanelRows, continued);
+    for (int64_t i = 0; i < rows; ++i) {
+      __builtin_memcpy(out + i * args.out_stride, sums + i * kPanelRows, columns * sizeof(float));
+    }
+  }
+};
+
+}  // namespace
+
+int64_t mixed_product_workspace(const MixedProductArgs& args, int64_t members) {
+  return MixedProduct(args, members, nullptr).arena.used;
+}
+void mixed_product_prepare(const MixedProductArgs& args, int64_t members) {
+  MixedProduct(args, members, static_cast<char*>(args.workspace)).prepare();
+}
+void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member) {
+  const ProductSession session;
+  MixedProduct(args, members, static_cast<char*>(args.workspace)).run(member);
+}
+
+}  // namespace seqkern::cpu::SEQKERN_ISA
