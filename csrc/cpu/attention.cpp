@@ -210,19 +210,14 @@ void zero_queries(const AttentionForwardArgs& a, int64_t b, int64_t h, int64_t b
 
 template <class T>
 void forward_block(const AttentionForwardArgs& a, int64_t task) {
-  const AttentionInputs& in = a.in;
-  const int64_t block = attention_query_block(in), heads = in.B * in.NH;
+  const int64_t queries = attention_query_block(a.in), heads = a.in.B * a.in.NH;
   // The last queries see the most keys: their blocks come first.
-  const int64_t i = (ceil_div(in.Tq, block) - 1 - task / heads) * block;
-  const int64_t b = task % heads / in.NH, h = task % in.NH;
-  const int64_t end = least(i + block, in.Tq);
-  const AttentionRow row(in, b);
-  const int64_t first_real = least(most(i, row.begin), end);
-  const int64_t end_real = most(least(end, row.end), first_real);
-  zero_queries<T>(a, b, h, i, first_real);
-  zero_queries<T>(a, b, h, end_real, end);
-  if (first_real < end_real) {
-    ForwardTask<T>(a, b, h, first_real, end_real - first_real).run();
+  const int64_t last = ceil_div(a.in.Tq, queries) - 1;
+  const AttentionForwardBlock block(a.in, queries, task % heads, last - task / heads);
+  zero_queries<T>(a, block.b, block.h, block.begin, block.first);
+  zero_queries<T>(a, block.b, block.h, block.last, block.end);
+  if (block.first < block.last) {
+    ForwardTask<T>(a, block.b, block.h, block.first, block.last - block.first).run();
   }
 }
 

@@ -118,5 +118,20 @@ struct AttentionRow {
   }
 };
 
+// A block of queries [begin, end) of a head; [first, last) of them are not padding.
+struct AttentionForwardBlock {
+  int64_t b, h, begin, end, first, last;
+
+  AttentionForwardBlock(const AttentionInputs& in, int64_t queries, int64_t head, int64_t block)
+      : b(head / in.NH), h(head % in.NH), begin(block * queries), end(begin + queries) {
+    if (end > in.Tq) end = in.Tq;
+    const AttentionRow row(in, b);
+    first = begin > row.begin ? begin : row.begin;
+    if (first > end) first = end;
+    last = end < row.end ? end : row.end;
+    if (last < first) last = first;
+  }
+};
+
 }  // namespace
 }  // namespace seqkern::cpu

@@ -20,8 +20,8 @@ DType dtype_of(const Args& args) {
   }
 }
 
-// Whether the kernels of teams have a build of `isa` for the dtype: it would be that of AVX-512 for
-// others, and is not made.
+// Whether a kernel that has a build for `isa` is taken from there: for other dtypes it would be
+// that of AVX-512, and is not made.
 template <class Args>
 bool takes(Isa isa, const Args& args) {
   const DType dtype = dtype_of(args);
@@ -32,14 +32,14 @@ bool takes(Isa isa, const Args& args) {
 }  // namespace
 
 #if defined(SEQKERN_HAS_AMX)
-#define SEQKERN_ROUTE_AMX(call) \
+#define SEQKERN_ROUTE_MATRIX(call) \
   if (takes(Isa::kAmx, args)) return amx::call;
 #else
-#define SEQKERN_ROUTE_AMX(call)
+#define SEQKERN_ROUTE_MATRIX(call)
 #endif
 #if defined(__x86_64__)
 #define SEQKERN_ROUTE_TEAM(call) \
-  SEQKERN_ROUTE_AMX(call)        \
+  SEQKERN_ROUTE_MATRIX(call)     \
   if (takes(Isa::kAvx512Bf16, args)) return avx512_bf16::call;
 #else
 #define SEQKERN_ROUTE_TEAM(call)
@@ -61,19 +61,26 @@ bool takes(Isa isa, const Args& args) {
 #endif
 #define SEQKERN_DISPATCH(name, Args) \
   void name(const Args& args, int64_t begin, int64_t end) { SEQKERN_ROUTE(name(args, begin, end)) }
-#define SEQKERN_DISPATCH_TEAM(name, Args)                                                          \
-  int64_t name##_workspace(const Args& args, int64_t members) {                                    \
-    SEQKERN_ROUTE_TEAM(name##_workspace(args, members))                                            \
-    SEQKERN_ROUTE(name##_workspace(args, members))                                                 \
-  }                                                                                                \
-  void name##_prepare(const Args& args, int64_t members) {                                         \
-    SEQKERN_ROUTE_TEAM(name##_prepare(args, members)) SEQKERN_ROUTE(name##_prepare(args, members)) \
-  }                                                                                                \
-  void name(const Args& args, int64_t members, int64_t member) {                                   \
-    SEQKERN_ROUTE_TEAM(name(args, members, member)) SEQKERN_ROUTE(name(args, members, member))     \
+#define SEQKERN_DISPATCH_MATRIX(name, Args)                 \
+  void name(const Args& args, int64_t begin, int64_t end) { \
+    SEQKERN_ROUTE_MATRIX(name(args, begin, end))            \
+    SEQKERN_ROUTE(name(args, begin, end))                   \
+  }
+#define SEQKERN_DISPATCH_TEAM(name, Args)                                                      \
+  int64_t name##_workspace(const Args& args, int64_t members) {                                \
+    SEQKERN_ROUTE_TEAM(name##_workspace(args, members))                                        \
+    SEQKERN_ROUTE(name##_workspace(args, members))                                             \
+  }                                                                                            \
+  void name##_prepare(const Args& args, int64_t members) {                                     \
+    SEQKERN_ROUTE_TEAM(name##_prepare(args, members))                                          \
+    SEQKERN_ROUTE(name##_prepare(args, members))                                               \
+  }                                                                                            \
+  void name(const Args& args, int64_t members, int64_t member) {                               \
+    SEQKERN_ROUTE_TEAM(name(args, members, member)) SEQKERN_ROUTE(name(args, members, member)) \
   }
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DISPATCH_MATRIX)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
 
 #if defined(SEQKERN_HAS_AMX)

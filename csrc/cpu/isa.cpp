@@ -34,7 +34,7 @@ bool supported(Isa isa) {
   __builtin_cpu_init();
   switch (isa) {
     case Isa::kAmx:
-      return supported(Isa::kAvx512) && has_matrix_unit();
+      return supported(Isa::kAvx512Bf16) && has_matrix_unit();
     case Isa::kAvx512Bf16:
       return supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::kAvx512:

@@ -19,7 +19,12 @@
 #include "ops/sample.h"
 #include "ops/softmax.h"
 
-// X(kernel, Args)
+// X(kernel, Args): the kernels that also have a build for the matrix unit, beside those of teams.
+#define SEQKERN_CPU_MATRIX_KERNELS(X)        \
+  X(attention_forward, AttentionForwardArgs) \
+  X(attention_backward, AttentionBackwardArgs)
+
+// X(kernel, Args): those that have none.
 #define SEQKERN_CPU_KERNELS(X)                                     \
   X(cross_entropy_forward, CrossEntropyForwardArgs)                \
   X(cross_entropy_reduce, CrossEntropyReduceArgs)                  \
@@ -31,8 +36,6 @@
   X(linear_cross_entropy_finish, LinearCrossEntropyFinishArgs)     \
   X(linear_cross_entropy_gradient, LinearCrossEntropyGradientArgs) \
   X(linear_cross_entropy_column_sums, ColumnSumsArgs)              \
-  X(attention_forward, AttentionForwardArgs)                       \
-  X(attention_backward, AttentionBackwardArgs)                     \
   X(attention_sum_dq, AttentionBackwardArgs)                       \
   X(attention_step_prepare, AttentionStepArgs)                     \
   X(attention_step, AttentionStepArgs)                             \
@@ -63,23 +66,28 @@
 
 namespace seqkern::cpu {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)  // dispatch.cpp
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 namespace baseline {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace baseline
 namespace avx2 {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx2
 namespace avx512 {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512
 namespace avx512_bf16 {
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512_bf16
 namespace amx {
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace amx
 }  // namespace seqkern::cpu

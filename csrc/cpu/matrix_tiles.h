@@ -166,6 +166,34 @@ SEQKERN_INLINE void multiply_tiles() {
 }
 
 #endif
+
+// Tiles 0 to `high` have so many rows, the others 16; all rows are 64 bytes.
+SEQKERN_INLINE void shape_tiles(int64_t rows, int high) {
+  TileShapes shapes = {};
+  shapes.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    shapes.row_bytes[i] = 64;
+    shapes.rows[i] = i <= high ? static_cast<uint8_t>(rows) : 16;
+  }
+  set_tile_shapes(shapes);
+}
+
+// While this lives a thread shapes its tiles as it likes; then it has those of another library
+// again, which trusts to find them.
+struct TileSession {
+  TileShapes before;
+  TileSession() : before(tile_shapes()) {}
+  ~TileSession() {
+    if (before.palette) {
+      set_tile_shapes(before);
+    } else {
+      release_tiles();
+    }
+  }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+};
+
 #endif
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

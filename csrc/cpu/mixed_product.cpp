@@ -78,16 +78,6 @@ void pack_tile(uint16_t* to, const uint16_t* from, int64_t stride, int64_t k_str
   for (int i = 0; i < L; ++i) __builtin_memcpy(to + 2 * L * i, &words[i], sizeof(words[i]));
 }
 
-void shape_full_tiles() {
-  TileShapes shapes = {};
-  shapes.palette = 1;
-  for (int i = 0; i < 8; ++i) {
-    shapes.row_bytes[i] = 64;
-    shapes.rows[i] = 16;
-  }
-  set_tile_shapes(shapes);
-}
-
 // out [32, 32] = (out +) a panel of a times one of b. Tiles 0 to 3 are out, 4 and 5 a, 6 and 7 b.
 void multiply_panels(const uint16_t* a, const uint16_t* b, int64_t depths, float* out,
                      int64_t stride, bool accumulate) {
@@ -156,7 +146,7 @@ struct MixedProduct {
   void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
 
   void run(int64_t member) const {
-    shape_full_tiles();
+    shape_tiles(kTileHeight, 7);
     uint16_t* panels = own + member * some * panel;
     run_chain(Chain{1, {shared_panels, items}, counters}, member, members,
               [&](int64_t, int phase, int64_t item) {
@@ -259,7 +249,7 @@ void mixed_product_prepare(const MixedProductArgs& args, int64_t members) {
   MixedProduct(args, members, static_cast<char*>(args.workspace)).prepare();
 }
 void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member) {
-  const ProductSession session;
+  const TileSession session;
   MixedProduct(args, members, static_cast<char*>(args.workspace)).run(member);
 }
 

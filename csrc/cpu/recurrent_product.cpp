@@ -41,15 +41,9 @@ void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b,
 thread_local int64_t rows_of_tiles = 0;
 
 // Tiles 0 to 3 are C, 4 is A, 5 to 7 are B.
-void shape_tiles(int64_t rows) {
+void shape_for(int64_t rows) {
   if (rows == rows_of_tiles) return;
-  TileShapes shapes = {};
-  shapes.palette = 1;
-  for (int i = 0; i < 8; ++i) {
-    shapes.row_bytes[i] = 64;
-    shapes.rows[i] = i <= 4 ? static_cast<uint8_t>(rows) : 16;
-  }
-  set_tile_shapes(shapes);
+  shape_tiles(rows, 4);
   rows_of_tiles = rows;
 }
 
@@ -125,7 +119,7 @@ void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t part_stride, i
 
 #elif defined(SEQKERN_BF16_PAIRS)
 
-void shape_tiles(int64_t) {}
+void shape_for(int64_t) {}
 
 template <int NV, int R>
 void rows_of_pairs(const uint16_t* a, int64_t row_bytes, const uint16_t* b, int64_t depths,
@@ -176,7 +170,7 @@ void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t, int64_t rows,
 
 void product_of_tiles(const PackedMatrix<float>& m, int64_t block, const float* a,
                       int64_t row_stride, int64_t rows, float* out, int64_t stride) {
-  shape_tiles(rows);
+  shape_for(rows);
   const int64_t w = m.width_of(block);
   const auto* b = reinterpret_cast<const uint16_t*>(m.block_data(block));
   for (int g = 0; g < m.G; ++g, out += w * 16) {
@@ -215,15 +209,7 @@ void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int6
 }  // namespace
 
 #if defined(SEQKERN_TILES)
-// Another library's shapes may be in force, which it trusts to find again.
-ProductSession::ProductSession() : before(tile_shapes()) { rows_of_tiles = 0; }
-ProductSession::~ProductSession() {
-  if (before.palette) {
-    set_tile_shapes(before);
-  } else {
-    release_tiles();
-  }
-}
+ProductSession::ProductSession() { rows_of_tiles = 0; }
 #endif
 
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,

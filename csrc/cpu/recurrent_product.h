@@ -199,17 +199,14 @@ inline constexpr int64_t kMostVectors = kHasTiles ? 16 : 12;  // of a block, all
 template <class Acc>
 inline constexpr int64_t kProductSize = kRowBlock * kMostVectors * kLanes<Acc>;
 
-// Around all products of a thread: the shapes of its tile registers, which it gets back after.
+// Around all products of a thread.
 struct ProductSession {
 #if defined(SEQKERN_TILES)
   ProductSession();
-  ~ProductSession();
-  TileShapes before;
+  TileSession tiles;
 #else
   ProductSession() {}
 #endif
-  ProductSession(const ProductSession&) = delete;
-  ProductSession& operator=(const ProductSession&) = delete;
 };
 
 // out [rows, G, width lanes of the block] = a [rows, K] B, out_stride from one row to the next.
