@@ -23,7 +23,8 @@ Medians of interleaved rounds in one process, as `python -m benchmarks` measures
 ([how, and how to read it](benchmarks.md)). Ratio: the first peer's time divided by ours, taken
 within each round, with its quartiles. Ceiling: what the bytes or operations that any
 implementation needs would take at the copy bandwidth or the GEMM rate of this machine, in that run;
-more than 100% means that data stayed in cache, or tiles faster than the library's GEMM.
+more than 100% means that data stayed in cache, or tiles faster than the library's GEMM, whose rate
+on a CPU is float32's for all dtypes.
 Written by `python -m benchmarks.page` from `benchmarks/results`, which has the rest of each run.
 """
 NO_GPU = """
