@@ -77,11 +77,7 @@ struct Forward {
     for (int64_t p = r.B * member / teams.members; p < end; ++p) {
       const int64_t b = teams.order[p];
       for (int64_t step = 0; step < 2; ++step) w.clear(h + (step * r.B + p) * h_row);
-      for (int64_t u = 0; u < r.H; u += L) {
-        const int64_t count = r.H - u < L ? r.H - u : L;
-        const V h_u = r.h0 ? load_part<Acc>(static_cast<const T*>(r.h0) + b * r.H + u, count) : V{};
-        w.put(h + p * h_row, u, h_u, count);
-      }
+      if (r.h0) w.put_row(h + p * h_row, static_cast<const T*>(r.h0) + b * r.H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         __builtin_memset(row(args.h, t * r.B + b), 0, r.H * sizeof(T));
       }

@@ -130,7 +130,7 @@ struct Forward {
       const int64_t b = teams.order[p];
       for (int64_t step = 0; step < 2; ++step) w.clear(h_after(step) + p * h_row);
       if (m) w_hr.clear(m + p * m_row);
-      place_h(p, b);
+      if (r.h0) w.put_row(h + p * h_row, static_cast<const T*>(r.h0) + b * r.P);
       copy_row<T>(c + p * c_row, args.in.c0, b, r.H);
       for (int64_t t = teams.steps[p]; t < r.T; ++t) {
         __builtin_memset(output(t, b), 0, r.P * sizeof(T));
@@ -139,13 +139,6 @@ struct Forward {
       if (teams.steps[p] > 0) continue;
       hand_through<T>(args.h_n, r.h0, b, r.P);
       hand_through<T>(args.c_n, args.in.c0, b, r.H);
-    }
-  }
-  void place_h(int64_t p, int64_t b) const {
-    for (int64_t u = 0; u < r.P; u += L) {
-      const int64_t count = r.P - u < L ? r.P - u : L;
-      const V h_u = r.h0 ? load_part<Acc>(static_cast<const T*>(r.h0) + b * r.P + u, count) : V{};
-      w.put(h + p * h_row, u, h_u, count);
     }
   }
 

@@ -147,16 +147,14 @@ struct PackedMatrix {
   void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
 
   // The left side of a product: rows of K elements, left_row() of Acc apart, written by `put` after
-  // `clear`.
+  // `clear`, which leaves zeros.
   int64_t left_row() const {
     if (!parts) return padded<Acc>(K);
     constexpr int64_t kLine = 64;
     return (parts * part_stride() * 2 + kLine) / static_cast<int64_t>(sizeof(Acc));
   }
   int64_t part_stride() const { return tile_depths(K) * kTileDepth; }  // numbers
-  void clear(Acc* row) const {
-    if (parts) __builtin_memset(row, 0, left_row() * sizeof(Acc));
-  }
+  void clear(Acc* row) const { __builtin_memset(row, 0, left_row() * sizeof(Acc)); }
   SEQKERN_INLINE uint16_t* numbers(Acc* row) { return reinterpret_cast<uint16_t*>(row); }
   __attribute__((always_inline)) void put(Acc* row, int64_t k, Vec<Acc> v, int64_t count) const {
     if constexpr (kHasTiles && sizeof(Acc) == 4) {
