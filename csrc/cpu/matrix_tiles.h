@@ -8,9 +8,9 @@
 // measured, that is faster than the vector units only while no other program runs on the core's
 // second thread.
 //
-// AVX-512 with BF16 has an instruction that adds to each lane of a vector the products of a pair.
-// It reads tiles as the unit does, and makes twice the multiply-adds of one on floats: for bf16
-// alone.
+// AVX-512 with BF16 has an instruction that adds to each lane of a vector the products of a pair of
+// bf16 numbers. It reads tiles as the unit does, for bf16 alone. Which processors gain by it:
+// isa.cpp.
 #pragma once
 
 #include "cpu/simd.h"
