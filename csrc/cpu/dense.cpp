@@ -1,4 +1,6 @@
-// out = a b for many rows of a: b packed once, rows in blocks that stay in second-level cache.
+// out = a b. Many rows: b packed once, rows in chunks that stay in second-level cache. Few rows:
+// what a thread has packed it multiplies at once, while it is in cache. Either way a row's bits are
+// the same, however many there are.
 #include "cpu/dense.h"
 
 #include "cpu/kernels.h"
@@ -22,33 +24,56 @@ struct Dense {
   int64_t a_row;
   bool in_place;  // a is read where it is
   Counter* counters;
-  Acc* rows;  // [members, chunk_rows, a_row]
+  bool few;
+  Acc* rows;   // [members, chunk_rows, a_row]
+  Acc* strip;  // [members, strip_size()], with few rows
 
   Dense(const DenseArgs& args, int64_t members, char* base)
       : args(args),
         members(members),
         arena{base},
-        b(args.K, args.M, 1, kMostRows, 1, tile_parts<T>(args.N, args.K)) {
+        b(args.K, args.M, 1, args.N < kMostRows ? args.N : kMostRows, 1,
+          tile_parts<T>(kMostRows, args.K)),
+        few(args.N <= kRowBlock) {
     const int64_t share = (args.N / members + kRowBlock - 1) / kRowBlock * kRowBlock;
     chunk_rows = share < kRowBlock ? kRowBlock : share > kMostRows ? kMostRows : share;
     a_row = b.left_row();
     counters = arena.take<Counter>(counter_count());
-    b.data = arena.take<Acc>(b.size());
+    if (args.m_stride == 1 && args.k_stride == args.M) b.template read_in_place<T>(args.w, args.N);
+    b.data = few ? nullptr : arena.take<Acc>(b.size());
+    strip = few ? arena.take<Acc>(members * strip_size()) : nullptr;
     in_place = !kConvert && !b.parts && spread_over_cache<T>(args.a_stride);
     rows = in_place ? nullptr : arena.take<Acc>(members * chunk_rows * a_row);
   }
 
+  int64_t strip_size() const { return padded<Acc>(b.width * b.vector_size()); }
   int64_t chunks() const { return (args.N + chunk_rows - 1) / chunk_rows; }
   int64_t counter_count() const { return 2 + b.blocks + chunks(); }
   void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
 
   void run(int64_t member) const {
+    Acc* copy = rows + member * chunk_rows * a_row;
+    if (few) return run_strips(member, copy, strip + member * strip_size());
     run_chain(Chain{1, {b.blocks, 0}, counters}, member, members, [&](int64_t, int, int64_t block) {
       b.pack(block, static_cast<const T*>(args.w), args.k_stride, args.m_stride);
     });
-    run_chain(
-        Chain{1, {chunks(), 0}, counters + 1 + b.blocks}, member, members,
-        [&](int64_t, int, int64_t chunk) { multiply(chunk, rows + member * chunk_rows * a_row); });
+    run_chain(Chain{1, {chunks(), 0}, counters + 1 + b.blocks}, member, members,
+              [&](int64_t, int, int64_t chunk) { multiply(chunk, copy); });
+  }
+
+  // The columns of a block as a matrix of their own.
+  void run_strips(int64_t member, Acc* copy, Acc* packed) const {
+    const Rows a = rows_of(0, args.N, copy);
+    run_chain(Chain{1, {b.blocks, 0}, counters}, member, members, [&](int64_t, int, int64_t block) {
+      const int64_t m = b.first_unit(block);
+      T* out = static_cast<T*>(args.out) + m;
+      if (b.in_place) return multiply_rows(b, block, a, args.N, out);
+      PackedMatrix<Acc> columns(args.K, b.units_of(block), 1, args.N, 1, b.parts);
+      columns.data = packed;
+      columns.pack(0, static_cast<const T*>(args.w) + m * args.m_stride, args.k_stride,
+                   args.m_stride);
+      multiply_rows(columns, 0, a, args.N, out);
+    });
   }
 
   // Rows of a as tiles read them.
@@ -70,25 +95,31 @@ struct Dense {
     const int64_t first = chunk * chunk_rows;
     const int64_t count = args.N - first < chunk_rows ? args.N - first : chunk_rows;
     const Rows a = rows_of(first, count, copy);
+    T* out = static_cast<T*>(args.out) + first * args.M;
     for (int64_t block = 0; block < b.blocks; ++block) {
-      const int64_t m = b.first_unit(block), width = b.units_of(block);
-      const int64_t panel = b.width_of(block) * L;
-      for (int64_t i = 0; i < count; i += kRowBlock) {
-        const int64_t some = count - i < kRowBlock ? count - i : kRowBlock;
-        T* out = static_cast<T*>(args.out) + (first + i) * args.M + m;
-        if constexpr (sizeof(T) == sizeof(Acc)) {
-          if (width == panel) {
-            product(b, block, a.data + i * a.stride, a.stride, some, out, args.M);
-            continue;
-          }
+      multiply_rows(b, block, a, count, out + b.first_unit(block));
+    }
+  }
+
+  // `count` rows of a block of columns, at out.
+  void multiply_rows(const PackedMatrix<Acc>& w, int64_t block, Rows a, int64_t count,
+                     T* out) const {
+    const int64_t width = w.units_of(block), panel = w.width_of(block) * L;
+    for (int64_t i = 0; i < count; i += kRowBlock, out += kRowBlock * args.M) {
+      const int64_t some = count - i < kRowBlock ? count - i : kRowBlock;
+      const Acc* left = a.data + i * a.stride;
+      if constexpr (sizeof(T) == sizeof(Acc)) {
+        if (width == panel) {
+          product(w, block, left, a.stride, some, out, args.M);
+          continue;
         }
-        alignas(64) Acc sums[kProductSize<Acc>];
-        product(b, block, a.data + i * a.stride, a.stride, some, sums, panel);
-        for (int64_t r = 0; r < some; ++r) {
-          for (int64_t v = 0; v < width; v += L) {
-            store_part<Acc>(out + r * args.M + v, load(sums + r * panel + v),
-                            width - v < L ? width - v : L);
-          }
+      }
+      alignas(64) Acc sums[kProductSize<Acc>];
+      product(w, block, left, a.stride, some, sums, panel);
+      for (int64_t r = 0; r < some; ++r) {
+        for (int64_t v = 0; v < width; v += L) {
+          store_part<Acc>(out + r * args.M + v, load(sums + r * panel + v),
+                          width - v < L ? width - v : L);
         }
       }
     }

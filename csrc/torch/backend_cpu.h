@@ -82,14 +82,15 @@ struct Cpu {
     });
   }
 
-  // Rows from which a product is worth packing the weights for; below, ATen's is as good.
-  static constexpr int64_t kDenseRows = 16;
+  // Rows from which a gradient of weights is made by our own kernel; below, ATen's is as good.
+  static constexpr int64_t kGradientRows = 16;
 
   // Multiply-adds a thread should have at least of a product over a sequence.
   static constexpr int64_t kGrainProduct = 1 << 20;
 
   static int64_t dense_members(const cpu::DenseArgs& a) {
-    return std::clamp<int64_t>(a.N * a.M * a.K / kGrainProduct, 1,
+    constexpr int64_t kRowsThatPackingTakes = 8;
+    return std::clamp<int64_t>((a.N + kRowsThatPackingTakes) * a.M * a.K / kGrainProduct, 1,
                                torch::stable::get_num_threads());
   }
   static void run(const cpu::DenseArgs& a) {

@@ -35,7 +35,7 @@ int64_t steps_at_a_time(const LstmTensors& in, int64_t needs) {
   // Each part adds to the weights' gradients, the last one too, which may be shorter.
   const int64_t steps = (r.T + parts - 1) / parts;
   const int64_t rest = r.T - (r.T - 1) / steps * steps;
-  return rest * r.B < Backend::kDenseRows ? r.T : steps;
+  return rest * r.B < Backend::kGradientRows ? r.T : steps;
 #else
   (void)needs;
   return in.args.r.T;

@@ -94,7 +94,7 @@ inline Tensor narrow(Tensor t, int64_t dim, int64_t start, int64_t length) {
 // result [N, J] = a [N, K] b [K, J].
 inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
 #if defined(SEQKERN_BACKEND_CPU)
-  if (a.size(0) >= Backend::kDenseRows && a.stride(1) == 1) {
+  if (a.size(0) > 0 && a.size(1) > 0 && a.stride(1) == 1) {
     cpu::DenseArgs args{.dtype = float_dtype(a, "mm", "a"),
                         .N = a.size(0),
                         .K = a.size(1),
@@ -149,7 +149,7 @@ struct RightSide {
 
 // Whether weight_gradients takes a [N, M].
 inline bool has_rows_for_weight_gradients(const Tensor& a) {
-  return a.size(0) >= Backend::kDenseRows && a.stride(1) == 1;
+  return a.size(0) >= Backend::kGradientRows && a.stride(1) == 1;
 }
 
 // Up to two gradients with the same left side, and the sum of its rows (+ sum) where wanted.

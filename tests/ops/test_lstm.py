@@ -217,23 +217,24 @@ def test_padding_is_never_read(backend: Any, reverse: bool) -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_row_does_not_depend_on_its_padding(backend: Any, reverse: bool) -> None:
+def test_a_row_does_not_depend_on_its_padding(
+    backend: Any, reverse: bool, dtype: torch.dtype
+) -> None:
     """A row of length L gives the bits of the same row alone, in a sequence of L steps."""
-    T, B, D, H = 7, 5, 3, 20
-    tensors = make((T, B, D, H), torch.float32, backend.device)
-    lengths = torch.tensor([3, 7, 1, 5, 5], device=backend.device)
+    x, *rest = make((7, 5, 18, 20), dtype, backend.device)
+    assert x is not None
+    short = x[:3].clone()
     with torch.no_grad():
-        together = ours(reverse, lengths)(*tensors)
-        x, h0, c0, *rest = tensors
-        assert x is not None
-        assert h0 is not None
-        assert c0 is not None
-        short = x[:3].clone()
-        more = ours(reverse, lengths.clamp(max=3))(short, h0, c0, *rest)
-    assert torch.equal(together[0][:3, 0], more[0][:, 0])
-    assert torch.equal(together[1][0], more[1][0])
-    assert torch.equal(together[2][0], more[2][0])
+        lengths = torch.tensor([3, 7, 1, 5, 5], device=backend.device)
+        output, h_n, c_n = ours(reverse, lengths)(x, *rest)[:3]
+        for others in ([3, 1, 3, 3], [0, 0, 0, 0]):
+            lengths = torch.tensor([3, *others], device=backend.device)
+            alone, h_alone, c_alone = ours(reverse, lengths)(short, *rest)[:3]
+            assert torch.equal(output[:3, 0], alone[:, 0])
+            assert torch.equal(h_n[0], h_alone[0])
+            assert torch.equal(c_n[0], c_alone[0])
 
 
 # ---------------------------------------------------------------- autograd, compile, opcheck
