@@ -125,6 +125,11 @@ struct StepBackward {
       __builtin_memset(to + j * width, 0, (end - j) * width * sizeof(T));
       return;
     }
+    if (in.B == 1) {
+      const T* from = static_cast<const T*>(x);
+      for (; j < end; ++j) outer_row(d[j], from, width, to + j * width);
+      return;
+    }
     for (; j < end; j += kTileRows) {
       const int64_t rows = end - j < kTileRows ? end - j : kTileRows;
       with_tile_rows(rows, [&](auto count) __attribute__((always_inline)) {
@@ -135,6 +140,16 @@ struct StepBackward {
                                                       width);
         }
       });
+    }
+  }
+
+  // out = d x, a whole row at a time: what it costs is writing, which memory takes best in order.
+  static void outer_row(Acc d, const T* x, int64_t width, T* out) {
+    const V d_v = splat<V>(d);
+    int64_t i = 0;
+    for (; i + L <= width; i += L) store(out + i, d_v * load(x + i));
+    if (i < width) {
+      store_part<Acc>(out + i, d_v * load_part<Acc>(x + i, width - i), width - i);
     }
   }
 
