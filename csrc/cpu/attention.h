@@ -195,5 +195,16 @@ void dropout_factors(Acc* to, int64_t stride, const AttentionInputs& in, int64_t
   }
 }
 
+// Queries that are padding.
+template <class T>
+void zero_queries(const AttentionForwardArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end) {
+  using Acc = AccOf<T>;
+  for (int64_t i = begin; i < end; ++i) {
+    T* out = at(static_cast<T*>(a.out), a.out_strides, b, h, i);
+    for (int64_t d = 0; d < a.in.D; ++d) store1(out + d, Acc(0));
+    static_cast<Acc*>(a.lse)[(b * a.in.NH + h) * a.in.Tq + i] = -kInfinity<Acc>;
+  }
+}
+
 }  // namespace
 }  // namespace seqkern::cpu::SEQKERN_ISA

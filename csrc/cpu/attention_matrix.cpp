@@ -198,14 +198,6 @@ struct MatrixForward {
   }
 };
 
-void zero_queries(const AttentionForwardArgs& a, int64_t b, int64_t h, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    BFloat16* out = at(static_cast<BFloat16*>(a.out), a.out_strides, b, h, i);
-    __builtin_memset(out, 0, a.in.D * sizeof(BFloat16));
-    static_cast<float*>(a.lse)[(b * a.in.NH + h) * a.in.Tq + i] = -kInfinity<float>;
-  }
-}
-
 }  // namespace
 
 void attention_forward(const AttentionForwardArgs& a, int64_t begin, int64_t end) {
@@ -218,8 +210,8 @@ void attention_forward(const AttentionForwardArgs& a, int64_t begin, int64_t end
     const int64_t head = task / plan.blocks, from_last = task % plan.blocks;
     if (head >= a.in.B * a.in.NH) return;
     const AttentionForwardBlock block(a.in, plan.queries, head, plan.blocks - 1 - from_last);
-    zero_queries(a, block.b, block.h, block.begin, block.first);
-    zero_queries(a, block.b, block.h, block.last, block.end);
+    zero_queries<BFloat16>(a, block.b, block.h, block.begin, block.first);
+    zero_queries<BFloat16>(a, block.b, block.h, block.last, block.end);
     if (block.first < block.last) {
       MatrixForward(a, block.b, block.h, block.first, block.last - block.first).run();
     }

@@ -26,7 +26,7 @@ struct Dense {
   Counter* counters;
   bool few;
   Acc* rows;   // [members, chunk_rows, a_row]
-  Acc* strip;  // [members, strip_size()], with few rows
+  Acc* strip;  // [members, strip_size()], with few rows, unless b is read in place
 
   Dense(const DenseArgs& args, int64_t members, char* base)
       : args(args),
@@ -41,7 +41,7 @@ struct Dense {
     counters = arena.take<Counter>(counter_count());
     if (args.m_stride == 1 && args.k_stride == args.M) b.template read_in_place<T>(args.w, args.N);
     b.data = few ? nullptr : arena.take<Acc>(b.size());
-    strip = few ? arena.take<Acc>(members * strip_size()) : nullptr;
+    strip = few && !b.in_place ? arena.take<Acc>(members * strip_size()) : nullptr;
     in_place = !kConvert && !b.parts && spread_over_cache<T>(args.a_stride);
     rows = in_place ? nullptr : arena.take<Acc>(members * chunk_rows * a_row);
   }
@@ -53,7 +53,7 @@ struct Dense {
 
   void run(int64_t member) const {
     Acc* copy = rows + member * chunk_rows * a_row;
-    if (few) return run_strips(member, copy, strip + member * strip_size());
+    if (few) return run_strips(member, copy);
     run_chain(Chain{1, {b.blocks, 0}, counters}, member, members, [&](int64_t, int, int64_t block) {
       b.pack(block, static_cast<const T*>(args.w), args.k_stride, args.m_stride);
     });
@@ -62,14 +62,14 @@ struct Dense {
   }
 
   // The columns of a block as a matrix of their own.
-  void run_strips(int64_t member, Acc* copy, Acc* packed) const {
+  void run_strips(int64_t member, Acc* copy) const {
     const Rows a = rows_of(0, args.N, copy);
     run_chain(Chain{1, {b.blocks, 0}, counters}, member, members, [&](int64_t, int, int64_t block) {
       const int64_t m = b.first_unit(block);
       T* out = static_cast<T*>(args.out) + m;
       if (b.in_place) return multiply_rows(b, block, a, args.N, out);
       PackedMatrix<Acc> columns(args.K, b.units_of(block), 1, args.N, 1, b.parts);
-      columns.data = packed;
+      columns.data = strip + member * strip_size();
       columns.pack(0, static_cast<const T*>(args.w) + m * args.m_stride, args.k_stride,
                    args.m_stride);
       multiply_rows(columns, 0, a, args.N, out);

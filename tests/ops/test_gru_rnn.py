@@ -243,6 +243,12 @@ def test_batch_without_rows(backend: Any, cell: str, reverse: bool, lengths: boo
     assert_close(found, run(exact(cell, reverse=reverse), tensors))
 
 
+@pytest.mark.parametrize("T", [3, 9])  # few and many rows
+def test_input_without_features(backend: Any, cell: str, T: int) -> None:
+    tensors = make(cell, (T, 4, 0, 5), torch.float32, backend.device)
+    assert_close(run(ours(cell), tensors), run(exact(cell), tensors))
+
+
 # ---------------------------------------------------------------- threads
 
 

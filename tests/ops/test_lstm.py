@@ -237,6 +237,13 @@ def test_a_row_does_not_depend_on_its_padding(
             assert torch.equal(c_n[0], c_alone[0])
 
 
+@pytest.mark.parametrize("T", [3, 9])  # few and many rows
+def test_input_without_features(backend: Any, T: int) -> None:
+    tensors = make((T, 4, 0, 5), torch.float32, backend.device)
+    for found, expected in zip(run(ours(), tensors), run(exact(), tensors), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 # ---------------------------------------------------------------- autograd, compile, opcheck
 
 
