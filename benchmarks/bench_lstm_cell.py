@@ -71,14 +71,26 @@ def seqkern(problem: Problem) -> Forward:
     return forward
 
 
+def kept(problem: Problem) -> Forward:
+    """Our op with weights that `nn.LSTMCell.keep_packed` has packed before."""
+    cell: Any = need("seqkern.ops.lstm_cell")
+    copy = cell.PackedWeights()
+
+    def forward(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> Tensor:
+        output: Tensor = cell.step(x, (h, c), weights, copy.of(weights[0], weights[1]))[0]
+        return output
+
+    return forward
+
+
 BENCHMARK = Benchmark(
     op="lstm_cell",
     axes="B x H",
-    cases=(Case(B=16, H=256), Case(B=1, H=256)),
-    quick=(Case(B=2, H=16),),
+    cases=(Case(B=16, H=256), Case(B=1, H=256), Case(B=64, H=256), Case(B=128, H=512)),
+    quick=(Case(B=2, H=16), Case(B=40, H=16)),
     make=make,
     reference=by_autograd(plain),
     cost=cost,
-    peers=(Peer("torch", torchs), Peer("seqkern", seqkern)),
+    peers=(Peer("torch", torchs), Peer("seqkern", seqkern), Peer("seqkern-kept", kept)),
     bound="flops",
 )

@@ -15,6 +15,8 @@ DType dtype_of(const Args& args) {
     return args.r.dtype;
   } else if constexpr (requires { args.in.r; }) {
     return args.in.r.dtype;
+  } else if constexpr (requires { args.step; }) {
+    return args.step.in.dtype;
   } else {
     return args.in.dtype;
   }

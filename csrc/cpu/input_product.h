@@ -60,7 +60,7 @@ struct InputProduct {
 
   void take(Arena& arena) {
     if (uses_once()) {
-      panels = arena.take<Acc>(teams.members * panel_size());
+      panels = arena.take<Acc>(teams.members * w.panel_size());
     } else {
       w.data = arena.take<Acc>(w.size());
     }
@@ -74,7 +74,7 @@ struct InputProduct {
   Steps steps_of(int64_t member) const {
     Steps steps;
     steps.rows = rows + member * ahead * teams.most_rows() * x_row;
-    steps.panel = uses_once() ? panels + member * panel_size() : nullptr;
+    steps.panel = uses_once() ? panels + member * w.panel_size() : nullptr;
     return steps;
   }
 
@@ -100,7 +100,7 @@ struct InputProduct {
       copy(steps, chain);
       if (s == 0 && packs()) {
         for (int g = 0; g < w.G; ++g) {
-          const PackedMatrix<Acc> gate = gate_of(steps, block, g);
+          const PackedMatrix<Acc> gate = w.panel_of(block, g, steps.panel);
           gate.pack(block, w_ih + g * w.units * w.K, 1, w.K);
           before(g);
           if (g + 1 < w.G) {
@@ -118,19 +118,6 @@ struct InputProduct {
   }
 
  private:
-  int64_t panel_size() const { return w.width * w.vector_size(); }
-
-  // One gate as a matrix of its own, its panel of `block` where it will be read.
-  PackedMatrix<Acc> gate_of(const Steps& steps, int64_t block, int gate) const {
-    PackedMatrix<Acc> one = w;
-    one.G = 1;
-    Acc* panel = steps.panel ? steps.panel
-                             : w.data + (w.first_vector(block) * w.G + gate * w.width_of(block)) *
-                                            w.vector_size();
-    one.data = panel - w.first_vector(block) * w.vector_size();
-    return one;
-  }
-
   void multiply(const PackedMatrix<Acc>& some_w, int64_t block, const Steps& steps, Acc* out,
                 int64_t row) const {
     const int64_t count = steps.begins[ahead];

@@ -42,7 +42,6 @@
   X(attention_step_combine, AttentionStepArgs)                     \
   X(linear_step_prepare, LinearStepArgs)                           \
   X(linear_step, LinearStepArgs)                                   \
-  X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
   X(lstm_step_forward, LstmStepForwardArgs)                        \
   X(embedding_gradient, EmbeddingGradientArgs)
@@ -52,6 +51,8 @@
 #define SEQKERN_CPU_TEAM_KERNELS(X)           \
   X(lstm_forward, LstmForwardArgs)            \
   X(lstm_backward, LstmBackwardArgs)          \
+  X(lstm_step_packed, LstmStepPackedArgs)     \
+  X(lstm_step_pack, LstmStepPackArgs)         \
   X(lstm_step_backward, LstmStepBackwardArgs) \
   X(hidden_forward, HiddenForwardArgs)        \
   X(hidden_backward, HiddenBackwardArgs)      \

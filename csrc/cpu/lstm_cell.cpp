@@ -1,47 +1,11 @@
-// The pointwise part of one LSTM step, forward and backward.
+// The pointwise part of one LSTM step, backward. Forward it follows the products
+// (lstm_step_cell.h).
 #include "cpu/kernels.h"
 #include "cpu/lstm.h"
 #include "cpu/recurrent.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
-
-template <class T>
-void forward_rows(const LstmCellForwardArgs& args, int64_t begin, int64_t end) {
-  using Acc = AccOf<T>;
-  using V = Vec<Acc>;
-  constexpr int L = kLanes<Acc>;
-  const int64_t H = args.H;
-  const auto row = [](const void* rows, int64_t n, int64_t width) {
-    return rows ? static_cast<const T*>(rows) + n * width : nullptr;
-  };
-  T* gates = static_cast<T*>(args.gates);
-  for (int64_t b = begin; b < end; ++b) {
-    const T* x = row(args.gates_x, b, 4 * H);
-    const T* h = row(args.gates_h, b, 4 * H);
-    const T* bias = row(args.bias, 0, 0);
-    for (int64_t u = 0; u < H; u += L) {
-      const int64_t count = H - u < L ? H - u : L;
-      const auto input = [&](int64_t gate) __attribute__((always_inline)) {
-        V sum = load_part<Acc>(x + gate * H + u, count);
-        if (h) sum += load_part<Acc>(h + gate * H + u, count);
-        if (bias) sum += load_part<Acc>(bias + gate * H + u, count);
-        return sum;
-      };
-      const Gates<Acc> y = activate<Acc>({input(0), input(1), input(2), input(3)});
-      if (gates) {
-        T* y_b = gates + b * 4 * H + u;
-        store_part<Acc>(y_b, y.i, count);
-        store_part<Acc>(y_b + H, y.f, count);
-        store_part<Acc>(y_b + 2 * H, y.g, count);
-        store_part<Acc>(y_b + 3 * H, y.o, count);
-      }
-      const auto [c, m] = next_state<Acc>(y, load_part<Acc>(row(args.c0, b, H) + u, count));
-      store_part<Acc>(static_cast<T*>(args.c) + b * H + u, c, count);
-      store_part<Acc>(static_cast<T*>(args.h) + b * H + u, m, count);
-    }
-  }
-}
 
 template <class T>
 void backward_rows(const LstmCellBackwardArgs& args, int64_t begin, int64_t end) {
@@ -60,7 +24,7 @@ void backward_rows(const LstmCellBackwardArgs& args, int64_t begin, int64_t end)
       V dc = part(args.dc, b);
       const Gates<Acc> d =
           gate_gradients<Acc>(y, part(args.c0, b), vtanh(part(args.c, b)), part(args.dh, b), dc);
-      T* d_b = static_cast<T*>(args.dgates) + b * 4 * H + u;
+      T* d_b = static_cast<T*>(args.dgates) + b * args.dgates_row + u;
       store_part<Acc>(d_b, d.i, count);
       store_part<Acc>(d_b + H, d.f, count);
       store_part<Acc>(d_b + 2 * H, d.g, count);
@@ -72,10 +36,6 @@ void backward_rows(const LstmCellBackwardArgs& args, int64_t begin, int64_t end)
 
 }  // namespace
 
-void lstm_cell_forward(const LstmCellForwardArgs& args, int64_t begin, int64_t end) {
-  dispatch_dtype(args.dtype,
-                 [&](auto tag) { forward_rows<typename decltype(tag)::type>(args, begin, end); });
-}
 void lstm_cell_backward(const LstmCellBackwardArgs& args, int64_t begin, int64_t end) {
   dispatch_dtype(args.dtype,
                  [&](auto tag) { backward_rows<typename decltype(tag)::type>(args, begin, end); });

@@ -1,9 +1,9 @@
-// One step of an LSTM with its products, for few rows: weights are read where they are.
+// One step of an LSTM with its products.
 //
-// A step reads each weight once, so that a packed copy would have to be kept from call to call, and
-// be found out when the weight changes behind its back. Rows of W_ih and W_hh are contiguous along
-// k: a gate is the sum of a vector of products over k, which needs no copy. With more rows than
-// Backend::kStepRows the products are matrix products like others.
+// Few rows read weights where they are: rows of W_ih and W_hh are contiguous along k, and a gate is
+// the sum of a vector of products over k, which needs no copy. More rows are worth packing the
+// weights for, a piece at a time while it is in cache, or once for many steps if the caller keeps
+// the copy and knows when the weights change.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +32,23 @@ struct LstmStepForwardArgs {
   void* gates;  // T [B, 4 H] activated; null: not wanted
   void* h;      // T [B, H]
   void* c;      // T [B, H]
+};
+
+// The same with packed weights, for any number of rows.
+struct LstmStepPackedArgs {
+  LstmStepForwardArgs step;
+  const void* packed;      // both weights, as lstm_step_pack made them; null: packed on the way
+  int64_t packed_members;  // LstmStepPackArgs::members
+  void* workspace;         // bytes as asked for, 64-byte aligned
+};
+
+struct LstmStepPackArgs {
+  DType dtype;
+  int64_t I, H;
+  const void* w_ih;  // T [4 H, I] contiguous
+  const void* w_hh;  // T [4 H, H] contiguous
+  int64_t members;   // threads among which a step will find its units divided evenly
+  void* packed;      // bytes of lstm_step_pack_workspace, 64-byte aligned
 };
 
 struct LstmStepBackwardArgs {

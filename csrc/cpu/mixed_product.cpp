@@ -18,66 +18,6 @@ constexpr int64_t kPanelStep = 2 * kTileNumbers;  // numbers of a panel for kTil
 constexpr int64_t kDepths = 16;                   // of a panel that is met at a time: 32 KB
 constexpr int64_t kMostPanels = 4;                // that a thread packs at a time
 
-VecU32 load_numbers(const uint16_t* from, int64_t count) {
-  VecU32 v = {};
-  __builtin_memcpy(&v, from, count * sizeof(uint16_t));
-  return v;
-}
-
-SEQKERN_INLINE VecU32 pairs_of(const uint16_t* even, const uint16_t* odd) {
-  HalfBits e = {}, o = {};
-  __builtin_memcpy(&e, even, sizeof(e));
-  if (odd) __builtin_memcpy(&o, odd, sizeof(o));
-  return __builtin_convertvector(e, VecU32) | (__builtin_convertvector(o, VecU32) << 16);
-}
-
-// A tile of the elements (i, k) at from[i * stride + k * k_stride], zeros outside of [count, K].
-// Its words are pairs of k: kWordsOfRows has a row for each i, a tile's A, otherwise a row for each
-// pair, a B.
-template <bool kWordsOfRows>
-void pack_tile(uint16_t* to, const uint16_t* from, int64_t stride, int64_t k_stride, int64_t count,
-               int64_t K) {
-  VecU32 words[L];
-  bool rows;  // whether words[i] is a row
-  if (k_stride == 1) {
-    rows = true;
-    if (K >= kTileDepth && count >= L) [[likely]] {
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) __builtin_memcpy(&words[i], from + i * stride, sizeof(words[i]));
-    } else {
-      for (int i = 0; i < L; ++i) {
-        words[i] =
-            i < count ? load_numbers(from + i * stride, K < kTileDepth ? K : kTileDepth) : VecU32{};
-      }
-    }
-  } else if (stride == 1 && count >= L) {
-    rows = false;
-    if (K >= kTileDepth) [[likely]] {
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        words[i] = pairs_of(from + 2 * i * k_stride, from + (2 * i + 1) * k_stride);
-      }
-    } else {
-      for (int64_t i = 0; i < L; ++i) {
-        const uint16_t* even = from + 2 * i * k_stride;
-        words[i] = 2 * i < K ? pairs_of(even, 2 * i + 1 < K ? even + k_stride : nullptr) : VecU32{};
-      }
-    }
-  } else {
-    rows = true;
-    for (int64_t i = 0; i < L; ++i) {
-      uint16_t row[kTileDepth] = {};
-      for (int64_t k = 0; i < count && k < K && k < kTileDepth; ++k) {
-        row[k] = from[i * stride + k * k_stride];
-      }
-      words[i] = load_numbers(row, kTileDepth);
-    }
-  }
-  if (rows != kWordsOfRows) transpose(words);
-#pragma GCC unroll 16
-  for (int i = 0; i < L; ++i) __builtin_memcpy(to + 2 * L * i, &words[i], sizeof(words[i]));
-}
-
 // out [32, 32] = (out +) a panel of a times one of b. Tiles 0 to 3 are out, 4 and 5 a, 6 and 7 b.
 void multiply_panels(const uint16_t* a, const uint16_t* b, int64_t depths, float* out,
                      int64_t stride, bool accumulate) {

@@ -7,9 +7,16 @@ namespace {
 
 template <class Acc, int kVectors, int R>
 void tile_product(const Acc* a, int64_t row_stride, const Acc* b, int64_t b_stride, int64_t K,
-                  Acc* out, int64_t out_stride) {
+                  Acc* out, int64_t out_stride, bool add) {
   constexpr int L = kLanes<Acc>;
   Tile<Acc, R, kVectors> tile = {};
+  if (add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) tile.c[r][j] = load(out + r * out_stride + j * L);
+    }
+  }
   multiply_add(tile, a, row_stride, 1, b, K, b_stride);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -21,7 +28,7 @@ void tile_product(const Acc* a, int64_t row_stride, const Acc* b, int64_t b_stri
 // As many rows at a time as the registers hold, evenly: 8 rows of at most 6 are 4 and 4.
 template <class Acc, int kVectors>
 void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b, int64_t b_stride,
-                   int64_t K, Acc* out, int64_t out_stride) {
+                   int64_t K, Acc* out, int64_t out_stride, bool add) {
   constexpr int kAccumulators = kVectorBytes == 64 ? 24 : 12;
   constexpr int kFit = kAccumulators / kVectors;
   constexpr int kRows = kFit < 1 ? 1 : kFit > kTileRows ? kTileRows : kFit;
@@ -29,8 +36,9 @@ void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b,
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = rows * i / tiles, end = rows * (i + 1) / tiles;
     with_tile_rows<kRows>(end - begin, [&](auto count) __attribute__((always_inline)) {
-      tile_product<Acc, kVectors, decltype(count)::value>(
-          a + begin * row_stride, row_stride, b, b_stride, K, out + begin * out_stride, out_stride);
+      tile_product<Acc, kVectors, decltype(count)::value>(a + begin * row_stride, row_stride, b,
+                                                          b_stride, K, out + begin * out_stride,
+                                                          out_stride, add);
     });
   }
 }
@@ -47,6 +55,14 @@ void shape_for(int64_t rows) {
   rows_of_tiles = rows;
 }
 
+template <int NV>
+SEQKERN_INLINE void load_sums(const float* from, int64_t stride) {
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  load_tile<0>(from, bytes);
+  if constexpr (NV > 1) load_tile<1>(from + 16, bytes);
+  if constexpr (NV > 2) load_tile<2>(from + 32, bytes);
+  if constexpr (NV > 3) load_tile<3>(from + 48, bytes);
+}
 template <int NV>
 SEQKERN_INLINE void zero_sums() {
   zero_tile<0>();
@@ -87,9 +103,10 @@ SEQKERN_INLINE void add_products(const uint16_t* a, int64_t row_bytes, const uin
 // of which would round the sum.
 template <int NV>
 void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t part_stride, int64_t rows,
-                    const uint16_t* b, int64_t depths, int parts, float* out, int64_t stride) {
+                    const uint16_t* b, int64_t depths, int parts, float* out, int64_t stride,
+                    bool add) {
   const int64_t b_part = NV * kTileNumbers, b_depth = parts * b_part;
-  zero_sums<NV>();
+  add ? load_sums<NV>(out, stride) : zero_sums<NV>();
   for (int64_t d = 0; d < depths; ++d) {
     add_products<NV>(a + d * kTileDepth, row_bytes, b + d * b_depth);
   }
@@ -123,8 +140,15 @@ void shape_for(int64_t) {}
 
 template <int NV, int R>
 void rows_of_pairs(const uint16_t* a, int64_t row_bytes, const uint16_t* b, int64_t depths,
-                   float* out, int64_t stride) {
+                   float* out, int64_t stride, bool add) {
   __m512 sum[R][NV] = {};
+  if (add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[r][v] = (__m512)load(out + r * stride + v * 16);
+    }
+  }
   for (int64_t d = 0; d < depths; ++d, a += kTileDepth, b += NV * kTileNumbers) {
     for (int j = 0; j < 16; ++j) {
       __m512bh b_j[NV];
@@ -152,14 +176,14 @@ void rows_of_pairs(const uint16_t* a, int64_t row_bytes, const uint16_t* b, int6
 // out [rows, NV tiles], of one part.
 template <int NV>
 void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t, int64_t rows, const uint16_t* b,
-                    int64_t depths, int, float* out, int64_t stride) {
+                    int64_t depths, int, float* out, int64_t stride, bool add) {
   constexpr int kRows = NV > 3 ? 6 : 8;  // 24 sums
   const int64_t tiles = (rows + kRows - 1) / kRows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = rows * i / tiles, end = rows * (i + 1) / tiles;
     with_tile_rows<kRows>(end - begin, [&](auto count) {
       rows_of_pairs<NV, decltype(count)::value>(a + begin * (row_bytes / 2), row_bytes, b, depths,
-                                                out + begin * stride, stride);
+                                                out + begin * stride, stride, add);
     });
   }
 }
@@ -169,7 +193,7 @@ void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t, int64_t rows,
 #if defined(SEQKERN_TILES) || defined(SEQKERN_BF16_PAIRS)
 
 void product_of_tiles(const PackedMatrix<float>& m, int64_t block, const float* a,
-                      int64_t row_stride, int64_t rows, float* out, int64_t stride) {
+                      int64_t row_stride, int64_t rows, float* out, int64_t stride, bool add) {
   shape_for(rows);
   const int64_t w = m.width_of(block);
   const auto* b = reinterpret_cast<const uint16_t*>(m.block_data(block));
@@ -177,7 +201,7 @@ void product_of_tiles(const PackedMatrix<float>& m, int64_t block, const float* 
     with_vectors<kColumnTiles>(w, [&](auto count) {
       panel_of_tiles<decltype(count)::value>(
           reinterpret_cast<const uint16_t*>(a), row_stride * static_cast<int64_t>(sizeof(float)),
-          m.part_stride(), rows, b, tile_depths(m.K), m.parts, out, stride);
+          m.part_stride(), rows, b, tile_depths(m.K), m.parts, out, stride, add);
     });
     b += w * tile_depths(m.K) * m.parts * kTileNumbers;
   }
@@ -187,10 +211,10 @@ void product_of_tiles(const PackedMatrix<float>& m, int64_t block, const float* 
 
 template <class Acc>
 void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int64_t row_stride,
-                   int64_t rows, Acc* out, int64_t stride) {
+                   int64_t rows, Acc* out, int64_t stride, bool add) {
 #if defined(SEQKERN_TILES) || defined(SEQKERN_BF16_PAIRS)
   if constexpr (sizeof(Acc) == 4) {
-    if (m.parts) return product_of_tiles(m, block, a, row_stride, rows, out, stride);
+    if (m.parts) return product_of_tiles(m, block, a, row_stride, rows, out, stride, add);
   }
 #endif
   const int64_t w = m.width_of(block), L = kLanes<Acc>;
@@ -200,8 +224,8 @@ void block_product(const PackedMatrix<Acc>& m, int64_t block, const Acc* a, int6
   const int64_t b_stride = m.in_place ? m.units : vectors * L;
   for (int g = 0; g < panels; ++g, b += w * L * m.K, out += w * L) {
     with_vectors<8>(vectors, [&](auto count) __attribute__((always_inline)) {
-      panel_product<Acc, decltype(count)::value>(a, row_stride, rows, b, b_stride, m.K, out,
-                                                 stride);
+      panel_product<Acc, decltype(count)::value>(a, row_stride, rows, b, b_stride, m.K, out, stride,
+                                                 add);
     });
   }
 }
@@ -213,12 +237,12 @@ ProductSession::ProductSession() { rows_of_tiles = 0; }
 #endif
 
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
-             int64_t rows, float* out, int64_t out_stride) {
-  block_product(b, block, a, row_stride, rows, out, out_stride);
+             int64_t rows, float* out, int64_t out_stride, bool add) {
+  block_product(b, block, a, row_stride, rows, out, out_stride, add);
 }
 void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
-             int64_t rows, double* out, int64_t out_stride) {
-  block_product(b, block, a, row_stride, rows, out, out_stride);
+             int64_t rows, double* out, int64_t out_stride, bool add) {
+  block_product(b, block, a, row_stride, rows, out, out_stride, add);
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/gemm_tile.h"
-#include "cpu/matrix_tiles.h"
+#include "cpu/packing.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 
@@ -11,50 +11,6 @@ namespace seqkern::cpu::SEQKERN_ISA {
 template <class Acc>
 SEQKERN_INLINE int64_t padded(int64_t n) {
   return (n + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc> + 64 / static_cast<int64_t>(sizeof(Acc));
-}
-
-template <class Acc, class T>
-SEQKERN_INLINE Vec<Acc> load_part(const T* p, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]]
-    return load(p);
-  Vec<Acc> v = {};
-  for (int64_t i = 0; i < count; ++i) v[i] = load1(p + i);
-  return v;
-}
-
-template <class Acc, class T>
-SEQKERN_INLINE void store_part(T* p, Vec<Acc> v, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]] {
-    store(p, v);
-  } else {
-    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
-  }
-}
-
-// to[k * row + i] = from[k * k_stride + i * i_stride] for k < K and lanes i < count; zeros in the
-// other lanes of the vector.
-template <class Acc, class T>
-SEQKERN_INLINE void pack_lanes(Acc* to, int64_t row, const T* from, int64_t k_stride,
-                               int64_t i_stride, int64_t K, int64_t count) {
-  constexpr int L = kLanes<Acc>;
-  int64_t k = 0;
-  if (i_stride == 1 && count == L) {
-    for (; k < K; ++k) store(to + k * row, load(from + k * k_stride));
-  }
-  // Lines along k, as many at a time as fill a square.
-  for (; k_stride == 1 && k + L <= K; k += L) {
-    Vec<Acc> square[L];
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) square[i] = i < count ? load(from + i * i_stride + k) : Vec<Acc>{};
-    transpose(square);
-#pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) store(to + (k + i) * row, square[i]);
-  }
-  for (; k < K; ++k) {
-    Vec<Acc> lanes = {};
-    for (int64_t i = 0; i < count; ++i) lanes[i] = load1(from + k * k_stride + i * i_stride);
-    store(to + k * row, lanes);
-  }
 }
 
 // How many parts of a T products with `rows` rows have, if the matrix unit makes them; 0: the
@@ -146,6 +102,19 @@ struct PackedMatrix {
   template <class T>
   void pack(int64_t block, const T* source, int64_t k_stride, int64_t u_stride) const;
 
+  // Panels of a block, and the most that one of them takes.
+  int panels() const { return together ? 1 : G; }
+  int64_t panel_size() const { return (together ? G : 1) * width * vector_size(); }
+
+  // A panel of a block as a matrix of its own, with its data at `at`; null: where they are.
+  PackedMatrix panel_of(int64_t block, int panel, Acc* at) const {
+    PackedMatrix one = *this;
+    if (!together) one.G = 1;
+    if (!at) at = data + (first_vector(block) * G + panel * width_of(block)) * vector_size();
+    one.data = at - first_vector(block) * one.G * vector_size();
+    return one;
+  }
+
   // The left side of a product: rows of K elements, left_row() of Acc apart, written by `put` after
   // `clear`, which leaves zeros.
   int64_t left_row() const {
@@ -207,63 +176,12 @@ struct ProductSession {
 #endif
 };
 
-// out [rows, G, width lanes of the block] = a [rows, K] B, out_stride from one row to the next.
-// At most kRowBlock rows.
+// out [rows, G, width lanes of the block] = a [rows, K] B (+ out), out_stride from one row to the
+// next. At most kRowBlock rows.
 void product(const PackedMatrix<float>& b, int64_t block, const float* a, int64_t row_stride,
-             int64_t rows, float* out, int64_t out_stride);
+             int64_t rows, float* out, int64_t out_stride, bool add = false);
 void product(const PackedMatrix<double>& b, int64_t block, const double* a, int64_t row_stride,
-             int64_t rows, double* out, int64_t out_stride);
-
-// A tile of each part, part_stride numbers apart, of columns [k, k + 32) and `count` units: element
-// (j, i) at from[j * k_stride + i * i_stride], zeros outside of [K, count].
-template <class T>
-void pack_tiles(uint16_t* to, int64_t part_stride, const T* from, int64_t k_stride,
-                int64_t i_stride, int64_t K, int64_t count) {
-  constexpr int L = kLanes<float>;
-  static_assert(!kHasTiles || L == 16);
-  if (k_stride == 1 && i_stride != 1) {
-    // A unit's 32 numbers are two lines of it; pairs of them are what a square transposes.
-    VecF rest[L][2];
-    for (int i = 0; i < L; ++i) {
-      for (int half = 0; half < 2; ++half) {
-        const int64_t k = half * L, some = K - k < L ? K - k : L;
-        rest[i][half] =
-            i < count && some > 0 ? load_part<float>(from + i * i_stride + k, some) : VecF{};
-      }
-    }
-    for (int p = 0; p < kParts<T>; ++p, to += part_stride) {
-      VecU32 square[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        HalfBits halves[2];
-        for (int half = 0; half < 2; ++half) {
-          halves[half] = __builtin_convertvector(next_part(rest[i][half]) >> 16, HalfBits);
-        }
-        __builtin_memcpy(&square[i], halves, sizeof(square[i]));
-      }
-      transpose(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) __builtin_memcpy(to + 2 * L * i, &square[i], sizeof(square[i]));
-    }
-    return;
-  }
-  for (int64_t k = 0; k < kTileDepth; k += 2, to += 2 * L) {
-    VecF v[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      if (k + i >= K) continue;
-      const T* line = from + (k + i) * k_stride;
-      if (i_stride == 1) {
-        v[i] = load_part<float>(line, count);
-      } else {
-        for (int64_t u = 0; u < count; ++u) v[i][u] = load1(line + u * i_stride);
-      }
-    }
-    for (int p = 0; p < kParts<T>; ++p) {
-      const VecU32 pairs = (next_part(v[0]) >> 16) | next_part(v[1]);
-      __builtin_memcpy(to + p * part_stride, &pairs, sizeof(pairs));
-    }
-  }
-}
+             int64_t rows, double* out, int64_t out_stride, bool add = false);
 
 template <class Acc>
 template <class T>

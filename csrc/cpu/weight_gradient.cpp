@@ -43,7 +43,7 @@ struct WeightGradient {
   Counter* counters;
   Acc* a;     // [a_panels, depth, vectors of the panel] unless it is read in place
   Acc* b;     // [b_panels, b_stride], of it [depth, kTileRows]
-  Acc* kept;  // [a_panels, b_panels, kTile] tiles summed so far
+  Acc* kept;  // [a_panels, b_panels, kTile] tiles summed so far, where one depth is not all
   Acc* sum;   // [vectors L]
 
   WeightGradient(const WeightGradientArgs& args, int64_t members, char* base)
@@ -63,7 +63,7 @@ struct WeightGradient {
     counters = arena.take<Counter>(counter_count());
     a = a_in_place ? nullptr : arena.take<Acc>(depth * vectors * L);
     b = arena.take<Acc>(b_panels * b_stride);
-    kept = arena.take<Acc>(a_panels * b_panels * kTile);
+    kept = args.N > depth ? arena.take<Acc>(a_panels * b_panels * kTile) : nullptr;
     sum = arena.take<Acc>(vectors * L);
   }
 
@@ -177,7 +177,8 @@ struct WeightGradient {
                                       int64_t rows) const {
     const Panel from = a_panel(a_index, n);
     const bool is_last = n + rows == args.N;
-    Acc* sums = kept + (a_index * b_panels + b_index) * kTile;
+    alignas(64) Acc own[kTile];
+    Acc* sums = kept ? kept + (a_index * b_panels + b_index) * kTile : own;
     Tile<Acc, kTileRows, NV> c = {};
     multiply_add(c, b + b_index * b_stride, 1, kTileRows, from.data, rows, from.row);
     if (n > 0 || args.accumulate) {

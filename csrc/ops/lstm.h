@@ -84,13 +84,14 @@ struct LstmCellForwardArgs {
 struct LstmCellBackwardArgs {
   DType dtype;
   int64_t B, H;
-  const void* gates;  // T [B, 4 H] activated
-  const void* c0;     // T [B, H]
-  const void* c;      // T [B, H], of forward
-  const void* dh;     // T [B, H]; null for none
-  const void* dc;     // T [B, H]; null for none
-  void* dgates;       // T [B, 4 H]
-  void* dc0;          // T [B, H]
+  const void* gates;   // T [B, 4 H] activated
+  const void* c0;      // T [B, H]
+  const void* c;       // T [B, H], of forward
+  const void* dh;      // T [B, H]; null for none
+  const void* dc;      // T [B, H]; null for none
+  void* dgates;        // T [B, 4 H]
+  int64_t dgates_row;  // elements from a row of dgates to the next; 4 H but on the CPU
+  void* dc0;           // T [B, H]
 };
 
 }  // namespace seqkern

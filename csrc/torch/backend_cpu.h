@@ -6,6 +6,7 @@
 
 #include "cpu/attention_plan.h"
 #include "cpu/attention_step_plan.h"
+#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_step_plan.h"
 #include "cpu/mixed_product.h"
@@ -141,12 +142,38 @@ struct Cpu {
     cpu::hidden_backward_prepare(a, members);
     team(cpu::hidden_backward, a, members);
   }
-  static void run(const LstmCellForwardArgs& a) { rows(cpu::lstm_cell_forward, a, a.B, 4 * a.H); }
   static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
 
-  // Rows up to which one step is better made whole, its weights read where they are; with more,
-  // matrix products of packed weights are as fast.
-  static constexpr int64_t kStepRows = 64;
+  static bool has_bf16_products() {
+    const cpu::Isa isa = cpu::active_isa();
+    return isa == cpu::Isa::kAmx || isa == cpu::Isa::kAvx512Bf16;
+  }
+
+  // Rows from which one step is worth packing its weights for: what they cost otherwise is to be
+  // converted again for every few rows, or, in parts of vectors, to be read element by element.
+  static int64_t step_pack_rows(const cpu::LstmStepInputs& in) {
+    const cpu::Isa isa = cpu::active_isa();
+    if (in.dtype == DType::kBFloat16) return 5;
+    if (in.dtype == DType::kFloat16) return isa == cpu::Isa::kAmx ? 24 : 8;
+    if (in.dtype == DType::kFloat64) return 8;
+    const bool whole = in.I % 16 == 0 && in.H % 16 == 0;
+    return !whole ? 6 : isa >= cpu::Isa::kAvx512 ? 32 : 16;
+  }
+
+  // The same where the packed weights are there already.
+  static int64_t step_kept_rows(const cpu::LstmStepInputs& in) {
+    constexpr int64_t kRows = 12;
+    if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 1;
+    return std::min(kRows, step_pack_rows(in));
+  }
+
+  // Rows from which its backward is better made as products of packed operands. Until then weights
+  // are read where they are, by eight rows at a time, which costs less while caches hold them.
+  static int64_t step_backward_pack_rows(const cpu::LstmStepInputs& in) {
+    if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
+    constexpr int64_t kCached = 1 << 20;
+    return 4 * in.H * (in.I + in.H) > kCached ? 48 : 96;
+  }
 
   static int64_t step_members(const cpu::LstmStepInputs& in) {
     return team_members(in.B * 4 * in.H * (in.I + in.H));
@@ -154,6 +181,20 @@ struct Cpu {
   static void run(const cpu::LstmStepForwardArgs& a) {
     const int64_t items = (a.in.H + cpu::kStepUnits - 1) / cpu::kStepUnits;
     rows(cpu::lstm_step_forward, a, items, a.in.B * 4 * cpu::kStepUnits * (a.in.I + a.in.H) / 4);
+  }
+  static void run(const cpu::LstmStepPackArgs& a) {
+    team(cpu::lstm_step_pack, a, team_members(4 * a.H * (a.I + a.H)));
+  }
+  static int64_t workspace_bytes(const cpu::LstmStepPackArgs& a) {
+    return cpu::lstm_step_pack_workspace(a, 1);
+  }
+  static void run(const cpu::LstmStepPackedArgs& a) {
+    const int64_t members = step_members(a.step.in);
+    cpu::lstm_step_packed_prepare(a, members);
+    team(cpu::lstm_step_packed, a, members);
+  }
+  static int64_t workspace_bytes(const cpu::LstmStepPackedArgs& a) {
+    return cpu::lstm_step_packed_workspace(a, step_members(a.step.in));
   }
   static void run(const cpu::LstmStepBackwardArgs& a) {
     const int64_t members = step_members(a.in);

@@ -16,8 +16,8 @@ namespace {
   "(Tensor input, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, " \
   "Tensor? b_hh, Tensor? w_hr, Tensor? lengths, bool reverse, bool save_gates, "    \
   "bool save_cells) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)"
-#define SEQKERN_LSTM_CELL_SCHEMA                                                              \
-  "(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
+#define SEQKERN_LSTM_CELL_SCHEMA(more)                                                             \
+  "(Tensor input, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " more \
   "bool save_gates) -> (Tensor h, Tensor c, Tensor gates)"
 #define SEQKERN_GRU_SCHEMA                                                            \
   "(Tensor input, Tensor? h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, " \
@@ -37,8 +37,9 @@ void define(torch::stable::detail::StableLibrary& m) {
       "Tensor? lengths, Tensor output, Tensor c, Tensor gates, bool activated, bool reverse, "
       "int needs) -> (Tensor dinput, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, "
       "Tensor db, Tensor dw_hr)");
-  m.def("lstm_cell" SEQKERN_LSTM_CELL_SCHEMA);
-  m.def("lstm_cell_forward" SEQKERN_LSTM_CELL_SCHEMA);
+  m.def("lstm_cell" SEQKERN_LSTM_CELL_SCHEMA(""));
+  m.def("lstm_cell_forward" SEQKERN_LSTM_CELL_SCHEMA("Tensor? packed, "));
+  m.def("lstm_cell_pack(Tensor w_ih, Tensor w_hh) -> Tensor");
   m.def(
       "lstm_cell_backward(Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor h0, Tensor c0, "
       "Tensor w_ih, Tensor w_hh, Tensor c, Tensor gates, int needs) -> (Tensor dinput, "
@@ -64,7 +65,8 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("lstm_forward", TORCH_BOX(&lstm));
   m.impl("lstm_backward", TORCH_BOX(&lstm_backward));
   m.impl("lstm_cell", TORCH_BOX(&lstm_cell));
-  m.impl("lstm_cell_forward", TORCH_BOX(&lstm_cell));
+  m.impl("lstm_cell_forward", TORCH_BOX(&lstm_cell_forward));
+  m.impl("lstm_cell_pack", TORCH_BOX(&lstm_cell_pack));
   m.impl("lstm_cell_backward", TORCH_BOX(&lstm_cell_backward));
   m.impl("gru", TORCH_BOX(&gru));
   m.impl("gru_forward", TORCH_BOX(&gru));

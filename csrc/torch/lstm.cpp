@@ -11,7 +11,7 @@ namespace {
 // A sequence of one step, as in generation: no product over time, so no weight worth packing.
 bool is_step(const LstmTensors& in) {
   const RecurrentInputs& r = in.args.r;
-  return r.T == 1 && r.B > 0 && r.B <= Backend::kStepRows && !in.w_hr && !in.lengths && !in.ids;
+  return r.T == 1 && r.B > 0 && !in.w_hr && !in.lengths && !in.ids;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, bool save_gates,
@@ -24,20 +24,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, b
   const Tensor output = fresh(true, {1, r.B, r.H}), h_n = fresh(true, {r.B, r.H});
   const Tensor c = fresh(save_cells, {1, r.B, r.H}), c_n = fresh(true, {r.B, r.H});
   const Tensor gates = fresh(save_gates, {1, r.B, 4 * r.H});
-  Backend::run(cpu::LstmStepForwardArgs{.in = {.dtype = r.dtype,
-                                               .B = r.B,
-                                               .I = in.I,
-                                               .H = r.H,
-                                               .x = data(in.x),
-                                               .h0 = r.h0,
-                                               .c0 = in.args.c0,
-                                               .w_ih = in.w_ih.const_data_ptr(),
-                                               .w_hh = r.w_hh,
-                                               .b_ih = data(in.b_ih),
-                                               .b_hh = data(in.b_hh)},
-                                        .gates = mutable_data(gates, save_gates),
-                                        .h = mutable_data(output),
-                                        .c = mutable_data(c_n)});
+  run_step(in.w_hh, {.in = {.dtype = r.dtype,
+                            .B = r.B,
+                            .I = in.I,
+                            .H = r.H,
+                            .x = data(in.x),
+                            .h0 = r.h0,
+                            .c0 = in.args.c0,
+                            .w_ih = in.w_ih.const_data_ptr(),
+                            .w_hh = r.w_hh,
+                            .b_ih = data(in.b_ih),
+                            .b_hh = data(in.b_hh)},
+                     .gates = mutable_data(gates, save_gates),
+                     .h = mutable_data(output),
+                     .c = mutable_data(c_n)});
   const size_t bytes = static_cast<size_t>(h_n.numel()) * h_n.element_size();
   std::memcpy(h_n.mutable_data_ptr(), output.const_data_ptr(), bytes);
   if (save_cells) std::memcpy(c.mutable_data_ptr(), c_n.const_data_ptr(), bytes);

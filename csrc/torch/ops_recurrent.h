@@ -30,6 +30,14 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
                                              const Tensor& w_hh, const OptionalTensor& b_ih,
                                              const OptionalTensor& b_hh, bool save_gates);
 
+Tensor lstm_cell_pack(const Tensor& w_ih, const Tensor& w_hh);
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward(const Tensor& input, const Tensor& h0,
+                                                     const Tensor& c0, const Tensor& w_ih,
+                                                     const Tensor& w_hh, const OptionalTensor& b_ih,
+                                                     const OptionalTensor& b_hh,
+                                                     const OptionalTensor& packed, bool save_gates);
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_cell_backward(
     const OptionalTensor& grad_h, const OptionalTensor& grad_c, const Tensor& input,
     const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Tensor& c,

@@ -11,12 +11,15 @@ from torch.library import opcheck
 
 from recurrent import DTYPES, compare, run, weights
 from seqkern import ops, reference
+from seqkern.ops.lstm_cell import PackedWeights, step
 
-#: B, input width D, H: rows read weights in place, packed on the way, or packed by a GEMM.
+#: B, input width D, H: rows read weights in place, or packed on the way.
 SHAPES = [
     *((1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)),
     *((6, 70, 20), (64, 33, 18), (65, 3, 5)),
     *((17, 32, 64), (31, 16, 48), (32, 48, 16)),  # whole vectors, whatever the instruction set
+    *((40, 130, 140), (97, 20, 24), (530, 5, 6)),  # columns in pieces; rows in pieces
+    *((20, 40, 8), (20, 8, 40)),  # one weight deep enough for a matrix unit, the other not
 ]
 
 
@@ -61,8 +64,10 @@ def test_inference_is_the_same(backend: Any) -> None:
         assert torch.equal(actual, expected)
 
 
-def test_threads_change_no_bit() -> None:
-    tensors = make((9, 130, 140), torch.float32, "cpu")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(9, 130, 140), (100, 33, 48)], ids=str)
+def test_threads_change_no_bit(dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    tensors = make(shape, dtype, "cpu")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -89,9 +94,12 @@ def test_gradcheck(backend: Any, bias: bool) -> None:
 def test_opcheck(backend: Any, dtype: torch.dtype) -> None:
     raw: Any = backend.ops
     tensors = make((2, 3, 4), dtype, backend.device)
+    opcheck(raw.lstm_cell_pack.default, (tensors[3], tensors[4]))
+    packed = raw.lstm_cell_pack(tensors[3], tensors[4])
     for save in (False, True):
-        opcheck(raw.lstm_cell_forward.default, (*tensors, save))
-    h, c, gates = raw.lstm_cell_forward(*tensors, True)
+        opcheck(raw.lstm_cell_forward.default, (*tensors, None, save))
+        opcheck(raw.lstm_cell_forward.default, (*tensors, packed, save))
+    h, c, gates = raw.lstm_cell_forward(*tensors, None, True)
     grads = torch.ones_like(h), torch.ones_like(c)
     for needs in (63, 9):
         opcheck(raw.lstm_cell_backward.default, (*grads, *tensors[:5], c, gates, needs))
@@ -109,6 +117,47 @@ def test_compile_fullgraph(backend: Any) -> None:
     tensors = make((3, 5, 6), torch.float32, backend.device)
     for actual, expected in zip(run(compiled, tensors), run(step, tensors), strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_weights(backend: Any, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    """Kept copies of the weights: the same accuracy, also with threads that they were not made
+    for."""
+
+    def kept(*tensors: Tensor) -> tuple[Tensor, ...]:
+        packed = PackedWeights().of(tensors[3], tensors[4])
+        before = torch.get_num_threads()
+        torch.set_num_threads(before + 2)
+        try:
+            return step(tensors[0], (tensors[1], tensors[2]), tensors[3:], packed)
+        finally:
+            torch.set_num_threads(before)
+
+    compare(kept, theirs, exact, lambda: make(shape, dtype, backend.device))
+
+
+def test_bad_packed_weights() -> None:
+    tensors = make((16, 5, 7), torch.float32, "cpu")
+    call: Any = torch.ops.seqkern.lstm_cell_forward
+    packed = torch.ops.seqkern.lstm_cell_pack(tensors[3], tensors[4])
+    others = make((16, 6, 7), torch.float32, "cpu")
+    bad = {
+        "packed must be the result of lstm_cell_pack, got float32": torch.zeros(999),
+        "packed must be the result of lstm_cell_pack, got uint8": packed[:10],
+        "packed must be the result of lstm_cell_pack, whole, got uint8": packed[:-1],
+        "input width 6, H 7": torch.ops.seqkern.lstm_cell_pack(others[3], others[4]),
+        "packed must be of weights float32": torch.ops.seqkern.lstm_cell_pack(
+            tensors[3].double(), tensors[4].double()
+        ),
+    }
+    for text, blob in bad.items():
+        with pytest.raises(RuntimeError, match=text):
+            call(*tensors, blob, False)
+    with pytest.raises(
+        RuntimeError, match=r"w_hh must be float32 \[28, 7\], got float32 \[28, 6\]"
+    ):
+        torch.ops.seqkern.lstm_cell_pack(tensors[3], tensors[4][:, :6])
 
 
 BAD_CALLS: dict[str, tuple[Any, str]] = {

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern.nn import recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.ops.lstm_cell import PackedWeights, step
 
 State = tuple[Tensor, Tensor]
 
@@ -103,7 +104,7 @@ class LSTM(torch.nn.LSTM):
 class LSTMCell(torch.nn.LSTMCell):
     """`torch.nn.LSTMCell`: same constructor, same state_dict, same results, another forward.
 
-    Formula, dtypes and errors: `seqkern.ops.lstm_cell`.
+    Formula, dtypes and errors: `seqkern.ops.lstm_cell`. Beyond torch: `keep_packed`.
 
     Args:
         input_size: width of the input.
@@ -115,6 +116,33 @@ class LSTMCell(torch.nn.LSTMCell):
         >>> cell = seqkern.nn.LSTMCell(5, 8)
         >>> h, c = cell(torch.randn(3, 5))
     """
+
+    _packed: PackedWeights | None = None  # also of modules whose class became this one
+
+    def keep_packed(self, keep: bool = True) -> LSTMCell:
+        """Whether steps on the CPU share a packed copy of the weights, which is not the default.
+
+        A step reads the weights in an order of its own. Where many steps follow one another with
+        the same weights, a copy in that order saves each of them the packing; it takes the memory
+        of the weights once more (for 16-bit ones on processors without such products, twice).
+
+        The copy is made anew after a step of any optimizer, and when a weight is replaced, moved,
+        or changed in place in any way that autograd counts: by `load_state_dict`, or under
+        `no_grad`. What is written through `weight.data`, nobody counts: call this again afterwards,
+        which drops the copy.
+
+        Returns:
+            The module.
+        """
+        self._packed = PackedWeights() if keep else None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the copy, which is worth neither a file nor a second one."""
+        state = self.__dict__.copy()
+        if state.get("_packed") is not None:
+            state["_packed"] = PackedWeights()
+        return state
 
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""
@@ -134,5 +162,8 @@ class LSTMCell(torch.nn.LSTMCell):
         else:
             h, c = recurrent.autocast(*hx)
             state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
-        h, c = ops.lstm_cell(x, state, *rest)
+        packed = None
+        if self._packed and rest[0] is self.weight_ih:  # not a copy that autocast made
+            packed = self._packed.of(*rest[:2])
+        h, c = step(x, state, tuple(rest), packed)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
