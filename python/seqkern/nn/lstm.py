@@ -163,7 +163,8 @@ class LSTMCell(torch.nn.LSTMCell):
             h, c = recurrent.autocast(*hx)
             state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
         packed = None
-        if self._packed and rest[0] is self.weight_ih:  # not a copy that autocast made
+        # Not of what autocast, functional_call or a parametrization made for this call.
+        if self._packed and all(type(w) is torch.nn.Parameter for w in rest[:2]):
             packed = self._packed.of(*rest[:2])
         h, c = step(x, state, tuple(rest), packed)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))

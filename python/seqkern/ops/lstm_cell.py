@@ -91,13 +91,13 @@ class PackedWeights:
             *(w_hh.data_ptr(), w_hh._version, w_hh.dtype, w_hh.shape, w_hh.stride()),
             *(torch.get_num_threads(), _registry.active, PackedWeights._optimizer_steps),
         )
-        if self._kept is None or self._kept[0] != state:
+        kept = self._kept
+        if kept is None or kept[0] != state:
             sources = w_ih.detach(), w_hh.detach()
             packed = _registry.call(_registry.active.lstm_cell_pack, *sources)
             # The sources are kept so that nothing else comes to lie at their addresses.
-            self._kept = (state, packed, sources)
-        packed = self._kept[1]
-        return packed if packed.numel() else None
+            self._kept = kept = (state, packed, sources)
+        return kept[1] if kept[1].numel() else None
 
 
 def _count_optimizer_step(*_: Any) -> None:
