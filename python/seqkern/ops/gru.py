@@ -113,7 +113,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> No
 
 
 def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-    inputs, (output, gates, u_n) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    *inputs, output, gates, u_n = ctx.saved_tensors
     if not ctx.save_gates:
         gates, u_n = _preactivations(output, inputs, ctx.reverse)
     input, h0, w_ih, w_hh, _, _, lengths = inputs

@@ -181,7 +181,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> No
 
 
 def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-    inputs, (output, cells, gates) = ctx.saved_tensors[:9], ctx.saved_tensors[9:]
+    *inputs, output, cells, gates = ctx.saved_tensors
     grad_output, grad_h_n, grad_c_n, grad_cells, _ = grads
     if not ctx.save_gates:
         gates = _preactivations(output, inputs, ctx.reverse)

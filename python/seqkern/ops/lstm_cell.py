@@ -139,7 +139,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> No
 
 
 def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-    inputs, (c1, gates) = ctx.saved_tensors[:7], ctx.saved_tensors[7:]
+    *inputs, c1, gates = ctx.saved_tensors
     wanted = needs(ctx.needs_input_grad[:7])
     arguments = (*grads[:2], *inputs[:5], c1, gates, wanted)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
