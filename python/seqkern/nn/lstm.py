@@ -164,8 +164,9 @@ class LSTMCell(torch.nn.LSTMCell):
             h, c = recurrent.autocast(*hx)
             state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
         packed = None
+        kept = getattr(self, "_packed", None)  # seqkern.accelerate calls this on torch's module
         # Not of what autocast, functional_call or a parametrization made for this call.
-        if self._packed and all(type(w) is torch.nn.Parameter for w in rest[:2]):
-            packed = self._packed.of(*rest[:2])
+        if kept and all(type(w) is torch.nn.Parameter for w in rest[:2]):
+            packed = kept.of(*rest[:2])
         h, c = step(x, state, tuple(rest), packed)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
