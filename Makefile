@@ -127,9 +127,9 @@ test-gpu: $(VENV)/.built $(VENV)/.requires-test
 	 else echo "no compute-sanitizer: memory and races were NOT checked on the GPU"; fi
 
 # The same and the benchmarks beside their peers, unattended: results in one folder. GPU_MINUTES=14 for
-# something of everything in that time.
+# something of everything in that time; GPU_STAGES="build test" or "bench" for a part.
 gpu-session:
-	$(PYTHON) tools/gpu_session.py --out benchmarks/results/gpu-session $(if $(GPU_MINUTES),--minutes $(GPU_MINUTES))
+	$(PYTHON) tools/gpu_session.py $(GPU_STAGES) --out benchmarks/results/gpu-session $(if $(GPU_MINUTES),--minutes $(GPU_MINUTES))
 
 clean:
 	rm -rf build dist

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -158,8 +158,10 @@ def listing(benchmarks: dict[str, Benchmark]) -> str:
     return "\n".join(lines)
 
 
-def run(plan: Plan, settings: Settings, ceilings: Ceilings) -> dict[tuple[str, str], list[Result]]:
-    """Measure a plan; results by mode and dtype."""
+def run(
+    plan: Plan, settings: Settings, ceilings: Ceilings, keep: Callable[[list[Result]], None]
+) -> dict[tuple[str, str], list[Result]]:
+    """Measure a plan; results by mode and dtype, given to `keep` as they grow."""
     benchmark = plan.benchmark
     found: dict[tuple[str, str], list[Result]] = {}
     rng = torch.Generator(settings.device).manual_seed(settings.seed)
@@ -179,23 +181,35 @@ def run(plan: Plan, settings: Settings, ceilings: Ceilings) -> dict[tuple[str, s
             )
             for result in results:
                 found.setdefault((result.mode, result.dtype), []).append(result)
+            for key in {(result.mode, result.dtype) for result in results}:
+                keep(found[key])
     return found
 
 
-def save(
+def save_numbers(
     folder: Path,
     plan: Plan,
     results: Sequence[Result],
     machine: dict[str, object],
-    ceilings: Ceilings,
     settings: dict[str, object],
-) -> None:
-    """Write CSV, JSON and PNG of one mode and dtype."""
+) -> Path:
+    """Write CSV and JSON of one mode and dtype; their path without its ending."""
     folder.mkdir(parents=True, exist_ok=True)
-    mode, dtype = results[0].mode, results[0].dtype
-    path = folder / stem(plan.benchmark, mode, dtype)
+    path = folder / stem(plan.benchmark, results[0].mode, results[0].dtype)
     write_csv(path.with_suffix(".csv"), results, machine)
     write_json(path.with_suffix(".json"), results, machine, settings)
+    return path
+
+
+def save_plot(
+    path: Path,
+    plan: Plan,
+    results: Sequence[Result],
+    machine: dict[str, object],
+    ceilings: Ceilings,
+) -> None:
+    """Write the PNG beside CSV and JSON, and say so."""
+    dtype = results[0].dtype
     endings = "csv, json, png"
     try:
         gemm = ceilings.gemm_for(DTYPES[dtype])
@@ -204,6 +218,19 @@ def save(
     except ImportError:
         endings = "csv, json; no plot: matplotlib is not installed"
     print(f"wrote {path}.({endings})")
+
+
+def how(
+    settings: Settings, options: argparse.Namespace, whole: bool, disturbed: float | None
+) -> dict[str, object]:
+    """How results were measured, for their JSON."""
+    return {
+        "seconds_per_case": settings.seconds,
+        "seed": settings.seed,
+        "quick": options.quick,
+        "whole": whole,
+        "cpu_share_of_others": disturbed,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,21 +270,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     all_well = True
     for plan in plans:
         others = OtherLoad()
-        found = run(plan, settings, ceilings)
+
+        def keep(results: list[Result], plan: Plan = plan, others: OtherLoad = others) -> None:
+            """What a run that is ended from outside leaves; but it replaces no whole run."""
+            if options.out:
+                recorded = how(settings, options, False, others.share())
+                save_numbers(options.out / folder_name(device), plan, results, machine, recorded)
+
+        found = run(plan, settings, ceilings, keep)
         disturbed = others.share()
         for (mode, dtype), results in found.items():
             print(f"\n{plan.benchmark.op}, {mode}, {dtype} ({title(device)})")
             print(table(results, plan.benchmark.bound))
             all_well &= all(result.status == OK for result in results)
             if out:
-                recorded: dict[str, object] = {
-                    "seconds_per_case": settings.seconds,
-                    "seed": settings.seed,
-                    "quick": options.quick,
-                    "whole": whole,
-                    "cpu_share_of_others": disturbed,
-                }
-                save(out / folder_name(device), plan, results, machine, ceilings, recorded)
+                recorded = how(settings, options, whole, disturbed)
+                path = save_numbers(out / folder_name(device), plan, results, machine, recorded)
+                save_plot(path, plan, results, machine, ceilings)
         if disturbed is not None and disturbed > DISTURBED:
             print(f"!!! other programs took {disturbed:.0%} of the CPUs: do not trust these times")
     if not all_well:

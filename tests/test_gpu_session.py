@@ -1,9 +1,11 @@
 """The script that a GPU machine runs unattended, as far as it runs without one."""
 
 import csv
+import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,51 @@ def test_a_command_that_fails_stops_no_other(tmp_path, capsys):
     assert "no-such-program" in log
 
 
+TELLS = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("so far: 7")
+"""
+DEAF = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("child", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("program", "told"), [(TELLS, True), (DEAF, False)])
+def test_out_of_time_a_command_tells_what_it_has_and_leaves_nothing_running(
+    program, told, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(gpu_session, "INTERRUPT_SECONDS", 1.0)
+    log = tmp_path / "log"
+    command = shlex.join([sys.executable, "-c", program])
+    code, seconds = gpu_session.run(command, log, 1.5)
+    assert code == 124
+    assert seconds < 6
+    text = log.read_text()
+    assert ("so far: 7\n" in text) == told
+    child = int(re.search(r"^child (\d+)", text, re.MULTILINE)[1])
+    deadline = time.monotonic() + 5
+    while alive(child):
+        assert time.monotonic() < deadline, "what the command had started still runs"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """A process that has not ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_limited_time_is_shared_and_what_is_left_goes_on(tmp_path, capsys):
     wait = f"{shlex.quote(sys.executable)} -c 'import time; time.sleep(60)'"
     stages = (
@@ -96,3 +143,11 @@ def test_unknown_stages_are_refused():
     )
     assert done.returncode == 2
     assert "argument STAGE: must be one of build, ceilings, test" in done.stderr
+
+
+def test_all_benchmarks_by_one_name(capsys):
+    assert gpu_session.main(["--list", "ceilings", "bench"]) == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    benches = [stage.name for stage in STAGES if stage.name.startswith("bench-")]
+    assert len(benches) == 5
+    assert names == ["ceilings", *benches]

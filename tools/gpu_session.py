@@ -2,14 +2,20 @@
 
     python tools/gpu_session.py --out DIR            every stage, in order
     python tools/gpu_session.py build test --out DIR some of them
-    python tools/gpu_session.py --minutes 14 --out DIR   something of everything in that time
+    python tools/gpu_session.py --minutes 9 --out DIR    something of everything in that time
     python tools/gpu_session.py --list               what they run
 
 Every command's output goes to DIR/<stage>.log, benchmark results to DIR/results, and a line per
 command with its time and exit code to DIR/summary.csv. A command that fails or runs out of its
-stage's time does not stop the others. Exit code 1 if any failed. With --minutes each stage gets its
-share of what is left, what the ones before did not use included, and benchmarks take a third of a
-second per case.
+stage's time does not stop the others, and leaves what it has found so far: it is interrupted, and
+killed with all that it started only if that does not end it. Exit code 1 if any failed. With
+--minutes each stage gets its share of what is left, what the ones before did not use included, and
+benchmarks take a third of a second per case.
+
+Where one command may run for ten minutes only, call twice, with the stages of each:
+
+    python tools/gpu_session.py build ceilings test memcheck racecheck --minutes 8 --out DIR
+    python tools/gpu_session.py bench --minutes 6 --out DIR      every stage named bench-...
 
 Needs what a CUDA machine for PyTorch has: torch with CUDA, nvcc, cmake, ninja, pybind11,
 scikit-build-core and pytest in the interpreter that runs this.
@@ -18,9 +24,11 @@ scikit-build-core and pytest in the interpreter that runs this.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -31,6 +39,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_SECONDS = 570.0
+INTERRUPT_SECONDS = 8.0
 PYTHON = sys.executable
 
 
@@ -94,7 +103,7 @@ STAGES = (
     Stage(
         "test",
         "every op test on the device",
-        (f"{PYTHON} -m pytest -q tests -k cuda -n 8 --maxfail 60",),
+        (f"{PYTHON} -m pytest -v tests -k cuda -n 8 --maxfail 60 --tb short",),
         share=3.0,
     ),
     Stage(
@@ -161,17 +170,33 @@ def run(command: str, log: Path, seconds: float) -> tuple[int, float]:
         out.write(f"$ {command}\n".encode())
         out.flush()
         try:
-            process = subprocess.run(
-                shlex.split(command), cwd=ROOT, stdout=out, stderr=out, timeout=max(seconds, 1)
+            process = subprocess.Popen(
+                shlex.split(command), cwd=ROOT, stdout=out, stderr=out, start_new_session=True
             )
-            code = process.returncode
-        except subprocess.TimeoutExpired:
-            code = 124
+            code = finish(process, max(seconds, 1))
         except OSError as error:  # no such program
             out.write(f"{error}\n".encode())
             code = 127
         out.write(f"exit {code}\n\n".encode())
     return code, time.monotonic() - begin
+
+
+def finish(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """The exit code, or 124 out of time.
+
+    An interrupt lets pytest tell what failed so far. What does not end then, such as a process that
+    waits for a kernel that hangs, is killed, with the compilers or tests that it has started.
+    """
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(INTERRUPT_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return 124
 
 
 def run_stage(
@@ -214,9 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the commands, and stop")
     options = parser.parse_args(arguments)
     for name in options.stages:
-        if name not in names:
+        if name not in (*names, "bench"):
             parser.error(f"argument STAGE: must be one of {', '.join(names)}, got {name!r}")
-    chosen = [stage for stage in STAGES if not options.stages or stage.name in options.stages]
+    chosen = [
+        stage
+        for stage in STAGES
+        if not options.stages
+        or stage.name in options.stages
+        or ("bench" in options.stages and stage.name.startswith("bench-"))
+    ]
     if options.minutes is not None and not 0 < options.minutes < float("inf"):
         parser.error(f"argument --minutes: must be above 0, got {options.minutes:g}")
     if options.list:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,36 @@ def test_whole_run_without_out_is_kept_in_the_results_folder(
     monkeypatch.setattr(cli, "RESULTS", tmp_path)
     assert cli.main(["small", "--dtype", "fp64", "--seconds-per-case", "0.01"]) == 0
     assert len(list(tmp_path.glob("*/small-*-float64.csv"))) == 2
+
+
+@pytest.mark.parametrize("with_out", [True, False])
+def test_interrupted_run_leaves_the_cases_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_out: bool
+) -> None:
+    """Where --out says so; in the results folder it would replace a whole run."""
+    real = cli.run_case
+
+    def interrupted(*args: Any) -> list[Any]:
+        if str(args[1]) == "2x70":
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(cli, "discover", lambda: small(Peer("own", lambda problem: own)))
+    monkeypatch.setattr(cli, "run_case", interrupted)
+    monkeypatch.setattr(cli, "RESULTS", tmp_path / "results")
+    options = ["small", "--seconds-per-case", "0.01", "--dtype", "fp32"]
+    with pytest.raises(KeyboardInterrupt):
+        cli.main([*options, "--out", str(tmp_path / "out")] if with_out else options)
+    if not with_out:
+        assert not list(tmp_path.iterdir())
+        return
+    content = json.loads(next(tmp_path.glob("out/*/small-forward-float32.json")).read_text())
+    assert [(r["case"], r["peer"]) for r in content["results"]] == [
+        ("3x5", "torch"),
+        ("3x5", "own"),
+    ]
+    assert content["settings"]["whole"] is False
+    assert len(list(tmp_path.glob("out/*/*.csv"))) == 2
 
 
 def test_wrong_result_ends_in_code_1_and_is_in_the_files(
