@@ -118,7 +118,7 @@ without-nvcc:
 SANITIZED := tests/ops -k "cuda and (matches_torch or class_probabilities or strided)"
 test-gpu: $(VENV)/.built $(VENV)/.requires-test
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'make test-gpu: torch sees no CUDA device')"
-	$(BIN)/python -m pytest -k cuda $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/emulator -k cuda $(PYTEST_ARGS)
 	@if command -v compute-sanitizer > /dev/null; then \
 	   for tool in memcheck racecheck; do \
 	     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 \

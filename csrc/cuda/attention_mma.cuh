@@ -67,6 +67,19 @@ __device__ __forceinline__ void load_tile(T* tile, const TensorRows<const T>& ro
   const T* source = rows.first + row * rows.stride + 8 * chunk;
   const int64_t step = kRowsAtOnce * rows.stride;
   if (rows.aligned) {
+    // A whole tile, as most are: nothing to decide per row, and with the swizzle's period in
+    // kRowsAtOnce the places are a constant apart.
+    if constexpr (kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0) {
+      if (from <= 0 && to >= kRows && rows.width == kWidth) {
+        T* target = tile + Tile<kWidth>::at(row, chunk);
+#pragma unroll
+        for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
+          cp_async<16>(target + i * kRowsAtOnce * kWidth, source);
+          source += step;
+        }
+        return;
+      }
+    }
 #pragma unroll 1
     for (; row < kRows; row += kRowsAtOnce) {
       // Where nothing is read the address only has to be aligned.

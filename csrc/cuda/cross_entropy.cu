@@ -11,7 +11,7 @@ constexpr int kReduceThreads = 1024;
 // ---------------------------------------------------------------- forward
 
 template <class T, bool kTargetSums, class Group>
-__global__ void __launch_bounds__(Group::kMaxThreads, 1)
+__global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
     cross_entropy_forward_kernel(const __grid_constant__ CrossEntropyForwardArgs a) {
   using Acc = AccOf<T>;
   const CrossEntropyInputs& in = a.in;

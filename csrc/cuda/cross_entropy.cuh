@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
@@ -20,6 +21,14 @@ template <class T, bool kTargetSums>
 inline constexpr int kUnroll = sizeof(T) == 8 ? 1
                                : kTargetSums  ? 2
                                               : 4;
+
+// Blocks that share a multiprocessor, at least, where a block takes a row: with one, nothing is
+// under way while it reduces or begins. Where the compiler would need memory for registers, one.
+template <class T, class Group>
+inline constexpr int kBlocksAtOnce =
+    std::is_same_v<Group, BlockGroup> && (std::is_same_v<T, BFloat16> || std::is_same_v<T, float>)
+        ? 2
+        : 1;
 
 // ---------------------------------------------------------------- options and targets
 

@@ -8,7 +8,7 @@ namespace {
 // dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
 // derivative.
 template <class T, bool kTargetSums, class Group>
-__global__ void __launch_bounds__(Group::kMaxThreads, 1)
+__global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
     cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyBackwardArgs a) {
   using Acc = AccOf<T>;
   const CrossEntropyInputs& in = a.in;

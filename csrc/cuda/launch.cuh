@@ -8,8 +8,11 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace seqkern::cuda {
 
@@ -34,14 +37,29 @@ inline void check(cudaError_t status, const LaunchConfig& config) {
                            " bytes of shared memory failed: " + cudaGetErrorString(status));
 }
 
+// The limit belongs to kernel and device, not to a launch: it is raised where a launch needs more,
+// and never lowered, or the launch of another thread that raised it could fail.
+inline std::mutex shared_limits_mutex;
+inline std::map<std::pair<const void*, int>, unsigned> shared_limits;
+
+inline void raise_shared_limit(const void* kernel, const LaunchConfig& config) {
+  int device = 0;
+  check(cudaGetDevice(&device), config);
+  const std::lock_guard<std::mutex> lock(shared_limits_mutex);
+  unsigned& limit = shared_limits[{kernel, device}];
+  if (config.smem <= limit) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(config.smem)),
+        config);
+  limit = config.smem;
+}
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&... args) {
-  constexpr unsigned kWithoutAsking = 48 * 1024;  // more must be requested per kernel
+  // A block has 48 KB without asking, of which static shared memory takes its part.
+  constexpr unsigned kWithoutAsking = 32 * 1024;
   if (config.smem > kWithoutAsking) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(config.smem)),
-          config);
+    raise_shared_limit(reinterpret_cast<const void*>(kernel), config);
   }
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t launch = {};

@@ -30,7 +30,7 @@ inline Tensor empty_strided_on(const Tensor& like, Sizes size, const int64_t* st
                                ScalarType dtype) {
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       size.size(), size.data(), stride,
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())),

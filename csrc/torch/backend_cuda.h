@@ -39,7 +39,7 @@ struct Cuda {
 
   static cuda::Stream current_stream() {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(
         torch::stable::accelerator::getCurrentDeviceIndex(), &stream));
     return static_cast<cuda::Stream>(stream);
   }
@@ -68,7 +68,7 @@ struct Cuda {
   // out = a b (+ out). A product of 16-bit operands into float memory cannot be added to it.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
     if (a.scalar_type() == out.scalar_type()) {
-      STABLE_TORCH_ERROR_CODE_CHECK(
+      TORCH_ERROR_CODE_CHECK(
           accumulate ? aoti_torch_cuda_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0)
                      : aoti_torch_cuda_mm_out(out.get(), a.get(), b.get()));
       return;
@@ -77,7 +77,7 @@ struct Cuda {
     StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
                             torch::stable::detail::from(out.scalar_type()),
                             torch::stable::detail::from(out)};
-    STABLE_TORCH_ERROR_CODE_CHECK(
+    TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::mm", "dtype_out", stack, TORCH_ABI_VERSION));
     static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));
   }

@@ -45,10 +45,15 @@ struct Emulator {
     return cuda::hidden_backward_workspace(a);
   }
 
-  // out = a b (+ out); 16-bit operands with a float result as cuBLAS has it.
+  // out = a b (+ out). 16-bit operands are summed in float, as cuBLAS does, and rounded once where
+  // the result is of 16 bits, too.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-    const auto cast = [&](const Tensor& t) { return torch::stable::to(t, out.scalar_type()); };
-    host_multiply(out, cast(a), cast(b), accumulate);
+    const bool rounded = out.element_size() == 2;
+    const ScalarType type = rounded ? ScalarType::Float : out.scalar_type();
+    const auto cast = [&](const Tensor& t) { return torch::stable::to(t, type); };
+    Tensor sum = cast(out), result = out;
+    host_multiply(sum, cast(a), cast(b), accumulate);
+    if (rounded) torch::stable::copy_(result, sum);
   }
 
   static int64_t workspace_bytes(const AttentionForwardArgs& args) {

@@ -17,8 +17,8 @@ constexpr size_t kOfBlock = 12;  // parameters: weight and bias of two norms and
 // The memory of `t` from its element `offset` on, as another shape.
 Tensor view_of(const Tensor& t, int64_t offset, Sizes size, const int64_t* stride) {
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), static_cast<int64_t>(size.size()), size.data(), stride, offset, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(size.size()),
+                                                        size.data(), stride, offset, &handle));
   return Tensor(handle);
 }
 

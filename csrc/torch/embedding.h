@@ -12,7 +12,7 @@ inline void look_up_into(const Tensor& table, const Tensor& ids, const Tensor& o
   StableIValue stack[] = {torch::stable::detail::from(table),
                           torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(ids),
                           torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::index_select", "out", stack, TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // the same as `out`, and ours to release
 }
@@ -54,7 +54,7 @@ inline Tensor embedding_gradient(const Tensor& a, const Tensor& ids, int64_t V) 
   StableIValue stack[] = {torch::stable::detail::from(summed), torch::stable::detail::from(ids),
                           torch::stable::detail::from(V), torch::stable::detail::from(int64_t{-1}),
                           torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::embedding_dense_backward", "", stack, TORCH_ABI_VERSION));
   const Tensor out = torch::stable::detail::to<Tensor>(stack[0]);
   return out.scalar_type() == a.scalar_type() ? out : torch::stable::to(out, a.scalar_type());

@@ -17,13 +17,12 @@ inline void host_multiply(const torch::stable::Tensor& out, const torch::stable:
     // way round it takes a dot product, which adds up in many lanes.
     const auto t = [](const torch::stable::Tensor& x) { return torch::stable::transpose(x, 0, 1); };
     const torch::stable::Tensor out_t = t(out), a_t = t(a), b_t = t(b);
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        accumulate
-            ? aoti_torch_cpu_addmm_out(out_t.get(), out_t.get(), b_t.get(), a_t.get(), 1.0, 1.0)
-            : aoti_torch_cpu_mm_out(out_t.get(), b_t.get(), a_t.get()));
+    TORCH_ERROR_CODE_CHECK(accumulate ? aoti_torch_cpu_addmm_out(out_t.get(), out_t.get(),
+                                                                 b_t.get(), a_t.get(), 1.0, 1.0)
+                                      : aoti_torch_cpu_mm_out(out_t.get(), b_t.get(), a_t.get()));
     return;
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       accumulate ? aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0)
                  : aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }

@@ -80,7 +80,8 @@ const void* at_row(const std::optional<Tensor>& t, int64_t n) { return t ? at(*t
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
   return {grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
-          grads.weight ? *grads.weight : rows_on(head, 0),
+          grads.weight ? torch::stable::to(*grads.weight, weight_gradient_type(head))
+                       : rows_on(head, 0),
           grads.bias ? *grads.bias : rows_on(head, 0)};
 }
 
@@ -100,8 +101,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const bool reduced = static_cast<Reduction>(reduction) != Reduction::kNone;
   // Gradients are made with the loss where they are known but for one factor.
   const bool fused = reduced && !return_lse && !return_logprobs;
-  Gradients grads = allocate_gradients(head, fused && grad_hidden, fused && grad_weight,
-                                       fused && grad_bias && bias.has_value());
+  const Wanted wanted{.hidden = fused && grad_hidden,
+                      .weight = fused && grad_weight,
+                      .bias = fused && grad_bias && bias};
+  const Plan plan = make_plan(head, wanted.any(), chunk_bytes);
+  Gradients grads = allocate_gradients(head, plan, wanted);
 
   const int64_t R = head.R();
   const Tensor row_loss = rows_on(head, R);
@@ -126,7 +130,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   }
 
   if (R > 0) {
-    const Plan plan = make_plan(head, grads.any(), chunk_bytes);
     Chunks chunks(head, plan);
     const Tensor state = rows_on(head, kStateParts * plan.rows);
     chunks.for_each([&](int64_t begin, int64_t count) {
@@ -207,10 +210,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
         "], got ", describe(saved));
   const Tensor row_max = to_kept(head, narrowed(saved, 0, N));
   const Tensor row_sum = to_kept(head, narrowed(saved, N, N));
-  Gradients grads = allocate_gradients(head, grad_hidden, grad_weight, grad_bias && bias);
+  const Plan plan = make_plan(head, /*all_tiles=*/false, chunk_bytes);
+  Gradients grads = allocate_gradients(
+      head, plan, {.hidden = grad_hidden, .weight = grad_weight, .bias = grad_bias && bias});
 
   if (head.R() > 0 && grads.any()) {
-    Chunks chunks(head, make_plan(head, /*all_tiles=*/false, chunk_bytes));
+    Chunks chunks(head, plan);
     chunks.for_each([&](int64_t begin, int64_t) {
       chunks.add_to_gradients({.rows = {},
                                .tile = {},

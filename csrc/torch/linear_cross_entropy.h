@@ -59,6 +59,8 @@ Head prepare(const Tensor& hidden, const Tensor& weight, const Tensor& target,
 Tensor to_kept(const Head& head, const Tensor& t);
 Tensor from_kept(const Head& head, const Tensor& t);
 
+inline int64_t item_size(ScalarType acc) { return acc == ScalarType::Double ? 8 : 4; }
+
 // How [R, V] is cut: chunks of rows, each in tiles of columns.
 struct Plan {
   int64_t rows;    // per chunk
@@ -67,14 +69,23 @@ struct Plan {
 };
 Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes);
 
-// Gradients being made, Acc; those not wanted are absent.
-struct Gradients {
-  std::optional<Tensor> hidden;  // [R, H]
-  std::optional<Tensor> weight;  // [V, H]
-  std::optional<Tensor> bias;    // [V]
+struct Wanted {
+  bool hidden, weight, bias;
   bool any() const { return hidden || weight || bias; }
 };
-Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bias);
+
+// Gradients being made; those not wanted are absent.
+struct Gradients {
+  std::optional<Tensor> hidden;  // Acc [R, H]
+  std::optional<Tensor> weight;  // Acc or weight_gradient_type [V, H]
+  std::optional<Tensor> bias;    // Acc [V]
+  bool any() const { return hidden || weight || bias; }
+};
+Gradients allocate_gradients(const Head& head, const Plan& plan, const Wanted& wanted);
+
+// In which weight's gradient is returned. Acc; but on a device a bfloat16 one is bfloat16: in float
+// it would be the largest tensor of all. (float16 must stay wide until its unit is divided out.)
+ScalarType weight_gradient_type(const Head& head);
 
 // The gradient of the loss that the forward pass makes gradients for. Rounded to float16, p / N of
 // a mean would be lost, and no loss scale has come yet: then a power of two near N, divided out of

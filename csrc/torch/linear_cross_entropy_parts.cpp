@@ -1,4 +1,4 @@
-// Arguments, plan and chunks of ops::linear_cross_entropy.
+// Arguments and chunks of ops::linear_cross_entropy.
 #include <array>
 
 #include "torch/linear_cross_entropy.h"
@@ -6,38 +6,14 @@
 namespace seqkern::linear_cross_entropy_parts {
 namespace {
 
-constexpr int64_t kMiB = 1 << 20;
-// CPU. A GEMM reads and writes all of dW for a chunk, so a chunk has hundreds of rows where memory
-// allows; a small vocabulary's chunk fills the cache instead. Measured in
-// docs/math/linear_cross_entropy.md.
-constexpr int64_t kFewestRows = 64;
-constexpr int64_t kMostRows = 512;
-// With 16-bit operands a GEMM takes less time than the packing of a weight for few rows: then a
-// chunk has more of them, and its logits are made twice instead of kept.
-constexpr int64_t kFewestMixedRows = 256;
-// The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
-// and then over the tiles.
-constexpr int64_t kWidestTile = 4096;
-constexpr int64_t kSmallChunk = 2 * kMiB;
-constexpr int64_t kLargestChunk = 128 * kMiB;
-constexpr int64_t kTile = kMiB;
-// Not a multiple of 1024: rows a power of two apart fall on the same few cache lines.
-constexpr int64_t kNarrowestTile = 1600;
-// Products of 16-bit operands take so little time that the threads' meetings, some for each tile,
-// count.
-constexpr int64_t kMixedTile = 4000;
-// CUDA: large GEMMs, one tile.
-constexpr int64_t kCudaChunk = 128 * kMiB;
 // Pieces of a product that is added to what was there.
-constexpr int64_t kProductPiece = 32 * kMiB;
-
-int64_t item_size(ScalarType acc) { return acc == ScalarType::Double ? 8 : 4; }
+constexpr int64_t kProductPiece = 32 << 20;
 
 Tensor index_select(const Tensor& t, const Tensor& index) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(t),
                                     torch::stable::detail::from(int64_t{0}),
                                     torch::stable::detail::from(index)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
@@ -46,7 +22,7 @@ void index_copy(const Tensor& to, const Tensor& index, const Tensor& from) {
   std::array<StableIValue, 4> stack{
       torch::stable::detail::from(to), torch::stable::detail::from(int64_t{0}),
       torch::stable::detail::from(index), torch::stable::detail::from(from)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::index_copy_", "", stack.data(), TORCH_ABI_VERSION));
   static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));
 }
@@ -201,48 +177,28 @@ Tensor from_kept(const Head& head, const Tensor& t) {
   return all;
 }
 
-Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
-  const int64_t item = item_size(head.acc);
-  const int64_t R = std::max<int64_t>(1, head.R());
-  const int64_t V = head.V();
-  int64_t rows;
-  if constexpr (Backend::kTiles) {
-    const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
-    const int64_t wanted = std::max(
-        all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows, kSmallChunk / row_bytes);
-    rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
-    if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
-    if (all_tiles && !chunk_bytes && head.mixed() && rows < std::min(R, kFewestMixedRows)) {
-      all_tiles = false;
-      rows = kMostRows;
-    }
-  } else {
-    rows = (chunk_bytes ? chunk_bytes : kCudaChunk) / (V * (item + (head.mixed() ? 2 : 0)));
-  }
-  rows = std::clamp<int64_t>(rows, 1, R);
-  const int64_t chunks = (R + rows - 1) / rows;
-  rows = (R + chunks - 1) / chunks;  // the last one as large as the others
-  int64_t width = V;
-  if constexpr (Backend::kTiles) {
-    width = std::max(head.mixed() ? kMixedTile : kNarrowestTile, kTile / (rows * item) / 64 * 64);
-    width = std::min({V, kWidestTile, width});
-  }
-  return {.rows = rows, .width = width, .all_tiles = all_tiles};
-}
-
-Gradients allocate_gradients(const Head& head, bool hidden, bool weight, bool bias) {
+Gradients allocate_gradients(const Head& head, const Plan& plan, const Wanted& wanted) {
   Gradients grads;
-  if (hidden) grads.hidden = matrix_on(head.hidden, head.R(), head.H(), head.acc);
-  if (weight) grads.weight = matrix_on(head.hidden, head.V(), head.H(), head.acc);
-  if (bias) {
+  if (wanted.hidden) grads.hidden = matrix_on(head.hidden, head.R(), head.H(), head.acc);
+  if (wanted.weight) {
+    // One product over all rows is rounded where it is made; sums of several are kept in Acc.
+    const ScalarType type = plan.rows >= head.R() ? weight_gradient_type(head) : head.acc;
+    grads.weight = matrix_on(head.hidden, head.V(), head.H(), type);
+  }
+  if (wanted.bias) {
     const int64_t sizes[] = {head.V()};
     grads.bias = empty_on(head.hidden, Sizes(sizes, 1), head.acc);
   }
   if (head.R() == 0) {
-    if (weight) torch::stable::zero_(*grads.weight);
-    if (bias) torch::stable::zero_(*grads.bias);
+    if (wanted.weight) torch::stable::zero_(*grads.weight);
+    if (wanted.bias) torch::stable::zero_(*grads.bias);
   }
   return grads;
+}
+
+ScalarType weight_gradient_type(const Head& head) {
+  const bool rounded = !Backend::kTiles && head.mixed() && head.dtype == DType::kBFloat16;
+  return rounded ? head.hidden.scalar_type() : head.acc;
 }
 
 double unit_gradient(const Head& head, Reduction reduction) {
@@ -318,9 +274,11 @@ void Chunks::add_to_state(void* state, int64_t stride) {
 }
 
 void Chunks::add_to_gradients(LinearCrossEntropyGradientArgs args, Gradients& grads) {
-  // From the last tile to the first: the last ones are still in cache.
-  const int64_t last = (head_.V() - 1) / plan_.width * plan_.width;
-  for (int64_t first = last; first >= 0; first -= plan_.width) {
+  const int64_t tiles = (head_.V() + plan_.width - 1) / plan_.width;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    // On the host from the last tile to the first: the last ones are still in cache. On a device
+    // the last one, which may be narrow, is what is added, in the slower way, to the others.
+    const int64_t first = (Backend::kTiles ? tiles - 1 - tile : tile) * plan_.width;
     const int64_t width = std::min(plan_.width, head_.V() - first);
     const Tensor logits = tile_memory(first, width);
     Tensor weight;
@@ -333,7 +291,7 @@ void Chunks::add_to_gradients(LinearCrossEntropyGradientArgs args, Gradients& gr
     args.dlogits = dlogits.mutable_data_ptr();
     Backend::run(args);
     if (grads.hidden) {
-      accumulate(rows_view(*grads.hidden, begin_, count_), dlogits, weight, first != last);
+      accumulate(rows_view(*grads.hidden, begin_, count_), dlogits, weight, tile > 0);
     }
     if (grads.weight) {
       accumulate(rows_view(*grads.weight, first, width), transposed(dlogits), *hidden_,

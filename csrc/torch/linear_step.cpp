@@ -57,7 +57,7 @@ Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Te
   size.back() = M;
   const Sizes shape(size.data(), size.size());
   if (residual) {
-    check(residual->scalar_type() == x.scalar_type() && residual->sizes() == shape, kOp,
+    check(residual->scalar_type() == x.scalar_type() && residual->sizes().equals(shape), kOp,
           ": residual must be ", dtype_name(x.scalar_type()), " of the result's shape, [..., ", M,
           "] with x ", shape_name(x), ", got ", describe(*residual));
     check_same_device(x, *residual, kOp, "x", "residual");

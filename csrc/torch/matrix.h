@@ -12,7 +12,7 @@ inline Tensor rows_view(const Tensor& t, int64_t row, int64_t rows) {
   const int64_t sizes[] = {rows, t.size(1)};
   const int64_t strides[] = {t.stride(0), t.stride(1)};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, row * t.stride(0), &handle));
   return Tensor(handle);
 }
@@ -22,7 +22,7 @@ inline Tensor matrix_view(const Tensor& t, int64_t offset, int64_t rows, int64_t
   const int64_t sizes[] = {rows, columns};
   const int64_t strides[] = {columns, 1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, offset, &handle));
   return Tensor(handle);
 }
@@ -32,7 +32,7 @@ inline Tensor narrowed(const Tensor& t, int64_t offset, int64_t count) {
   const int64_t sizes[] = {count};
   const int64_t strides[] = {1};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch__reinterpret_tensor(t.get(), 1, sizes, strides, offset, &handle));
   return Tensor(handle);
 }
@@ -41,8 +41,7 @@ inline Tensor transposed(const Tensor& t) {
   const int64_t sizes[] = {t.size(1), t.size(0)};
   const int64_t strides[] = {t.stride(1), t.stride(0)};
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, 0, &handle));
   return Tensor(handle);
 }
 

@@ -114,7 +114,7 @@ inline void mm_into(const Tensor& a, const Tensor& b, const Tensor& result) {
 #endif
   StableIValue stack[] = {torch::stable::detail::from(a), torch::stable::detail::from(b),
                           torch::stable::detail::from(result)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack, TORCH_ABI_VERSION));
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // the same as `result`, and ours to release
 }
 
@@ -198,12 +198,11 @@ inline Tensor without_padding(const Tensor& x, const Tensor& lengths) {
   ones = torch::stable::fill_(ones, 1.0);
   StableIValue sum[] = {torch::stable::detail::from(ones), torch::stable::detail::from(int64_t{0}),
                         torch::stable::detail::from(std::optional<ScalarType>())};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", sum, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cumsum", "", sum, TORCH_ABI_VERSION));
   const Tensor ends = torch::stable::detail::to<Tensor>(sum[0]);  // t + 1
   StableIValue compare[] = {torch::stable::detail::from(ends),
                             torch::stable::detail::from(lengths)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::le", "Tensor", compare, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::le", "Tensor", compare, TORCH_ABI_VERSION));
   const int64_t mask_size[] = {x.size(0), x.size(1), 1};
   const Tensor mask =
       torch::stable::view(torch::stable::detail::to<Tensor>(compare[0]), Sizes(mask_size, 3));
@@ -211,8 +210,7 @@ inline Tensor without_padding(const Tensor& x, const Tensor& lengths) {
   zero = torch::stable::fill_(zero, 0.0);
   StableIValue choose[] = {torch::stable::detail::from(mask), torch::stable::detail::from(x),
                            torch::stable::detail::from(zero)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::where", "self", choose, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::where", "self", choose, TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(choose[0]);
 }
 

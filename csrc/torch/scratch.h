@@ -60,7 +60,7 @@ inline Tensor empty_activations(const Tensor& like, int64_t d0, int64_t d1, int6
   auto memory = std::make_unique<Memory>(bytes);
   const auto device = like.device();
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(
       memory->data(), 3, sizes, strides, 0, to<int32_t>(from(like.scalar_type())),
       to<int32_t>(from(device.type())), device.index(), &handle,
       to<int32_t>(from(torch::headeronly::Layout::Strided)), nullptr, 0,

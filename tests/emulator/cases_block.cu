@@ -129,6 +129,20 @@ bool right(void (*kernel)(float*), unsigned smem = 0) {
   return true;
 }
 
+// What another thread does that has asked for its shared memory before a smaller launch came.
+bool limit_is_kept() {
+  constexpr unsigned kBytes = 100 * 1024;
+  if (!right(large, kBytes) || !right(rotate<true>, kBytes) || !right(rotate<true>, 60 * 1024)) {
+    return false;
+  }
+  std::vector<float> out(kThreads);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = 1;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kBytes;
+  return cudaLaunchKernelEx(&config, rotate<true>, out.data()) == cudaSuccess;
+}
+
 bool after_a_fault() {
   try {
     right(return_before_barrier);
@@ -156,6 +170,7 @@ std::vector<Case> block_cases() {
       {"histogram_without_atomics", [] { return right(histogram<false>); }},
       {"large_dynamic", [] { return right(large, 100 * 1024); }},
       {"too_large_dynamic", [] { return right(large, 228 * 1024); }},
+      {"limit_is_kept", limit_is_kept},
       {"after_a_fault", after_a_fault},
   };
 }

@@ -230,7 +230,8 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
     return cudaErrorInvalidConfiguration;
   }
   const auto limit = dynamic_limits().find(kernel);
-  if (config.dynamicSmemBytes > (limit == dynamic_limits().end() ? kStaticLimit : limit->second)) {
+  if (config.dynamicSmemBytes > (limit == dynamic_limits().end() ? kStaticLimit : limit->second) ||
+      config.dynamicSmemBytes > static_cast<size_t>(device.shared_bytes)) {
     return cudaErrorInvalidValue;
   }
   launch.cooperative = false;

@@ -18,6 +18,7 @@ RIGHT = [
     "predicates",
     "histogram",
     "large_dynamic",
+    "limit_is_kept",
     "after_a_fault",
     "shuffles",
     "votes",
