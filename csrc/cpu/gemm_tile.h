@@ -45,6 +45,36 @@ SEQKERN_INLINE void multiply_add(Tile<Acc, R, NV>& tile, const Acc* a, int64_t r
   tile = sum;
 }
 
+// A sum is cut into chains of this many products, each added up on its own: the rounding errors of
+// one long chain would grow with its length.
+inline constexpr int64_t kProductChain = 256;
+
+// out [R, NV vectors] = A B (+ out), in chains of about the same length.
+template <class Acc, int R, int NV, class B>
+SEQKERN_INLINE void multiply_in_chains(Acc* out, int64_t out_stride, bool add, const Acc* a,
+                                       int64_t row_stride, int64_t k_stride, const B* b, int64_t K,
+                                       int64_t b_stride) {
+  constexpr int L = kLanes<Acc>;
+  const int64_t chains = K > kProductChain ? (K + kProductChain - 1) / kProductChain : 1;
+  const int64_t length = (K + chains - 1) / chains;
+  int64_t k = 0;
+  do {
+    Tile<Acc, R, NV> tile = {};
+    multiply_add(tile, a + k * k_stride, row_stride, k_stride, b + k * b_stride,
+                 K - k < length ? K - k : length, b_stride);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j) {
+        Acc* to = out + r * out_stride + j * L;
+        store(to, add ? load(to) + tile.c[r][j] : tile.c[r][j]);
+      }
+    }
+    k += length;
+    add = true;
+  } while (k < K);
+}
+
 // Calls f(Count<R>{}) with R = rows, 1 <= rows <= kTileRows: the last rows of a block get a tile of
 // their own height.
 template <int R>

@@ -158,26 +158,34 @@ struct StepBackward {
   static void times(const Acc* a, int64_t row_stride, int64_t k_stride, const T* b,
                     int64_t b_stride, int64_t K, int64_t columns, T* out, int64_t out_stride) {
     if (columns == NV * L) {
-      Tile<Acc, R, NV> tile = {};
-      multiply_add(tile, a, row_stride, k_stride, b, K, b_stride);
+      alignas(64) Acc sums[R * NV * L];
+      multiply_in_chains<Acc, R, NV>(sums, NV * L, false, a, row_stride, k_stride, b, K, b_stride);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) store(out + r * out_stride + j * L, tile.c[r][j]);
+        for (int j = 0; j < NV; ++j) {
+          store(out + r * out_stride + j * L, load(sums + (r * NV + j) * L));
+        }
       }
       return;
     }
     // The last columns, a vector at a time.
     for (int64_t i = 0; i < columns; i += L) {
       const int64_t count = columns - i < L ? columns - i : L;
-      V sum[R] = {};
-      for (int64_t k = 0; k < K; ++k) {
-        const V b_k = load_part<Acc>(b + k * b_stride + i, count);
+      V total[R] = {};
+      for (int64_t k = 0; k < K;) {
+        const int64_t end = K - k < kProductChain ? K : k + kProductChain;
+        V sum[R] = {};
+        for (; k < end; ++k) {
+          const V b_k = load_part<Acc>(b + k * b_stride + i, count);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r] += splat<V>(a[r * row_stride + k * k_stride]) * b_k;
+          for (int r = 0; r < R; ++r) sum[r] += splat<V>(a[r * row_stride + k * k_stride]) * b_k;
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) total[r] += sum[r];
       }
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) store_part<Acc>(out + r * out_stride + i, sum[r], count);
+      for (int r = 0; r < R; ++r) store_part<Acc>(out + r * out_stride + i, total[r], count);
     }
   }
 };

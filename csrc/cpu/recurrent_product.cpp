@@ -8,21 +8,7 @@ namespace {
 template <class Acc, int kVectors, int R>
 void tile_product(const Acc* a, int64_t row_stride, const Acc* b, int64_t b_stride, int64_t K,
                   Acc* out, int64_t out_stride, bool add) {
-  constexpr int L = kLanes<Acc>;
-  Tile<Acc, R, kVectors> tile = {};
-  if (add) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kVectors; ++j) tile.c[r][j] = load(out + r * out_stride + j * L);
-    }
-  }
-  multiply_add(tile, a, row_stride, 1, b, K, b_stride);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) store(out + r * out_stride + j * L, tile.c[r][j]);
-  }
+  multiply_in_chains<Acc, R, kVectors>(out, out_stride, add, a, row_stride, 1, b, K, b_stride);
 }
 
 // As many rows at a time as the registers hold, evenly: 8 rows of at most 6 are 4 and 4.
