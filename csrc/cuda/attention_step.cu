@@ -5,8 +5,10 @@
 #include <string>
 
 #include "common/errors.h"
+#include "cuda/attention_step_mma.cuh"
 #include "cuda/attention_step_runs.cuh"
 #include "cuda/attention_step_tile.cuh"
+#include "cuda/attention_step_tokens.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/mixed.cuh"
@@ -26,40 +28,6 @@ struct StepShared {
   Acc next_max[R], factor[R];                                  // with this tile; old sums' factor
   int last;                                                    // whether this block combines
 };
-
-// Element d of x [D], of the token at position p, rotated.
-template <class Acc, class T>
-__device__ __forceinline__ Acc rotated(const AttentionStepArgs& a, const T* x, int d, int p) {
-  const Acc mine = load1(x + d);
-  if (!a.cos || d >= a.R) return mine;
-  const int half = static_cast<int>(a.R) / 2;
-  const int pair = a.interleaved ? d / 2 : d % half;
-  const bool second = a.interleaved ? d % 2 != 0 : d >= half;
-  const int distance = a.interleaved ? 1 : half;
-  const Acc other = load1(x + (second ? d - distance : d + distance));
-  const int64_t at = static_cast<int64_t>(p) * half + pair;
-  const Acc cos = static_cast<Acc>(a.cos[at]), sin = static_cast<Acc>(a.sin[at]);
-  return second ? mine * cos + other * sin : mine * cos - other * sin;
-}
-
-// New tokens that belong to this run, into the cache.
-template <class T, class C>
-__device__ void append(const AttentionStepArgs& a, const StepWork& w) {
-  using Acc = AccOf<T>;
-  const int D = static_cast<int>(a.D);
-  for (int s = 0; s < w.tokens; ++s) {
-    const int p = w.position + s;
-    if (p < w.begin || p >= w.end) continue;
-    const T* k = head_at<T>(a.k_new, a.k_new_strides, w.b, w.head, s);
-    const T* v = head_at<T>(a.v_new, a.v_new_strides, w.b, w.head, s);
-    C* k_to = head_at<C>(a.k_cache, a.k_cache_strides, w.b, w.head, p);
-    C* v_to = head_at<C>(a.v_cache, a.v_cache_strides, w.b, w.head, p);
-    for (int d = static_cast<int>(threadIdx.x); d < D; d += kStepThreads) {
-      store1(k_to + d, rotated<Acc>(a, k, d, p));
-      store1(v_to + d, static_cast<Acc>(load1(v + d)));
-    }
-  }
-}
 
 // ---------------------------------------------------------------- the kernel
 
@@ -257,28 +225,11 @@ __global__ void __launch_bounds__(kStepThreads, kBlocksPerMultiprocessor<R * kPa
       end[1] = shared.sum[rank];
     }
   }
-  if (w.runs == 1) return;
-
-  // Each thread's partial results are visible on the device before the block counts itself.
-  __threadfence();
-  __syncthreads();  // orders all threads' fences before the count
-  if (rank == 0) {
-    int32_t* counter = a.counters + static_cast<int64_t>(w.b) * a.NKV + w.head;
-    shared.last = atomicAdd(counter, 1) == w.runs - 1;
-    if (shared.last) *counter = 0;  // as it was found, for the next call
-  }
-  __syncthreads();  // orders the count before every thread reads it
-  if (!shared.last) return;
-  __threadfence();  // orders the count before the reads of the other blocks' results
-  for (int row0 = 0; row0 < all_rows; row0 += R) {
-    __syncthreads();  // orders the reads of the earlier rows' factors before these
-    combine_runs<R>(step_partials<Acc>(a, w, tile.packs * P), w.runs, row0, min(R, all_rows - row0),
-                    reinterpret_cast<Acc(*)[kMostRuns]>(memory), [&](int r, int d, Acc value) {
-                      const int row = row0 + r;
-                      if (d >= D) return;
-                      store1(out_at(row) + d, row % S < w.tokens ? value : quiet_nan<Acc>());
-                    });
-  }
+  if (w.runs == 1 || !ends_row(a, w, shared.last)) return;
+  combine_rows<R>(a, w, step_partials<Acc>(a, w, tile.packs * P),
+                  reinterpret_cast<Acc(*)[kMostRuns]>(memory), [&](int row, int d, Acc x) {
+                    store1(out_at(row) + d, row % S < w.tokens ? x : quiet_nan<Acc>());
+                  });
 }
 
 // f(TypeTag<T>, TypeTag<C>, a constant R, name) for each kernel; R query rows at a time.
@@ -298,7 +249,7 @@ void for_each_step(F&& f) {
 
 int64_t attention_step_workspace(const AttentionStepArgs& a) {
   const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
-  const int64_t width = ceil_div<int64_t>(a.D, 8) * 8;  // of the largest pack
+  const int64_t width = ceil_div<int64_t>(a.D, 16) * 16;  // at most: of the matrix units' products
   return a.B * a.NKV * step_runs_of(a) * (a.NH / a.NKV) * a.S * (width + 2) * item;
 }
 
@@ -310,6 +261,7 @@ void attention_step(const AttentionStepArgs& a, Stream stream) {
         std::to_string(a.B) + ", " + std::to_string(a.NKV) + ", " + std::to_string(a.L) + ", " +
         std::to_string(a.D) + "]");
   }
+  if (attention_step_takes_mma(a)) return attention_step_mma(a, stream);
   const int64_t all_rows = a.NH / a.NKV * a.S;
   for_each_step([&](auto tag, auto cache_tag, auto rows, const std::string&) {
     using T = typename decltype(tag)::type;
@@ -320,8 +272,7 @@ void attention_step(const AttentionStepArgs& a, Stream stream) {
     const StepLayout<C, AccOf<T>, R> layout(step_tile<C>(static_cast<int>(a.D)));
     launch(attention_step_kernel<T, C, R>,
            {.name = "attention_step",
-            .grid = dim3(static_cast<unsigned>(step_runs_of(a)), static_cast<unsigned>(a.NKV),
-                         static_cast<unsigned>(a.B)),
+            .grid = step_grid(a),
             .block = kStepThreads,
             .smem = static_cast<unsigned>(layout.bytes),
             .stream = stream},
@@ -336,6 +287,7 @@ void visit_attention_step_kernels(VisitKernel visit, void* context) {
     constexpr int R = decltype(rows)::value;
     visit(context, name.c_str(), reinterpret_cast<const void*>(&attention_step_kernel<T, C, R>));
   });
+  visit_attention_step_mma_kernels(visit, context);
 }
 
 }  // namespace seqkern::cuda

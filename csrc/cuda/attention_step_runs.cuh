@@ -63,6 +63,11 @@ inline int step_runs_of(const AttentionStepArgs& a) {
   return static_cast<int>(std::min<int64_t>(most_runs(a.NKV), ceil_div<int64_t>(seen, kRun)));
 }
 
+inline dim3 step_grid(const AttentionStepArgs& a) {
+  return dim3(static_cast<unsigned>(step_runs_of(a)), static_cast<unsigned>(a.NKV),
+              static_cast<unsigned>(a.B));
+}
+
 // ---------------------------------------------------------------- the results of the runs
 
 // In the workspace, for each row of the batch, key head, run and query row: unnormalised outputs
@@ -136,6 +141,36 @@ __device__ void combine_runs(const StepPartials<Acc>& partials, int runs, int64_
     }
 #pragma unroll
     for (int j = 0; j < Q; ++j) out(r, d + j, sum[j]);
+  }
+}
+
+// Whether this block is the last of its row and head to come here; `last` is shared memory. Then it
+// sees what the others have written before.
+__device__ __forceinline__ bool ends_row(const AttentionStepArgs& a, const StepWork& w, int& last) {
+  // Each thread's partial results are visible on the device before the block counts itself.
+  __threadfence();
+  __syncthreads();  // orders all threads' fences before the count
+  if (threadIdx.x == 0) {
+    int32_t* counter = a.counters + static_cast<int64_t>(w.b) * a.NKV + w.head;
+    last = atomicAdd(counter, 1) == w.runs - 1;
+    if (last) *counter = 0;  // as it was found, for the next call
+  }
+  __syncthreads();  // orders the count before every thread reads it
+  if (!last) return false;
+  __threadfence();  // orders the count before the reads of the other blocks' results
+  return true;
+}
+
+// out(row, d, value) for all of the row's outputs, R query rows at a time.
+template <int R, class Acc, class F>
+__device__ void combine_rows(const AttentionStepArgs& a, const StepWork& w,
+                             const StepPartials<Acc>& partials, Acc (*factors)[kMostRuns], F out) {
+  const int rows = static_cast<int>(partials.rows), D = static_cast<int>(a.D);
+  for (int row0 = 0; row0 < rows; row0 += R) {
+    __syncthreads();  // orders the reads of the earlier rows' factors before these
+    combine_runs<R>(partials, w.runs, row0, min(R, rows - row0), factors, [&](int r, int d, Acc x) {
+      if (d < D) out(row0 + r, d, x);
+    });
   }
 }
 

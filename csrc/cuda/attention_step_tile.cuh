@@ -80,12 +80,13 @@ __device__ void copy_keys(const StepSource<C>& source, const StepTile& tile, int
     }
   };
   if (source.unit == 16) {
-    copy([&](const C* x, C* y) { cp_async<16>(y, x); });
+    // Where nothing is read the address only has to be aligned.
+    const bool inside = pack * P < D;
+    copy([&](const C* x, C* y) { cp_async<16>(y, inside ? x : source.first, inside ? 16 : 0); });
   } else if (source.unit == 4) {
     copy([&](const C* x, C* y) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // Where nothing is read the address only has to be aligned.
         const bool inside = 16 * pack + 4 * i < D * static_cast<int>(sizeof(C));
         const char* word = reinterpret_cast<const char*>(x) + 4 * i;
         cp_async<4>(reinterpret_cast<char*>(y) + 4 * i,
@@ -170,7 +171,8 @@ __device__ __forceinline__ void scores_of(const StepTile& tile, const StepKey& a
   for (int r = 0; r < R; ++r) sum[r] = 0;
   constexpr int kStride = q_stride<C, Acc>(R);
   const int packs = at.key < count ? tile.packs : 0;
-#pragma unroll 2
+  [[maybe_unused]] constexpr int kUnroll = R < 8 ? 2 : 1;  // as far as the registers reach
+#pragma unroll kUnroll
   for (int pack = at.part; pack < packs; pack += at.parts) {
     Acc x[P];
     unpack(TypeTag<C>{}, load_bits(k + pack * P), x);

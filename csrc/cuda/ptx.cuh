@@ -2,8 +2,8 @@
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
 // ex2 and the memory consistency model.
 //
-// mma m16n8k16 and cp.async need sm_80. For older GPUs mma compiles to a trap: attention.cu does not
-// choose the kernels that use it there. cp.async becomes a copy that is over when it returns.
+// mma m16n8k16 and cp.async need sm_80. For older GPUs mma compiles to a trap: attention.cu does
+// not choose the kernels that use it there. cp.async becomes a copy that is over when it returns.
 #pragma once
 
 #include <cuda_runtime.h>

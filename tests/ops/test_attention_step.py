@@ -168,6 +168,23 @@ def test_alignments_of_the_cache(backend: Any, D: int, offset: int, dtype: torch
     torch.testing.assert_close(caches[1], step.v_cache, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [1.0, 2.0**-10, 2.0**10])
+@pytest.mark.parametrize("cache", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_queries_are_not_rounded(
+    backend: Any, dtype: torch.dtype, cache: torch.dtype | None, size: float
+) -> None:
+    """Scores of tens, where 16 bits of a scaled query would show in the second digit."""
+    if cache is not None and dtype != torch.float32:
+        cache = dtype
+    step = make(backend.device, NH=8, D=64, positions=[39, 20])
+    step.q *= size
+    ours = ops.attention_step(*step.to(dtype, cache).tensors, scale=2.9 / size)
+    exact = reference.attention_step(*step.to(torch.float64).tensors, scale=2.9 / size)
+    error = ((ours.double() - exact).abs().max() / exact.abs().max()).item()
+    assert error <= (5e-6 if dtype == torch.float32 else 0.6 * torch.finfo(dtype).eps)
+
+
 OPTIONS: list[dict[str, Any]] = [
     {"scale": 0.3},
     {"window": 1},
