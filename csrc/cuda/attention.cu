@@ -1,24 +1,17 @@
 // Causal attention on CUDA: which kernel takes a call.
 #include "cuda/attention.cuh"
+#include "cuda/capability.cuh"
 
 namespace seqkern::cuda {
 namespace {
 
 enum class Family { kSimt, kMma };
 
-int compute_capability() {
-  int device = 0, major = 0;
-  const LaunchConfig config{.name = "attention"};
-  check(cudaGetDevice(&device), config);
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), config);
-  return major;
-}
-
 // The one place that chooses. A kernel for newer GPUs (TMA, wgmma) is a further family: its own
 // file, its launchers in attention.cuh, a line here and in the switches below.
 Family family_of(const AttentionInputs& in) {
   const bool half = in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16;
-  return half && compute_capability() >= 8 ? Family::kMma : Family::kSimt;
+  return half && compute_capability("attention") >= 8 ? Family::kMma : Family::kSimt;
 }
 
 }  // namespace

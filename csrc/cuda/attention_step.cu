@@ -1,368 +1,293 @@
 // One step of attention with a cache, in one launch: a block takes a run of keys of one key head
-// for all query rows that share it, and the last block of a row to finish combines the runs in
-// order. Layout and reasons: docs/math/attention_step.md.
+// for all query rows that share it, tile by tile, and the last block of a row to finish combines
+// the runs in order. Layout and reasons: docs/math/attention_step.md.
 #include <climits>
 #include <string>
 
 #include "common/errors.h"
-#include "cuda/block.cuh"
+#include "cuda/attention_step_mma.cuh"
+#include "cuda/attention_step_runs.cuh"
+#include "cuda/attention_step_tile.cuh"
+#include "cuda/attention_step_tokens.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "cuda/math.cuh"
 #include "cuda/mixed.cuh"
-#include "cuda/vec.cuh"
-#include "ops/attention_step.h"
 
 namespace seqkern::cuda {
 namespace {
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / kWarp;
-// Said so that the compiler uses the registers this leaves: on its own it saves some and spills.
-constexpr int kBlocksPerMultiprocessor = 3;
-constexpr int kRun =
-    256;  // keys of a block; fixed, so that a row's result does not depend on others
-constexpr int kRows = 8;  // query rows at a time
-constexpr int kMaxD = 256;
-constexpr int kColumns = kMaxD / kThreads;  // of the output, per thread
+// Said so that the compiler uses the registers this leaves, and no more. With 64 sums a thread,
+// two blocks would leave too few.
+template <int sums>
+inline constexpr int kBlocksPerMultiprocessor = sums < 64 ? 2 : 1;
 
-template <class Acc>
+template <class Acc, int R>
 struct StepShared {
-  Acc q[kRows][kMaxD];      // scaled and rotated; later the partial sums of groups of threads
-  Acc scores[kRows][kRun];  // then exp(score - max)
-  Acc max[kRows], sum[kRows];
-  int last;  // whether this block combines
+  Acc max_of_warp[R][kStepWarps], sum_of_warp[R][kStepWarps];  // of a tile
+  Acc max[R], sum[R];                                          // of the tiles so far
+  Acc next_max[R], factor[R];                                  // with this tile; old sums' factor
+  int last;                                                    // whether this block combines
 };
-
-// A block's place.
-struct StepWork {
-  int b, head, run;
-  int position;    // of the first new token
-  int tokens;      // new tokens that fit into the cache
-  int runs;        // of the row that hold tokens, at least 1
-  int begin, end;  // keys of this run
-};
-
-__device__ __forceinline__ StepWork find_step(const AttentionStepArgs& a) {
-  StepWork w;
-  w.run = static_cast<int>(blockIdx.x);
-  w.head = static_cast<int>(blockIdx.y);
-  w.b = static_cast<int>(blockIdx.z);
-  const int64_t p = a.positions[w.b];
-  // What cannot be checked without waiting for the device must not become an access outside.
-  const int64_t fits = p < 0 ? 0 : a.L - p;
-  w.position = static_cast<int>(p < 0 || p > a.L ? a.L : p);
-  w.tokens = static_cast<int>(fits < 0 ? 0 : fits < a.S ? fits : a.S);
-  const int length = w.position + w.tokens;
-  w.runs = max(1, ceil_div(length, kRun));
-  const int oldest =
-      a.window > 0 && a.window <= w.position ? w.position + 1 - static_cast<int>(a.window) : 0;
-  w.begin = max(w.run * kRun, oldest);
-  w.end = min((w.run + 1) * kRun, length);
-  return w;
-}
-
-template <class T>
-__device__ __forceinline__ T* head_at(const void* base, const HeadStrides& s, int b, int h, int t) {
-  return static_cast<T*>(const_cast<void*>(base)) + b * s.b + h * s.h + t * s.t;
-}
-
-// Element d of x [D], of the token at position p, rotated.
-template <class Acc, class T>
-__device__ __forceinline__ Acc rotated(const AttentionStepArgs& a, const T* x, int d, int p) {
-  const Acc mine = load1(x + d);
-  if (!a.cos || d >= a.R) return mine;
-  const int half = static_cast<int>(a.R) / 2;
-  const int pair = a.interleaved ? d / 2 : d % half;
-  const bool second = a.interleaved ? d % 2 != 0 : d >= half;
-  const int distance = a.interleaved ? 1 : half;
-  const Acc other = load1(x + (second ? d - distance : d + distance));
-  const int64_t at = static_cast<int64_t>(p) * half + pair;
-  const Acc cos = static_cast<Acc>(a.cos[at]), sin = static_cast<Acc>(a.sin[at]);
-  return second ? mine * cos + other * sin : mine * cos - other * sin;
-}
-
-// ---------------------------------------------------------------- a run of keys
-
-// New tokens that belong to this run, into the cache.
-template <class T, class C>
-__device__ void append(const AttentionStepArgs& a, const StepWork& w) {
-  using Acc = AccOf<T>;
-  const int D = static_cast<int>(a.D);
-  for (int s = 0; s < w.tokens; ++s) {
-    const int p = w.position + s;
-    if (p < w.run * kRun || p >= w.end) continue;
-    const T* k = head_at<T>(a.k_new, a.k_new_strides, w.b, w.head, s);
-    const T* v = head_at<T>(a.v_new, a.v_new_strides, w.b, w.head, s);
-    C* k_to = head_at<C>(a.k_cache, a.k_cache_strides, w.b, w.head, p);
-    C* v_to = head_at<C>(a.v_cache, a.v_cache_strides, w.b, w.head, p);
-    for (int d = static_cast<int>(threadIdx.x); d < D; d += kThreads) {
-      store1(k_to + d, rotated<Acc>(a, k, d, p));
-      store1(v_to + d, static_cast<Acc>(load1(v + d)));
-    }
-  }
-}
-
-template <class C, class Acc, int P>
-__device__ __forceinline__ void load_pack(const C* x, int d, int D, Acc (&v)[P]) {
-  if (d + P <= D) {
-    load_run<P>(x + d, v);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < P; ++i) v[i] = d + i < D ? static_cast<Acc>(load1(x + d + i)) : Acc(0);
-}
-
-// Scores of `rows` query rows: some lanes of a warp share a key, each reading 16 bytes of it.
-template <class C, class Acc>
-__device__ void make_scores(const AttentionStepArgs& a, const StepWork& w, int rows,
-                            StepShared<Acc>& shared) {
-  constexpr int P = kPack<C>;
-  const int D = static_cast<int>(a.D);
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  int lanes = 1;
-  while (lanes < kWarp && lanes * P < D) lanes *= 2;
-  const int keys = kWarp / lanes;  // of a warp at a time
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  // All lanes take part in each exchange, so the loop is the same for all.
-  for (int first = w.begin + warp * keys; first < w.end; first += kWarps * keys) {
-    const int key = first + lane / lanes;
-    Acc sum[kRows] = {};
-    if (key < w.end) {
-      const C* k = head_at<C>(a.k_cache, a.k_cache_strides, w.b, w.head, key);
-      for (int d = lane % lanes * P; d < D; d += lanes * P) {
-        Acc x[P];
-        load_pack(k, d, D, x);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (r >= rows) break;
-#pragma unroll
-          for (int i = 0; i < P; ++i) {
-            if (d + i < D) sum[r] += shared.q[r][d + i] * x[i];
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      for (int delta = lanes / 2; delta > 0; delta /= 2) {
-        sum[r] += __shfl_xor_sync(kAllLanes, sum[r], delta);
-      }
-      if (r < rows && lane % lanes == 0 && key < w.end) {
-        shared.scores[r][key - w.run * kRun] = sum[r];
-      }
-    }
-  }
-}
-
-// Of each row: its largest score, exp(score - max) in its place, and their sum. A warp per row.
-template <class Acc>
-__device__ void softmax_rows(const AttentionStepArgs& a, const StepWork& w, int row0, int rows,
-                             StepShared<Acc>& shared) {
-  constexpr Acc kNothing = -static_cast<Acc>(__builtin_inff());
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int r = static_cast<int>(threadIdx.x) / kWarp; r < rows; r += kWarps) {
-    const int p = w.position + (row0 + r) % static_cast<int>(a.S);
-    const int last = min(w.end, p + 1);
-    const int first = a.window > 0 ? max(w.begin, p + 1 - static_cast<int>(a.window)) : w.begin;
-    Acc* scores = shared.scores[r] - w.run * kRun;
-    Acc largest = kNothing;
-    for (int key = w.begin + lane; key < w.end; key += kWarp) {
-      Acc x = scores[key];
-      if (a.softcap > 0) {
-        const Acc cap = static_cast<Acc>(a.softcap);
-        x = tanh_of(x / cap) * cap;
-      }
-      if (key < first || key >= last) x = kNothing;
-      scores[key] = x;
-      largest = max_of(largest, x);
-    }
-    largest = warp_reduce(largest, [](Acc x, Acc y) { return max_of(x, y); });
-    Acc sum = 0;
-    for (int key = w.begin + lane; key < w.end; key += kWarp) {
-      // A key that is not seen adds nothing, also where none is and the largest is -inf.
-      const Acc x = key < first || key >= last ? Acc(0) : softmax_exp(scores[key] - largest);
-      scores[key] = x;
-      sum += x;
-    }
-    sum = warp_reduce(sum, [](Acc x, Acc y) { return x + y; });
-    if (lane == 0) {
-      shared.max[r] = largest;
-      shared.sum[r] = sum;
-    }
-  }
-}
-
-// f(row, d, sum over keys of p v) for each element of the rows' outputs. Threads take columns;
-// where a head has fewer than there are threads, groups of them share the keys.
-template <class C, class Acc, class F>
-__device__ void add_values(const AttentionStepArgs& a, const StepWork& w, int rows,
-                           StepShared<Acc>& shared, F f) {
-  const int D = static_cast<int>(a.D);
-  const int rank = static_cast<int>(threadIdx.x);
-  const int width = min(kThreads, ceil_div(D, kWarp) * kWarp);
-  const int groups = kThreads / width, group = rank / width;
-  Acc sum[kColumns][kRows] = {};
-  if (group < groups) {
-    for (int key = w.begin + group; key < w.end; key += groups) {
-      const C* v = head_at<C>(a.v_cache, a.v_cache_strides, w.b, w.head, key);
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const int d = rank % width + c * kThreads;
-        if (d >= D) break;
-        const Acc x = load1(v + d);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (r < rows) sum[c][r] += shared.scores[r][key - w.run * kRun] * x;
-        }
-      }
-    }
-  }
-  if (groups == 1) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const int d = rank + c * kThreads;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        if (d < D && r < rows) f(r, d, sum[c][r]);
-      }
-    }
-    return;
-  }
-  // Only then is one column a thread's whole share, and all groups' sums fit where q was.
-  Acc* of_group = &shared.q[0][0];
-  if (group < groups) {
-    for (int r = 0; r < rows; ++r) of_group[r * kThreads + rank] = sum[0][r];
-  }
-  __syncthreads();  // orders the groups' sums before they are read
-  for (int i = rank; i < rows * D; i += kThreads) {
-    const int r = i / D, d = i % D;
-    Acc total = 0;
-    for (int g = 0; g < groups; ++g) total += of_group[r * kThreads + g * width + d];
-    f(r, d, total);
-  }
-}
 
 // ---------------------------------------------------------------- the kernel
 
-template <class T, class C>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+// Dynamic shared memory.
+template <class C, class Acc, int R>
+struct StepLayout {
+  int k, v, q, p, bytes;  // offsets in bytes
+
+  __host__ __device__ explicit StepLayout(const StepTile& tile) {
+    constexpr int kItem = sizeof(Acc);
+    const int of_k = tile.keys * tile.k_stride * 16, of_v = tile.keys * tile.packs * 16;
+    // The sums of the groups of threads take the place of the tile, and so do the runs' factors.
+    const int sums = kStepThreads * R * kPack<C> * kItem, factors = R * kMostRuns * kItem;
+    int tiles = of_k + of_v;
+    if (tiles < sums) tiles = sums;
+    if (tiles < factors) tiles = factors;
+    k = 0;
+    v = of_k;
+    q = tiles;
+    p = q + tile.packs * q_stride<C, Acc>(R) * kItem;
+    bytes = p + tile.keys * R * kItem;
+  }
+};
+
+template <class T, class C, int R>
+__global__ void __launch_bounds__(kStepThreads, kBlocksPerMultiprocessor<R * kPack<C>>)
     attention_step_kernel(const __grid_constant__ AttentionStepArgs a) {
   using Acc = AccOf<T>;
+  constexpr int P = kPack<C>;
+  constexpr Acc kNothing = -static_cast<Acc>(__builtin_inff());
   const StepWork w = find_step(a);
   if (w.run >= w.runs) return;
   const int D = static_cast<int>(a.D), S = static_cast<int>(a.S);
   const int group = static_cast<int>(a.NH / a.NKV), all_rows = group * S;
   const int rank = static_cast<int>(threadIdx.x);
-  StepShared<Acc>& shared = cuda::shared<StepShared<Acc>>();
-  const int64_t slots = gridDim.x;  // runs that there is room for
-  const int stride = D + 2;
-  Acc* partials = static_cast<Acc*>(a.workspace) +
-                  (static_cast<int64_t>(w.b) * a.NKV + w.head) * slots * all_rows * stride;
+  const StepTile tile = step_tile<C>(D);
+  const StepLayout<C, Acc, R> layout(tile);
+  StepShared<Acc, R>& shared = cuda::shared<StepShared<Acc, R>>();
+  char* memory = dynamic_shared<char>();
+  C* k = reinterpret_cast<C*>(memory + layout.k);
+  C* v = reinterpret_cast<C*>(memory + layout.v);
+  Acc* q = reinterpret_cast<Acc*>(memory + layout.q);
+  Acc* p = reinterpret_cast<Acc*>(memory + layout.p);
+  const StepSource<C> keys = step_source<C>(a.k_cache, a.k_cache_strides, w.b, w.head, D);
+  const StepSource<C> values = step_source<C>(a.v_cache, a.v_cache_strides, w.b, w.head, D);
+  const auto copy_k = [&](int first, int from, int end) {
+    copy_keys(keys, tile, D, first, from, min(end, tile.keys), k, tile.k_stride);
+    cp_async_commit();
+  };
+  const auto copy_v = [&](int first, int from, int end) {
+    copy_keys(values, tile, D, first, from, min(end, tile.keys), v, tile.packs);
+    cp_async_commit();
+  };
   const auto out_at = [&](int row) {
     return head_at<T>(a.out, a.out_strides, w.b, w.head * group + row / S, row % S);
   };
+  const StepKey at = step_key(tile);
 
-  append<T, C>(a, w);
-  for (int row0 = 0; row0 < all_rows; row0 += kRows) {
-    const int rows = min(kRows, all_rows - row0);
-    // Orders the new keys and values, and the reads of the earlier rows, before what follows.
-    __syncthreads();
-    for (int i = rank; i < rows * D; i += kThreads) {
-      const int row = row0 + i / D, d = i % D, s = row % S;
-      const T* q = head_at<T>(a.q, a.q_strides, w.b, w.head * group + row / S, s);
-      // A token that does not fit has no position; its output is not used.
-      const int p = min(w.position + s, static_cast<int>(a.L) - 1);
-      shared.q[i / D][d] = rotated<Acc>(a, q, d, p) * static_cast<Acc>(a.scale);
+  for (int row0 = 0; row0 < all_rows; row0 += R) {
+    const int rows = min(R, all_rows - row0);
+    if (row0 > 0) __syncthreads();  // orders the reads of the earlier rows before what follows
+    const bool appends = row0 == 0 && w.end > w.position;
+    int from = 0, end = (appends ? max(w.position, w.begin) : w.end) - w.begin;
+#pragma unroll 1
+    while (true) {
+      copy_k(w.begin, from, end);
+      copy_v(w.begin, from, end);
+      if (end == w.end - w.begin) break;
+      append<T, C>(a, w);
+      __syncthreads();  // orders the new keys and values before their copies
+      from = end;
+      end = w.end - w.begin;
     }
-    __syncthreads();  // orders q before the products
-    make_scores<C>(a, w, rows, shared);
-    __syncthreads();  // orders the warps' scores before each row's warp reads them
-    softmax_rows(a, w, row0, rows, shared);
-    __syncthreads();  // orders the rows' weights before every thread reads them
-    add_values<C>(a, w, rows, shared, [&](int r, int d, Acc sum) {
-      const int row = row0 + r;
-      if (w.runs == 1) {
-        const Acc out = row % S < w.tokens ? sum / shared.sum[r] : quiet_nan<Acc>();
-        store1(out_at(row) + d, out);
-      } else {
-        partials[(static_cast<int64_t>(w.run) * all_rows + row) * stride + d] = sum;
+    const int width = tile.packs * P;
+    for (int i = rank; i < R * width; i += kStepThreads) {
+      const int r = i / width, d = i % width, row = row0 + r, s = row % S;
+      // A token that does not fit has no position; its output is not used.
+      const int position = min(w.position + s, static_cast<int>(a.L) - 1);
+      Acc x = 0;
+      if (r < rows && d < D) {
+        const T* q_row = head_at<T>(a.q, a.q_strides, w.b, w.head * group + row / S, s);
+        x = rotated<Acc>(a, q_row, d, position) * static_cast<Acc>(a.scale);
       }
-    });
+      q[d / P * q_stride<C, Acc>(R) + r * P + d % P] = x;
+    }
+
+    Acc out[R][P] = {};
+    if (rank < R) {
+      shared.max[rank] = kNothing;
+      shared.sum[rank] = 0;
+    }
+#pragma unroll 1
+    for (int first = w.begin; first < w.end; first += tile.keys) {
+      const int count = min(tile.keys, w.end - first);
+      // The first tile's values are also under way, later ones' follow when their place is free.
+      if (first == w.begin) {
+        cp_async_wait<1>();
+      } else {
+        cp_async_wait<0>();
+      }
+      __syncthreads();  // orders q and K before the products, the last products before this V
+      if (first > w.begin) copy_v(first, 0, count);
+
+      Acc x[R];
+      scores_of<R>(tile, at, count, k, q, x);
+      unsigned seen = 0;  // rows that see the key
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        if (a.softcap > 0) {
+          const Acc cap = static_cast<Acc>(a.softcap);
+          x[r] = tanh_of(x[r] / cap) * cap;
+        }
+        const int distance = w.position + (S > 1 ? (row0 + r) % S : 0) - (first + at.key);
+        const bool sees = at.key < count && distance >= 0 && (a.window == 0 || distance < a.window);
+        seen |= unsigned{sees} << r;
+        if (!sees) x[r] = kNothing;
+      }
+      Acc of_warp;
+      int row = spread_reduce(x, [](Acc y, Acc z) { return max_of(y, z); }, of_warp);
+      if (rank % kWarp < R) shared.max_of_warp[row][rank / kWarp] = of_warp;
+      __syncthreads();  // orders the largest scores before their reads, K's before the next K
+      const int next = min(first + tile.keys, w.end);
+      copy_k(next, 0, w.end - next);
+
+      Acc largest[R], factor[R];
+      largest_of_warps(shared.max_of_warp, largest);
+      bool grew = false;
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const Acc before = shared.max[r];
+        largest[r] = max_of(before, largest[r]);
+        // Of the same infinity there is no difference.
+        factor[r] = before == largest[r] ? Acc(1) : softmax_exp(before - largest[r]);
+        grew |= before != largest[r];
+        if (rank == 0) {
+          shared.next_max[r] = largest[r];
+          shared.factor[r] = factor[r];
+        }
+        // A key that is not seen adds nothing, also where none is and the largest is -inf.
+        x[r] = seen >> r & 1 ? softmax_exp(x[r] - largest[r]) : Acc(0);
+      }
+      if (at.part == 0) store_shared(p + at.key * R, x);
+      if (grew) {  // all threads alike
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+#pragma unroll
+          for (int i = 0; i < P; ++i) out[r][i] *= factor[r];
+        }
+      }
+      // The threads of a key have the same; one of them counts.
+#pragma unroll
+      for (int r = 0; r < R; ++r) x[r] = at.part == 0 ? x[r] : Acc(0);
+      row = spread_reduce(x, [](Acc y, Acc z) { return y + z; }, of_warp);
+      if (rank % kWarp < R) shared.sum_of_warp[row][rank / kWarp] = of_warp;
+      cp_async_wait<1>();
+      __syncthreads();  // orders the weights, the warps' sums and V before their reads
+      if (rank < R) {
+        Acc sum = shared.sum[rank] * shared.factor[rank];
+#pragma unroll
+        for (int warp = 0; warp < kStepWarps; ++warp) sum += shared.sum_of_warp[rank][warp];
+        shared.sum[rank] = sum;
+        shared.max[rank] = shared.next_max[rank];
+      }
+      add_values<R>(tile, count, v, p, out);
+    }
+
+    __syncthreads();  // orders the reads of the tile before the sums that take its place
+    Acc* of_group = reinterpret_cast<Acc*>(memory);
+    const int pack = rank % tile.lanes, groups = kStepThreads / tile.lanes;
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (pack < tile.packs) {
+#pragma unroll
+        for (int i = 0; i < P; ++i) {
+          of_group[(rank / tile.lanes * R + r) * width + pack * P + i] = out[r][i];
+        }
+      }
+    }
+    __syncthreads();  // orders the groups' sums before they are read
+    const StepPartials<Acc> partials = step_partials<Acc>(a, w, width);
+    for (int i = rank; i < rows * D; i += kStepThreads) {
+      const int r = i / D, d = i % D, row = row0 + r;
+      Acc total = 0;
+#pragma unroll 8
+      for (int g = 0; g < groups; ++g) total += of_group[(g * R + r) * width + d];
+      if (w.runs == 1) {
+        store1(out_at(row) + d, row % S < w.tokens ? total / shared.sum[r] : quiet_nan<Acc>());
+      } else {
+        partials.outs[(w.run * partials.rows + row) * partials.width + d] = total;
+      }
+    }
     if (w.runs > 1 && rank < rows) {
-      Acc* end = partials + (static_cast<int64_t>(w.run) * all_rows + row0 + rank) * stride + D;
+      Acc* end = partials.ends + (w.run * partials.rows + row0 + rank) * 2;
       end[0] = shared.max[rank];
       end[1] = shared.sum[rank];
     }
   }
-  if (w.runs == 1) return;
-
-  // Each thread's partial results are visible on the device before the block counts itself.
-  __threadfence();
-  __syncthreads();  // orders all threads' fences before the count
-  if (rank == 0) {
-    int32_t* counter = a.counters + static_cast<int64_t>(w.b) * a.NKV + w.head;
-    shared.last = atomicAdd(counter, 1) == w.runs - 1;
-    if (shared.last) *counter = 0;  // as it was found, for the next call
-  }
-  __syncthreads();  // orders the count before every thread reads it
-  if (!shared.last) return;
-  __threadfence();  // orders the count before the reads of the other blocks' results
-  for (int i = rank; i < all_rows * D; i += kThreads) {
-    const int row = i / D, d = i % D;
-    const Acc* of_row = partials + row * stride;
-    const int64_t step = static_cast<int64_t>(all_rows) * stride;  // to the next run
-    Acc largest = lowest<Acc>();
-    for (int run = 0; run < w.runs; ++run) largest = max_of(largest, of_row[run * step + D]);
-    Acc out = 0, sum = 0;
-    for (int run = 0; run < w.runs; ++run) {
-      const Acc* of_run = of_row + run * step;
-      if (of_run[D + 1] == 0) continue;  // no key of it is seen
-      const Acc factor = softmax_exp(of_run[D] - largest);
-      out += of_run[d] * factor;
-      sum += of_run[D + 1] * factor;
-    }
-    store1(out_at(row) + d, row % S < w.tokens ? out / sum : quiet_nan<Acc>());
-  }
+  if (w.runs == 1 || !ends_row(a, w, shared.last)) return;
+  combine_rows<R>(a, w, step_partials<Acc>(a, w, tile.packs * P),
+                  reinterpret_cast<Acc(*)[kMostRuns]>(memory), [&](int row, int d, Acc x) {
+                    store1(out_at(row) + d, row % S < w.tokens ? x : quiet_nan<Acc>());
+                  });
 }
 
-int64_t runs_of(const AttentionStepArgs& a) { return ceil_div<int64_t>(a.L, kRun); }
+// f(TypeTag<T>, TypeTag<C>, a constant R, name) for each kernel; R query rows at a time.
+template <class F>
+void for_each_step(F&& f) {
+  for_each_mixed("attention_step", [&](auto tag, auto cache_tag, const std::string& name) {
+    const auto call = [&](auto rows) {
+      f(tag, cache_tag, rows, name + " rows " + std::to_string(rows));
+    };
+    call(std::integral_constant<int, 1>{});
+    call(std::integral_constant<int, 4>{});
+    call(std::integral_constant<int, 8>{});
+  });
+}
 
 }  // namespace
 
 int64_t attention_step_workspace(const AttentionStepArgs& a) {
   const int64_t item = a.dtype == DType::kFloat64 ? 8 : 4;
-  return a.B * a.NKV * runs_of(a) * (a.NH / a.NKV) * a.S * (a.D + 2) * item;
+  const int64_t width = ceil_div<int64_t>(a.D, 16) * 16;  // at most: of the matrix units' products
+  return a.B * a.NKV * step_runs_of(a) * (a.NH / a.NKV) * a.S * (width + 2) * item;
 }
 
 void attention_step(const AttentionStepArgs& a, Stream stream) {
   constexpr int64_t kMostBlocks = 65535;  // along y and z
   if (a.B > kMostBlocks || a.NKV > kMostBlocks || a.L > INT_MAX - kRun) {
     throw_value_error(
-        "attention_step: k_cache must be at most [65535, 65535, 2^31 - 257, D] on CUDA, got [" +
+        "attention_step: k_cache must be at most [65535, 65535, 2^31 - 129, D] on CUDA, got [" +
         std::to_string(a.B) + ", " + std::to_string(a.NKV) + ", " + std::to_string(a.L) + ", " +
         std::to_string(a.D) + "]");
   }
-  const LaunchConfig config{.name = "attention_step",
-                            .grid = dim3(static_cast<unsigned>(runs_of(a)),
-                                         static_cast<unsigned>(a.NKV), static_cast<unsigned>(a.B)),
-                            .block = kThreads,
-                            .stream = stream};
-  for_each_mixed("attention_step", [&](auto tag, auto cache_tag, const std::string&) {
+  if (attention_step_takes_mma(a)) return attention_step_mma(a, stream);
+  const int64_t all_rows = a.NH / a.NKV * a.S;
+  for_each_step([&](auto tag, auto cache_tag, auto rows, const std::string&) {
     using T = typename decltype(tag)::type;
     using C = typename decltype(cache_tag)::type;
-    if (a.dtype == dtype_of<T>() && a.cache_dtype == dtype_of<C>()) {
-      launch(attention_step_kernel<T, C>, config, a);
-    }
+    constexpr int R = decltype(rows)::value;
+    if (a.dtype != dtype_of<T>() || a.cache_dtype != dtype_of<C>()) return;
+    if (R != (all_rows == 1 ? 1 : all_rows <= 4 ? 4 : 8)) return;
+    const StepLayout<C, AccOf<T>, R> layout(step_tile<C>(static_cast<int>(a.D)));
+    launch(attention_step_kernel<T, C, R>,
+           {.name = "attention_step",
+            .grid = step_grid(a),
+            .block = kStepThreads,
+            .smem = static_cast<unsigned>(layout.bytes),
+            .stream = stream},
+           a);
   });
 }
 
 void visit_attention_step_kernels(VisitKernel visit, void* context) {
-  for_each_mixed("attention_step", [&](auto tag, auto cache_tag, const std::string& name) {
+  for_each_step([&](auto tag, auto cache_tag, auto rows, const std::string& name) {
     using T = typename decltype(tag)::type;
     using C = typename decltype(cache_tag)::type;
-    visit(context, name.c_str(), reinterpret_cast<const void*>(&attention_step_kernel<T, C>));
+    constexpr int R = decltype(rows)::value;
+    visit(context, name.c_str(), reinterpret_cast<const void*>(&attention_step_kernel<T, C, R>));
   });
+  visit_attention_step_mma_kernels(visit, context);
 }
 
 }  // namespace seqkern::cuda

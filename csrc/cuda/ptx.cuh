@@ -2,8 +2,8 @@
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
 // ex2 and the memory consistency model.
 //
-// mma m16n8k16 and cp.async need sm_80. For older GPUs they compile to a trap: attention.cu does
-// not choose the kernels that use them there.
+// mma m16n8k16 and cp.async need sm_80. For older GPUs mma compiles to a trap: attention.cu does
+// not choose the kernels that use it there. cp.async becomes a copy that is over when it returns.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -177,7 +177,10 @@ template <int kBytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int valid = kBytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  __trap();
+  for (int i = 0; i < kBytes / 2; ++i) {
+    static_cast<uint16_t*>(shared)[i] =
+        2 * i < valid ? static_cast<const uint16_t*>(global)[i] : uint16_t{0};
+  }
 #elif defined(__CUDACC__)
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   if constexpr (kBytes == 16) {
@@ -197,7 +200,7 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
 // Closes the group of copies this thread has started since the last commit.
 __device__ __forceinline__ void cp_async_commit() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  __trap();
+  // nothing is in flight
 #elif defined(__CUDACC__)
   asm volatile("cp.async.commit_group;" ::: "memory");
 #else
@@ -210,7 +213,7 @@ __device__ __forceinline__ void cp_async_commit() {
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  __trap();
+  // nothing is in flight
 #elif defined(__CUDACC__)
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #else

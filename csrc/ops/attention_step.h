@@ -8,8 +8,9 @@
 // scale q . k, capped as softcap tanh(x / softcap), out = softmax(x) v. Query head h reads key head
 // h / (NH / NKV).
 //
-// Keys are split into runs of a fixed length whose results are combined in order, so that a row's
-// result depends on neither the batch around it nor the number of threads.
+// Keys are split into runs whose results are combined in order. Their length depends on nothing but
+// the row itself, so that its result depends on neither the batch around it nor the number of
+// threads.
 #pragma once
 
 #include <cstdint>

@@ -59,6 +59,8 @@ Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
         ": k_cache must be ", dtype_name(type),
         dtype == DType::kFloat32 ? ", bfloat16 or float16" : "", ", got ", describe(k_cache));
   check_heads(k_cache, "k_cache", k_cache.scalar_type(), B, NKV, L, D);
+  check(B == 0 || L >= S, kOp, ": k_cache must hold at least the ", S, " new tokens, got ",
+        describe(k_cache));
   check_heads(v_cache, "v_cache", k_cache.scalar_type(), B, NKV, L, D);
   for (const auto& [cache, name] :
        {std::pair(&k_cache, "k_cache"), std::pair(&v_cache, "v_cache")}) {

@@ -108,6 +108,9 @@ SHAPES = [
     {"S": 5, "NH": 3, "NKV": 3, "D": 17},
     {"S": 16, "NH": 2, "NKV": 1, "D": 8, "L": 130, "positions": [114, 0]},
     {"B": 1, "NH": 2, "NKV": 1, "D": 256, "L": 20},
+    # On CUDA several tiles of shared memory, with more rows than go through it at once.
+    {"B": 1, "NH": 9, "NKV": 1, "D": 160, "L": 140, "positions": [120]},
+    {"B": 1, "NH": 5, "NKV": 1, "D": 250, "L": 75, "positions": [70]},
 ]
 
 
@@ -123,6 +126,63 @@ def test_several_runs_of_keys(dtype: torch.dtype, positions: list[int]) -> None:
     """Tokens on both sides of a border between runs."""
     compare(make("cpu", S=3, D=24, L=1200, positions=positions), dtype)
     compare(make("cpu", S=3, D=24, L=1200, positions=positions), dtype, window=600)
+
+
+@pytest.mark.parametrize("positions", [[127, 400], [255, 126], [382, 0]], ids=str)
+@pytest.mark.parametrize("NH", [2, 6, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_runs_of_cuda(backend: Any, positions: list[int], NH: int, dtype: torch.dtype) -> None:
+    """Runs there are shorter; new tokens lie on both sides of a border, and so does a window."""
+    step = make(backend.device, S=3, NH=NH, D=24, L=403, positions=positions)
+    compare(step, dtype)
+    compare(step, dtype, window=140)
+
+
+@pytest.mark.parametrize("window", [None, 4200])
+def test_longer_runs_of_longer_rows(backend: Any, window: int | None) -> None:
+    """A row's bits depend on neither the rows beside it nor the cache's capacity."""
+    step = make(backend.device, NH=9, NKV=9, D=4, L=4400, positions=[4390, 90]).to(torch.float32)
+    counters = torch.zeros(18, dtype=torch.int32, device=backend.device)
+    together = ops.attention_step(*step.tensors, window=window, counters=counters)
+    assert not counters.any()
+    exact = reference.attention_step(*step.to(torch.float64).tensors, window=window)
+    torchs = reference.attention_step(*step.to(torch.float32).tensors, window=window)
+    assert_accurate(together, torchs, exact, torch.float32)
+    alone = step.row(1)
+    alone.k_cache, alone.v_cache = alone.k_cache[:, :, :100], alone.v_cache[:, :, :100]
+    assert torch.equal(ops.attention_step(*alone.tensors, window=window), together[1:])
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("D", [15, 18, 20, 24])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_alignments_of_the_cache(backend: Any, D: int, offset: int, dtype: torch.dtype) -> None:
+    """The same bits wherever the elements lie."""
+    step = make(backend.device, B=2, S=2, D=D, L=9, positions=[7, 2]).to(dtype)
+    room = torch.full((2, *step.k_cache.shape[:3], D + 2 * offset), 7.0, dtype=dtype)
+    caches = room.to(backend.device)[..., offset : offset + D]
+    caches[0], caches[1] = step.k_cache, step.v_cache
+    out = ops.attention_step(*replaced(step, k_cache=caches[0], v_cache=caches[1]))  # type: ignore
+    assert torch.equal(out, ops.attention_step(*step.tensors))
+    torch.testing.assert_close(caches[0], step.k_cache, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(caches[1], step.v_cache, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [1.0, 2.0**-10, 2.0**10])
+@pytest.mark.parametrize("cache", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_queries_are_not_rounded(
+    backend: Any, dtype: torch.dtype, cache: torch.dtype | None, size: float
+) -> None:
+    """Scores of tens, where 16 bits of a scaled query would show in the second digit."""
+    if cache is not None and dtype != torch.float32:
+        cache = dtype
+    step = make(backend.device, NH=8, D=64, positions=[39, 20])
+    step.q *= size
+    ours = ops.attention_step(*step.to(dtype, cache).tensors, scale=2.9 / size)
+    exact = reference.attention_step(*step.to(torch.float64).tensors, scale=2.9 / size)
+    error = ((ours.double() - exact).abs().max() / exact.abs().max()).item()
+    assert error <= (5e-6 if dtype == torch.float32 else 0.6 * torch.finfo(dtype).eps)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -299,6 +359,11 @@ def replaced(step: Step, **tensors: Tensor) -> tuple[Tensor, ...]:
             {"v_cache": torch.zeros(2, 2, 16, 40).transpose(2, 3)},
             {},
             "v_cache must have stride 1 in its last dimension, got 40",
+        ),
+        (
+            {"k_cache": torch.zeros(2, 2, 0, 16), "v_cache": torch.zeros(2, 2, 0, 16)},
+            {},
+            r"k_cache must hold at least the 1 new tokens, got float32 \[2, 2, 0, 16\]",
         ),
         (
             {"positions": torch.zeros(3, dtype=torch.int64)},

@@ -117,11 +117,44 @@ def test_norm_without_parameters(backend: Any, norm: str) -> None:
     compare(backend, (tensors, options), torch.float32, torch.float32)
 
 
-def test_inputs_longer_than_a_tile(backend: Any) -> None:
-    """On CUDA, inputs go through shared memory 1024 at a time."""
-    K = 1100 if backend.tiny else 5003
-    for dtypes in DTYPES[:2]:
-        compare(backend, make(2, K, 3, **FULL), *dtypes)
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("N", [1, 2])
+@pytest.mark.parametrize("K", [1024, 1100, 1303])
+def test_inputs_longer_than_a_tile(
+    backend: Any, N: int, K: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """On CUDA, inputs go through shared memory 256 to 1024 at a time."""
+    K = K if backend.tiny else K + 4 * 1024
+    compare(backend, make(N, K, 3, **FULL), *dtypes)
+    compare(backend, make(N, K, 2, gated=True, activation="silu", norm="rms_norm"), *dtypes)
+
+
+def moved(t: Tensor, offset: int) -> Tensor:
+    """The same values `offset` elements into their memory, rows apart by as many."""
+    room = torch.full((*t.shape[:-1], t.shape[-1] + offset), 7.0, dtype=t.dtype, device=t.device)
+    if t.dim() == 1:
+        room[offset:] = t
+        return room[offset:]
+    rows = room[..., offset:]
+    rows.copy_(t)
+    return rows
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("K", [40, 43])
+@pytest.mark.parametrize("N", [1, 5])
+def test_alignments(backend: Any, K: int, N: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """The same bits wherever the elements lie."""
+    (x, weight, bias), options = cast(*make(N, K, 5, **FULL), *dtypes, backend.device)
+    assert x is not None
+    assert weight is not None
+    aligned = ops.linear_step(x, weight, bias, **options)
+    for offset in (1, 4):
+        norm = {name: moved(options[name], offset) for name in ("norm_weight", "norm_bias")}
+        others = options | norm
+        assert torch.equal(ops.linear_step(moved(x, offset), weight, bias, **options), aligned)
+        assert torch.equal(ops.linear_step(x, moved(weight, offset), bias, **options), aligned)
+        assert torch.equal(ops.linear_step(x, weight, bias, **others), aligned)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
@@ -156,8 +189,12 @@ def test_not_a_number_stays(backend: Any) -> None:
         assert torch.isfinite(y[1]).all()
 
 
-def test_a_row_depends_on_nothing_around_it(backend: Any) -> None:
-    tensors, options = cast(*make(7, 70, 40, **FULL), torch.float32, torch.float32, backend.device)
+@pytest.mark.parametrize("dtypes", DTYPES[:5], ids=str)
+@pytest.mark.parametrize("K", [70, 1100])
+def test_a_row_depends_on_nothing_around_it(
+    backend: Any, K: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    tensors, options = cast(*make(7, K, 11, **FULL), *dtypes, backend.device)
     residual = options.pop("residual")
     x, rest = tensors[0], tensors[1:]
     assert x is not None

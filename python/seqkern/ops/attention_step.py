@@ -43,8 +43,8 @@ def attention_step(
             strides with a contiguous last dimension, here and in the next four.
         k_new: [B, NKV, S, D], NH a multiple of NKV.
         v_new: [B, NKV, S, D].
-        k_cache: [B, NKV, L, D], of q's dtype, or bfloat16 or float16 with a float32 q. Written at
-            the new tokens' positions; what lies beyond them is not read.
+        k_cache: [B, NKV, L, D], L at least S, of q's dtype, or bfloat16 or float16 with a float32
+            q. Written at the new tokens' positions; what lies beyond them is not read.
         v_cache: [B, NKV, L, D], likewise.
         positions: int64 [B], how many tokens each row's cache holds. It is not changed.
         scale: 1 / sqrt(D) if None.

@@ -1,0 +1,77 @@
+"""What tests/ops does not reach in the CUDA kernels of a decoding step: every width, the kernels of
+older GPUs, and independence of the order of threads."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ops.test_attention_step import compare, make
+from seqkern import ops
+from seqkern.ops import _registry
+
+HALF = [torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def library(emulator_library: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(emulator_library))
+    library.seqkern_emu_set_seed.argtypes = [ctypes.c_uint64]
+    library.seqkern_emu_set_seed.restype = None
+    library.seqkern_emu_set_compute_capability.argtypes = [ctypes.c_int]
+    library.seqkern_emu_set_compute_capability.restype = None
+    return library
+
+
+@pytest.fixture(autouse=True)
+def _emulated(library: ctypes.CDLL) -> Iterator[None]:
+    with _registry.use_namespace("seqkern_emu"):
+        yield
+
+
+@pytest.fixture
+def older_gpu(library: ctypes.CDLL) -> Iterator[None]:
+    """One without the tensor cores' instructions that the kernels use."""
+    library.seqkern_emu_set_compute_capability(7)
+    yield
+    library.seqkern_emu_set_compute_capability(8)
+
+
+@pytest.mark.parametrize("D", [1, 8, 15, 16, 24, 31, 33, 64, 72, 100, 127, 128, 129, 200, 256])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_widths(dtype: torch.dtype, D: int) -> None:
+    compare(make("cpu", B=1, NH=6, NKV=2, S=2, D=D, L=150, positions=[139]), dtype)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 8, 9, 17])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_query_rows(dtype: torch.dtype, rows: int) -> None:
+    compare(make("cpu", B=1, NH=rows, NKV=1, D=40, L=140, positions=[130]), dtype)
+
+
+@pytest.mark.usefixtures("older_gpu")
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_older_gpus(dtype: torch.dtype, rows: int) -> None:
+    step = make("cpu", B=2, NH=rows, NKV=1, D=72, L=300, positions=[290, 20])
+    compare(step, dtype)
+    compare(step, dtype, window=100, softcap=3.0)
+
+
+@pytest.mark.parametrize(("NH", "dtype"), [(2, torch.float32), (12, torch.bfloat16)], ids=str)
+def test_any_order_of_threads(library: ctypes.CDLL, NH: int, dtype: torch.dtype) -> None:
+    """The same bits, whichever block ends last."""
+    step = make("cpu", NH=NH, NKV=2, S=2, D=32, L=400, positions=[390, 130])
+    outs = []
+    try:
+        for seed in (1, 2, 3):
+            library.seqkern_emu_set_seed(seed)
+            outs.append(ops.attention_step(*step.to(dtype).tensors))
+    finally:
+        library.seqkern_emu_set_seed(0)
+    assert torch.equal(outs[0], outs[1])
+    assert torch.equal(outs[0], outs[2])
