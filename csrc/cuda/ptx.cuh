@@ -2,8 +2,8 @@
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
 // ex2 and the memory consistency model.
 //
-// mma m16n8k16 and cp.async need sm_80. For older GPUs they compile to a trap: attention.cu does
-// not choose the kernels that use them there.
+// mma m16n8k16 and cp.async need sm_80. For older GPUs they compile to a trap: attention.cu and
+// resident.h do not choose the kernels that use them there.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,7 +36,8 @@ __device__ __forceinline__ float ex2_approx(float x) {
 //   b[0..1]: rows 2t, 2t + 1 (b[1]: + 8); column g
 //   c[0..3], d[0..3]: rows g, g, g + 8, g + 8; columns 2t, 2t + 1, 2t, 2t + 1
 // Products are exact in float; the emulator adds them and c in double and rounds once, where the
-// tensor core aligns and truncates: results may differ in the last bit.
+// tensor core aligns and truncates: results may differ in the last bit. Volatile, as all lanes have
+// to take part: without, the compiler may move it to where its result is used, by some of them.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
                                              const uint32_t (&b)[2], const float (&c)[4]) {
@@ -45,13 +46,15 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   __trap();
 #elif defined(__CUDACC__)
   if constexpr (std::is_same_v<T, BFloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
           "f"(c[2]), "f"(c[3]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),

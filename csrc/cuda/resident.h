@@ -42,7 +42,7 @@ struct ResidentPlan {
 };
 
 // The plan for H units of `gates`, or none (blocks() is 0) where the device cannot hold the blocks
-// at once. `Product` is one of resident_product.cuh.
+// at once, or is older than what they use (ptx.cuh). `Product` is one of resident_product.cuh.
 template <class Product>
 ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
   ResidentPlan p = {};
@@ -51,7 +51,7 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int g
   constexpr int64_t kFixed = kProductWarps * (Product::kPartials * kAcc +
                                               int64_t{Product::kStages} * Product::kStageBytes);
   const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
-  if (!device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
+  if (device.major < 8 || !device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
   p.gates = gates;
   const int H = static_cast<int>(r.H);
   const int unit_groups = ceil_div(H, kUnits);

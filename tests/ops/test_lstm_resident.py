@@ -47,6 +47,7 @@ CASES = {
     "passes-limited-by-shared-memory": Case(
         Device(1, 99 * KB), torch.float32, (2, 67, 1, 5), launches=3
     ),
+    "per-step-old-device": Case(Device(4, major=7), torch.bfloat16, (3, 5, 2, 21), launches=0),
     "per-step": Case(Device(4, cooperative=False), torch.float32, (3, 10, 2, 37), launches=0),
     "per-step-bf16": Case(Device(4, cooperative=False), torch.bfloat16, (3, 5, 2, 37), launches=0),
     "per-step-small-shared-memory": Case(Device(4, 24 * KB), torch.float32, (2, 2, 2, 9), 0),
