@@ -30,6 +30,14 @@
 
 namespace seqkern::cuda {
 
+// Calls f(std::integral_constant<int, i>) for i from 0 to n - 1.
+template <int n, class F>
+__device__ __forceinline__ void static_for(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, n>{});
+}
+
 // A unit of a batch row: a thread has one in each pass and group.
 struct Cell {
   int row;   // of the pass
@@ -63,8 +71,8 @@ class Resident {
     partials_ = dynamic_shared<Acc>();
     state_ = partials_ + kProductWarps * Product::kPartials;
     uint4* stages = reinterpret_cast<uint4*>(state_ + plan.passes * plan.groups * kProductThreads);
-    stages_ = stages + warp_ * Product::kStages * kStagePieces;
-    shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces;
+    stages_ = stages + warp_ * Product::kStages * kStagePieces * kWarp;
+    shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces * kWarp;
     char* base = static_cast<char*>(workspace);
     own_rows_ = reinterpret_cast<T*>(base) +
                 static_cast<int64_t>(batch_group) * plan.rows * plan.row_elements;
@@ -190,67 +198,17 @@ class Resident {
     const int rows = pass_rows(pass);
     const T* x = own_rows_ + round % 2 * buffer_elements_ +
                  static_cast<int64_t>(pass) * kPassRows * plan_.row_elements;
-    // The parts of all chunks, rows by rows, go through the stages in turn; `next` is brought while
-    // those before it are used.
-    struct {
-      int first = 0, chunk = 0, part = 0, stage = 0;
-    } next;
-    const auto bring = [&] {
-      if (next.first < rows) {
-        Product::bring(stages_ + next.stage * kStagePieces,
-                       x + static_cast<int64_t>(next.first) * plan_.row_elements,
-                       plan_.row_elements, plan_.inner_units, first_chunk_ + next.chunk, next.part,
-                       rows - next.first, lane_);
-        if (++next.part == Product::kParts) {
-          next.part = 0;
-          if (++next.chunk == chunks_) {
-            next.chunk = 0;
-            next.first += Product::kSumRows;
-          }
-        }
-        next.stage = (next.stage + 1) % Product::kStages;
+    if constexpr (Product::kMostTiles == 1) {
+      multiply_tiles<1>(held, x, group, rows);
+    } else {
+      static_assert(kPassRows == 4 * kTileRows && Product::kMostTiles == 4);
+      if (rows > 2 * kTileRows) {
+        multiply_tiles<4>(held, x, group, rows);
+      } else if (rows > kTileRows) {
+        multiply_tiles<2>(held, x, group, rows);
+      } else {
+        multiply_tiles<1>(held, x, group, rows);
       }
-      cp_async_commit();  // empty ones too: the waits count groups
-    };
-    // Orders the last reads of the stages in the previous product before these copies.
-    if constexpr (!Product::kOwnPieces) __syncwarp();
-#pragma unroll 1
-    for (int i = 0; i < Product::kStages - 1; ++i) bring();
-
-    int stage = 0;
-#pragma unroll 1
-    for (int first = 0; first < rows; first += Product::kSumRows) {
-      typename Product::Sums sums = {};
-      const auto add = [&]<int kPart>(const uint4(&w)[4], std::integral_constant<int, kPart>) {
-        cp_async_wait<Product::kStages - 2>();
-        // Orders the lanes' copies before the reads, and the reads of the stage before this one
-        // before its next copy.
-        if constexpr (!Product::kOwnPieces) __syncwarp();
-        bring();
-        Product::template multiply<kPart>(sums, w, stages_ + stage * kStagePieces, lane_);
-        stage = (stage + 1) % Product::kStages;
-      };
-      const auto add_chunk = [&](const uint4(&w)[4]) {
-        add(w, std::integral_constant<int, 0>{});
-        if constexpr (Product::kParts == 4) {
-          add(w, std::integral_constant<int, 1>{});
-          add(w, std::integral_constant<int, 2>{});
-          add(w, std::integral_constant<int, 3>{});
-        }
-      };
-      if (group == 0) {
-#pragma unroll
-        for (int c = 0; c < kHeldChunks; ++c) {
-          if (c < chunks_) add_chunk(held[c]);
-        }
-      }
-#pragma unroll 1
-      for (int c = group == 0 ? kHeldChunks : 0; c < chunks_; ++c) {
-        const uint4* from = slot(group, c);
-        const uint4 w[4] = {from[0], from[kWarp], from[2 * kWarp], from[3 * kWarp]};
-        add_chunk(w);
-      }
-      Product::store(sums, partials_ + warp_ * Product::kPartials, first, lane_);
     }
   }
 
@@ -263,7 +221,7 @@ class Resident {
   __device__ void exchange(const Cell& c, int pass, int q, Acc value, int round) {
     T* row = own_rows_ + (round + 1) % 2 * buffer_elements_ +
              (static_cast<int64_t>(pass) * kPassRows + c.row) * plan_.row_elements;
-    store1(row + Product::position(plan_.inner_units, c.unit, q), value);
+    store1(row + Product::position(c.unit, q), value);
   }
 
   // After a barrier that follows all of the block's exchanges of the pass in this round.
@@ -275,7 +233,130 @@ class Resident {
   }
 
  private:
-  static constexpr int kStagePieces = Product::kStageBytes / 16;
+  // The product for `rows` rows from x on, kTiles tiles of them at a time. Of 4 there may be one
+  // less: then the last one is brought twice, and nobody reads the sums of the second.
+  template <int kTiles>
+  __device__ __forceinline__ void multiply_tiles(const uint4 (&held)[kHeldChunks][4], const T* x,
+                                                 int group, int rows) {
+    constexpr int kParts = Product::kParts;
+    constexpr int kTaken = kStagePieces / kTiles;                   // parts of a stage
+    constexpr int kChunks = kTaken < kParts ? 1 : kTaken / kParts;  // whose products begin with it
+    constexpr int kStages = Product::kStages;
+    constexpr int kPartBytes = 64;
+    constexpr bool kOnce = Product::kMostTiles > 1;  // all rows
+    static_assert(kHeldChunks % kChunks == 0);
+    const int parts = chunks_ * kParts;
+    const int row_bytes = plan_.row_elements * static_cast<int>(sizeof(T));
+    const int last_tile = kOnce ? (rows - kTileRows) * row_bytes : 0;
+    const char* from = reinterpret_cast<const char*>(x) + lane_ / 4 * row_bytes +
+                       first_chunk_ * kParts * kPartBytes + lane_ % 4 * 16;
+    // The parts, tiles by tiles, go through the stages in turn; what comes next is brought while
+    // those before it are used.
+    int bring_row = 0, bring_part = 0, bring_to = 0;
+    const auto bring = [&] {
+      if (kOnce ? bring_part < parts : bring_row < rows) {
+        uint4* to = stages_ + bring_to * kStagePieces * kWarp;
+#pragma unroll
+        for (int n = 0; n < kStagePieces; ++n) {
+          const int part = n / kTiles, tile = n % kTiles;
+          // Zeros beyond the warp's parts: nobody uses them, but they are read with the others.
+          const bool inside = kTaken <= kParts || part == 0 || bring_part + part < parts;
+          cp_async<16>(to + n * kWarp + Product::place(lane_, part),
+                       from + part * kPartBytes +
+                           (tile == kTiles - 1 ? last_tile : tile * kTileRows * row_bytes),
+                       inside ? 16 : 0);
+        }
+        bring_to = bring_to + 1 == kStages ? 0 : bring_to + 1;
+        bring_part += kTaken;
+        from += kTaken * kPartBytes;
+        if (!kOnce && bring_part >= parts) {
+          from += kTileRows * row_bytes - bring_part * kPartBytes;
+          bring_row += kTileRows;
+          bring_part = 0;
+        }
+      }
+      cp_async_commit();  // empty ones too: the waits count groups
+    };
+    // Orders the last reads of the stages in the previous product before these copies.
+    if constexpr (!Product::kOwnPieces) __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) bring();
+
+    int take_from = 0;
+    typename Product::Taken taken;
+    const auto take = [&] {
+      cp_async_wait<kStages - 2>();
+      // Orders the lanes' copies before the reads, and the reads of the stage before this one
+      // before its next copy.
+      if constexpr (!Product::kOwnPieces) __syncwarp();
+      Product::take(taken, stages_ + take_from * kStagePieces * kWarp, lane_);
+      take_from = take_from + 1 == kStages ? 0 : take_from + 1;
+      bring();
+    };
+
+    typename Product::template Sums<kTiles> sums;
+    // Chunks c to c + kChunks - 1, weights(i) being those of c + i until used(i).
+    const auto add = [&](int c, auto&& weights, auto&& used) {
+      if constexpr (kTaken < kParts) {
+        const uint4(&w)[4] = weights(std::integral_constant<int, 0>{});
+        static_for<kParts / kTaken>([&]<int n>(std::integral_constant<int, n>) {
+          take();
+          Product::template multiply<0, n * kTaken>(sums, w, taken, lane_);
+        });
+        used(0);
+      } else {
+        take();
+        static_for<kChunks>([&]<int i>(std::integral_constant<int, i> chunk) {
+          if (i == 0 || c + i < chunks_) {
+            Product::template multiply<i * kParts * kTiles, 0>(sums, weights(chunk), taken, lane_);
+            used(i);
+          }
+        });
+      }
+    };
+    const auto add_chunks = [&] {
+      // The next chunk that is not held: its weights are under way while the warp waits for a
+      // stage, where there are registers for that.
+      constexpr bool kAhead = sizeof(Acc) < 8;
+      uint4 next[4];
+      const int first_slot = group == 0 ? kHeldChunks : 0;
+      if (kAhead && first_slot < chunks_) load_slot(next, group, first_slot);
+      if (group == 0) {
+        static_for<kHeldChunks / kChunks>([&]<int n>(std::integral_constant<int, n>) {
+          constexpr int c = n * kChunks;
+          const auto weights = [&]<int i>(std::integral_constant<int, i>) -> const uint4(&)[4] {
+            return held[c + i];
+          };
+          if (c < chunks_) add(c, weights, [](int) {});
+        });
+      }
+#pragma unroll 1
+      for (int c = first_slot; c < chunks_; c += kChunks) {
+        const auto weights = [&]<int i>(std::integral_constant<int, i>) -> const uint4(&)[4] {
+          if (!kAhead) load_slot(next, group, c + i);
+          return next;
+        };
+        add(c, weights, [&](int i) {
+          if (kAhead && c + i + 1 < chunks_) load_slot(next, group, c + i + 1);
+        });
+      }
+    };
+    Acc* partials = partials_ + warp_ * Product::kPartials;
+    int first = 0;
+#pragma unroll 1
+    do {
+      sums = {};
+      add_chunks();
+      Product::store(sums, partials, first, lane_);
+      first += kTileRows;
+    } while (!kOnce && first < rows);
+  }
+
+  __device__ __forceinline__ void load_slot(uint4 (&w)[4], int group, int c) {
+    const uint4* from = slot(group, c);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) w[i] = from[i * kWarp];
+  }
 
   __device__ uint4* slot(int group, int c) {
     const int n = group * plan_.chunks + c - min(plan_.chunks, kHeldChunks);
@@ -295,7 +376,7 @@ class Resident {
   int warps_;            // that have chunks
   Acc* partials_;        // [kProductWarps, Product::kPartials]
   Acc* state_;           // [passes, groups, kProductThreads]
-  uint4* stages_;        // [kStages, kStagePieces], of the warp
+  uint4* stages_;        // [kStages, kStagePieces, 32], of the warp
   uint4* shared_slots_;  // [shared_slots, kProductWarps, 4, 32]
   uint4* other_slots_;   // [slots - shared_slots, kProductWarps, 4, 32]
   T* own_rows_;          // [2 (buffer_elements_ apart), rows, row_elements]

@@ -22,6 +22,9 @@ inline constexpr int kHeldChunks = 4;  // of weights in each thread's registers,
 inline constexpr int kSlotBytes = 64 * kProductThreads;  // a chunk of every thread
 static_assert(kProductThreads == kUnits * kPassRows);
 
+inline constexpr int kStagePieces = 4;  // of 16 bytes per lane: what a warp brings at once
+inline constexpr int kStageBytes = kStagePieces * 32 * 16;
+
 struct ResidentPlan {
   int unit_blocks;   // blocks that share the units of a batch group
   int groups;        // of kUnits units, per block (the last block may have fewer)
@@ -48,10 +51,11 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int g
   ResidentPlan p = {};
   constexpr int64_t kAcc = sizeof(typename Product::Acc);
   constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and group
-  constexpr int64_t kFixed = kProductWarps * (Product::kPartials * kAcc +
-                                              int64_t{Product::kStages} * Product::kStageBytes);
-  const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
-  if (device.major < 8 || !device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
+  constexpr int64_t kFixed =
+      kProductWarps * (Product::kPartials * kAcc + int64_t{Product::kStages} * kStageBytes);
+  const int64_t budget = device.shared_bytes - 1024 - kFixed;     // 1024: static shared memory
+  constexpr int kMostUnits = INT_MAX / (kPassRows * kGates * 8);  // bytes of a pass fit an int
+  if (device.major < 8 || !device.cooperative || r.H > kMostUnits || r.T > INT_MAX / 2) return p;
   p.gates = gates;
   const int H = static_cast<int>(r.H);
   const int unit_groups = ceil_div(H, kUnits);
