@@ -28,6 +28,17 @@ __device__ __forceinline__ float ex2_approx(float x) {
 #endif
 }
 
+// ---------------------------------------------------------------- registers
+
+// x, of which the compiler does not see that it is the same as before: what follows from it is
+// computed where it is used, instead of being kept in registers through loops around.
+__device__ __forceinline__ int opaque(int x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // ---------------------------------------------------------------- mma.sync
 
 // D = A B + C over a warp: A [16, 16] row-major, B [16, 8] column-major, C and D [16, 8] float.

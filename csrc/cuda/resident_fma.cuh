@@ -28,6 +28,7 @@ __device__ __forceinline__ T scatter_sums(T (&x)[kCount], int lane) {
 template <class T>
 struct FmaStage {
   static constexpr int kMostTiles = 1;  // for the registers
+  static constexpr int kHeldChunks = sizeof(T) == 8 ? 2 : 4;
   static constexpr bool kOwnPieces = false;
   using Taken = const uint4*;
   template <int kTiles>

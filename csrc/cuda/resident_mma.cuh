@@ -14,6 +14,7 @@ namespace seqkern::cuda {
 // A lane uses the pieces it brought: they go to registers, so that their loads wait together.
 struct MmaStage {
   static constexpr int kMostTiles = 4;
+  static constexpr int kHeldChunks = 4;
   static constexpr bool kOwnPieces = true;
   using Taken = uint4[kStagePieces];
 

@@ -12,6 +12,7 @@
 //   kInputs       exchanged values of each: h, or the four dgates
 //   kParts        of a chunk
 //   kMostTiles    of 8 rows that a lane has sums of at once
+//   kHeldChunks   in a lane's registers, the first of a block's chunks
 //   kStages       places for stages, per warp: all but one are under way while one is used
 //   kOwnPieces    a lane uses of them only what it brought itself
 //   kPartials     accumulators a warp leaves in shared memory
