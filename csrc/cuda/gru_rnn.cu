@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.r;
   Resident<ForwardProduct<T>> block(plan, r, a.workspace, first_row);
-  uint4 held[kHeldChunks][4];
+  typename Resident<ForwardProduct<T>>::Held held;
   block.load_weights(held);
   // The state of a cell is its own h, which a GRU's next step reads past the product.
   block.for_each_cell([&](const Cell& cell, Acc& h) {
@@ -28,21 +28,21 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const int steps = block.steps();
   for (int s = 0; s < steps; ++s) {
     for (int pass = 0; pass < block.passes(); ++pass) {
-      for (int group = 0; group < block.groups(); ++group) {
-        const Cell cell = block.cell(pass, group);
+      for (int set = 0; set < block.sets(); ++set) {
+        const Cell cell = block.cell(pass, set);
         const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
         const bool active = s < L;
         const int64_t t = time_of(r, L, s);
         // Under way while the warp waits.
         UnitInputs<T, kGru> x;
         if (active) x.load(a, t, cell.b, cell.unit);
-        if (group == 0) block.wait(pass, s);
-        block.multiply(held, pass, group, s);
+        if (set == 0) block.wait(pass, s);
+        block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
         __syncthreads();
         GruGates<Acc> y = {};
-        Acc& h = block.state(pass, group);
+        Acc& h = block.state(pass, set);
         if (active) {
           Acc products[kGates] = {};
           block.total(cell, products);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         }
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();
-        if (group == block.groups() - 1) block.publish(pass, s);
+        if (set == block.sets() - 1) block.publish(pass, s);
         // The flag does not wait for these.
         if (active) {
           save_gates<T, kGru>(a, t, cell.b, cell.unit, y);

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   constexpr int G = kGru ? 3 : 1;
   const RecurrentInputs& r = a.r;
   Resident<BackwardProduct<T>> block(plan, r, a.workspace, first_row);
-  uint4 held[kHeldChunks][4];
+  typename Resident<BackwardProduct<T>>::Held held;
   block.load_weights(held);
   // The state of a cell is the part of dh that goes past the gates.
   block.for_each_cell([&](const Cell& cell, Acc& past) {
@@ -34,21 +34,21 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   for (int round = 0; round < steps + (a.dh0 ? 1 : 0); ++round) {
     const int s = steps - 1 - round;
     for (int pass = 0; pass < block.passes(); ++pass) {
-      for (int group = 0; group < block.groups(); ++group) {
-        const Cell cell = block.cell(pass, group);
+      for (int set = 0; set < block.sets(); ++set) {
+        const Cell cell = block.cell(pass, set);
         const int64_t n = cell.b * r.H + cell.unit;
         const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
         const bool active = s >= 0 && s < L;
         // Under way while the warp waits.
         SavedUnit<T, kGru> unit;
         if (active) unit.load(a, L, s, cell.b, cell.unit);
-        if (group == 0) block.wait(pass, round);
-        block.multiply(held, pass, group, round);
+        if (set == 0) block.wait(pass, round);
+        block.multiply(held, pass, set, round);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
         __syncthreads();
         UnitGradients<Acc> d = {};
-        Acc& past = block.state(pass, group);
+        Acc& past = block.state(pass, set);
         if (active || (s < 0 && cell.valid)) {
           // Through the steps after this one.
           Acc dh = s >= L - 1 ? load_or_zero<T>(a.dh_n, n) : block.total(cell) + past;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         }
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();
-        if (group == block.groups() - 1) block.publish(pass, round);
+        if (set == block.sets() - 1) block.publish(pass, round);
         // The flag does not wait for these.
         if (active) save_gradients<T, kGru>(a, time_of(r, L, s), s, cell.b, cell.unit, d);
       }

@@ -85,6 +85,7 @@ void launch(void (*kernel)(Params...), const LaunchConfig& config, const Args&..
 
 // What a launch is planned with. Asking waits for nothing, so a graph can be captured meanwhile.
 struct Device {
+  int major;  // of its compute capability
   int multiprocessors;
   int shared_bytes;  // that one block may ask for
   bool cooperative;  // launches
@@ -99,7 +100,8 @@ inline Device current_device() {
     check(cudaDeviceGetAttribute(&value, which, device), asking);
     return value;
   };
-  return {.multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
+  return {.major = attribute(cudaDevAttrComputeCapabilityMajor),
+          .multiprocessors = attribute(cudaDevAttrMultiProcessorCount),
           .shared_bytes = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           .cooperative = attribute(cudaDevAttrCooperativeLaunch) != 0};
 }

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
   Resident<ForwardProduct<T>> block(plan, r, a.workspace, first_row);
-  uint4 held[kHeldChunks][4];
+  typename Resident<ForwardProduct<T>>::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& c) {
     const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
@@ -33,21 +33,21 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   const int steps = block.steps();
   for (int s = 0; s < steps; ++s) {
     for (int pass = 0; pass < block.passes(); ++pass) {
-      for (int group = 0; group < block.groups(); ++group) {
-        const Cell cell = block.cell(pass, group);
+      for (int set = 0; set < block.sets(); ++set) {
+        const Cell cell = block.cell(pass, set);
         const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
         const bool active = s < L;
         const int64_t t = time_of(r, L, s);
         // Under way while the warp waits.
         GateInputs<T> x;
         if (active) x.load(a, t, cell.b, cell.unit);
-        if (group == 0) block.wait(pass, s);
-        block.multiply(held, pass, group, s);
+        if (set == 0) block.wait(pass, s);
+        block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
         __syncthreads();
         Acc gates[4] = {}, h = 0;
-        Acc& c = block.state(pass, group);
+        Acc& c = block.state(pass, set);
         if (active) {
           block.total(cell, gates);
           x.add_to(gates);
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         }
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();
-        if (group == block.groups() - 1) block.publish(pass, s);
+        if (set == block.sets() - 1) block.publish(pass, s);
         // The flag does not wait for these.
         if (active) {
           save_step<T>(a, t, cell.b, cell.unit, gates, c);

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
   Resident<BackwardProduct<T>> block(plan, r, a.workspace, first_row);
-  uint4 held[kHeldChunks][4];
+  typename Resident<BackwardProduct<T>>::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& dc) {
     dc = load_or_zero<T>(a.dc_n, cell.b * r.H + cell.unit);
@@ -36,16 +36,16 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   for (int round = 0; round < steps + (a.dh0 ? 1 : 0); ++round) {
     const int s = steps - 1 - round;
     for (int pass = 0; pass < block.passes(); ++pass) {
-      for (int group = 0; group < block.groups(); ++group) {
-        const Cell cell = block.cell(pass, group);
+      for (int set = 0; set < block.sets(); ++set) {
+        const Cell cell = block.cell(pass, set);
         const int64_t n = cell.b * r.H + cell.unit;
         const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
         const bool active = s >= 0 && s < L;
         // Under way while the warp waits.
         SavedStep<T> step;
         if (active) step.load(a, L, s, cell.b, cell.unit);
-        if (group == 0) block.wait(pass, round);
-        block.multiply(held, pass, group, round);
+        if (set == 0) block.wait(pass, round);
+        block.multiply(held, pass, set, round);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
         __syncthreads();
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
               s == L - 1 ? load_or_zero<T>(a.dh_n, n) : block.total(cell);  // dh through t + 1
           Acc gates[4];
           step.gates(a, gates);
-          Acc& dc = block.state(pass, group);
+          Acc& dc = block.state(pass, set);
           dc += step.grad_c.value();
           cell_backward(gates, step.before.value(), step.after.value(), later + step.grad_h.value(),
                         dc, d);
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         }
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();
-        if (group == block.groups() - 1) block.publish(pass, round);
+        if (set == block.sets() - 1) block.publish(pass, round);
         // The flag does not wait for these.
         if (active) save_dgates<T>(a, time_of(r, L, s), s, cell.b, cell.unit, d);
       }

@@ -2,8 +2,9 @@
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
 // ex2 and the memory consistency model.
 //
-// mma m16n8k16 and cp.async need sm_80. For older GPUs mma compiles to a trap: attention.cu does
-// not choose the kernels that use it there. cp.async becomes a copy that is over when it returns.
+// mma m16n8k16 needs sm_80. For older GPUs it compiles to a trap: attention.cu, attention_step.cu
+// and resident.h do not choose the kernels that use it there. cp.async becomes a copy that is over
+// when it returns.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,6 +29,17 @@ __device__ __forceinline__ float ex2_approx(float x) {
 #endif
 }
 
+// ---------------------------------------------------------------- registers
+
+// x, of which the compiler does not see that it is the same as before: what follows from it is
+// computed where it is used, instead of being kept in registers through loops around.
+__device__ __forceinline__ int opaque(int x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // ---------------------------------------------------------------- mma.sync
 
 // D = A B + C over a warp: A [16, 16] row-major, B [16, 8] column-major, C and D [16, 8] float.
@@ -36,7 +48,8 @@ __device__ __forceinline__ float ex2_approx(float x) {
 //   b[0..1]: rows 2t, 2t + 1 (b[1]: + 8); column g
 //   c[0..3], d[0..3]: rows g, g, g + 8, g + 8; columns 2t, 2t + 1, 2t, 2t + 1
 // Products are exact in float; the emulator adds them and c in double and rounds once, where the
-// tensor core aligns and truncates: results may differ in the last bit.
+// tensor core aligns and truncates: results may differ in the last bit. Volatile, as all lanes have
+// to take part: without, the compiler may move it to where its result is used, by some of them.
 template <class T>
 __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
                                              const uint32_t (&b)[2], const float (&c)[4]) {
@@ -45,13 +58,15 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
   __trap();
 #elif defined(__CUDACC__)
   if constexpr (std::is_same_v<T, BFloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),
           "f"(c[2]), "f"(c[3]));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
         : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]),

@@ -3,8 +3,8 @@
 //
 // A batch group of blocks owns some batch rows; its blocks share the hidden units. In round n every
 // block reads what all of them exchanged in round n - 1 and exchanges its own units' values, in the
-// other one of two buffers. Rows go through in passes of kPassRows, each with flags of its own: the
-// number of rounds a block has exchanged of the pass.
+// other one of two buffers. Rows go through in passes, each with flags of its own: the number of
+// rounds a block has exchanged of the pass.
 //
 // Ordering, for a value that block X exchanges in round n and block Y reads in round n + 1:
 //   X: threads store values; __syncthreads; thread 0: store_release(flag of X, n + 1)
@@ -25,16 +25,16 @@
 
 #include <cooperative_groups.h>
 
-#include "cuda/recurrent.cuh"
-#include "cuda/resident_product.cuh"
+#include "cuda/resident_warp.cuh"
 
 namespace seqkern::cuda {
 
-// A unit of a batch row: a thread has one in each pass and group.
+// A unit of a batch row: a thread has one in each pass and set of groups.
 struct Cell {
-  int row;   // of the pass
-  int u;     // of the group
-  int unit;  // of the layer
+  int place;  // of its sums: WarpProduct::total
+  int row;    // of the pass
+  int u;      // of the group
+  int unit;   // of the layer
   int64_t b;
   bool valid;
 };
@@ -44,57 +44,44 @@ class Resident {
  public:
   using T = typename Product::Element;
   using Acc = typename Product::Acc;
+  using Held = typename WarpProduct<Product>::Held;
 
   __device__ Resident(const ResidentPlan& plan, const RecurrentInputs& r, void* workspace,
                       int64_t first_row)
-      : plan_(plan), r_(r) {
+      : plan_(plan), r_(r), product_(plan, workspace) {
     const int batch_group = static_cast<int>(blockIdx.x) / plan.unit_blocks;
     unit_block_ = static_cast<int>(blockIdx.x) % plan.unit_blocks;
-    warp_ = static_cast<int>(threadIdx.x) / kWarp;
-    lane_ = static_cast<int>(threadIdx.x) % kWarp;
     first_ = first_row + static_cast<int64_t>(batch_group) * plan.rows;
     const int64_t rows = r.B - first_;
     rows_ = static_cast<int>(rows < 0 ? 0 : rows < plan.rows ? rows : int64_t{plan.rows});
-    const int all_chunks = plan.inner_units / Product::kChunkUnits;
-    first_chunk_ = min(warp_ * plan.chunks, all_chunks);
-    chunks_ = min(plan.chunks, all_chunks - first_chunk_);
-    warps_ = (all_chunks + plan.chunks - 1) / plan.chunks;
-
-    partials_ = dynamic_shared<Acc>();
-    state_ = partials_ + kProductWarps * Product::kPartials;
-    uint4* stages = reinterpret_cast<uint4*>(state_ + plan.passes * plan.groups * kProductThreads);
-    stages_ = stages + warp_ * Product::kStages * kStagePieces;
-    shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces;
     char* base = static_cast<char*>(workspace);
     own_rows_ = reinterpret_cast<T*>(base) +
                 static_cast<int64_t>(batch_group) * plan.rows * plan.row_elements;
-    buffer_elements_ = plan.launch_rows() * plan.row_elements;
     flags_ = reinterpret_cast<uint32_t*>(base + plan.flags_at) +
              static_cast<int64_t>(batch_group) * plan.passes * plan.unit_blocks;
-    other_slots_ =
-        reinterpret_cast<uint4*>(base + plan.slots_at) +
-        static_cast<int64_t>(blockIdx.x) * (plan.slots - plan.shared_slots) * (kSlotBytes / 16);
   }
 
   // ---------------------------------------------------------------- extent
 
-  __device__ int passes() const { return (rows_ + kPassRows - 1) / kPassRows; }
-  __device__ int groups() const { return plan_.groups; }
+  __device__ int passes() const { return (rows_ + plan_.pass_rows - 1) / plan_.pass_rows; }
+  __device__ int sets() const { return plan_.sets(); }
 
   // Rows of the pass, rounded up to tiles.
   __device__ int pass_rows(int pass) const {
-    const int rest = rows_ - pass * kPassRows;
-    return rest >= kPassRows ? kPassRows : (rest + kTileRows - 1) / kTileRows * kTileRows;
+    const int rest = rows_ - pass * plan_.pass_rows;
+    return min(plan_.pass_rows, (rest + kTileRows - 1) / kTileRows * kTileRows);
   }
 
   // Neighbouring threads have neighbouring units.
-  __device__ Cell cell(int pass, int group) const {
+  __device__ Cell cell(int pass, int set) const {
     Cell c;
-    c.row = static_cast<int>(threadIdx.x) / kUnits;
+    c.place = static_cast<int>(threadIdx.x) / kUnits;
+    c.row = c.place % plan_.pass_rows;
     c.u = static_cast<int>(threadIdx.x) % kUnits;
+    const int group = set * plan_.span + c.place / plan_.pass_rows;
     c.unit = (unit_block_ * plan_.groups + group) * kUnits + c.u;
-    c.b = first_ + pass * kPassRows + c.row;
-    c.valid = c.unit < r_.H && pass * kPassRows + c.row < rows_;
+    c.b = first_ + pass * plan_.pass_rows + c.row;
+    c.valid = c.unit < r_.H && pass * plan_.pass_rows + c.row < rows_;
     return c;
   }
 
@@ -102,16 +89,16 @@ class Resident {
   template <class F>
   __device__ void for_each_cell(F&& f) {
     for (int pass = 0; pass < passes(); ++pass) {
-      for (int group = 0; group < groups(); ++group) {
-        const Cell c = cell(pass, group);
-        if (c.valid) f(c, state(pass, group));
+      for (int set = 0; set < sets(); ++set) {
+        const Cell c = cell(pass, set);
+        if (c.valid) f(c, state(pass, set));
       }
     }
   }
 
   // What the thread keeps of its cell from step to step; no other thread touches it.
-  __device__ Acc& state(int pass, int group) {
-    return state_[(pass * plan_.groups + group) * kProductThreads + threadIdx.x];
+  __device__ Acc& state(int pass, int set) {
+    return product_.state()[(pass * sets() + set) * kProductThreads + threadIdx.x];
   }
 
   // Steps of the longest row.
@@ -123,30 +110,9 @@ class Resident {
     return BlockGroup{}.reduce(most, 0, [](int a, int b) { return max(a, b); });
   }
 
-  // ---------------------------------------------------------------- weights
-
-  // The warp's chunks of the inner dimension: the first of group 0 into registers, the others into
-  // slots. A lane reads back only what it wrote itself, so nothing has to be ordered.
-  __device__ void load_weights(uint4 (&held)[kHeldChunks][4]) {
-    const RecurrentWeight<T> w{static_cast<const T*>(r_.w_hh), static_cast<int>(r_.H), plan_.gates};
-    const int first_group = unit_block_ * plan_.groups;
-#pragma unroll
-    for (int c = 0; c < kHeldChunks; ++c) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        held[c][i] = c < chunks_ ? Product::weight(w, first_group, first_chunk_ + c, i, lane_)
-                                 : make_uint4(0, 0, 0, 0);
-      }
-    }
-    for (int group = 0; group < groups(); ++group) {
-      for (int c = group == 0 ? kHeldChunks : 0; c < chunks_; ++c) {
-        uint4* to = slot(group, c);
-#pragma unroll 1
-        for (int i = 0; i < 4; ++i) {
-          to[i * kWarp] = Product::weight(w, first_group + group, first_chunk_ + c, i, lane_);
-        }
-      }
-    }
+  __device__ void load_weights(Held& held) {
+    product_.load_weights({static_cast<const T*>(r_.w_hh), static_cast<int>(r_.H), plan_.gates},
+                          unit_block_ * plan_.groups, held);
   }
 
   // ---------------------------------------------------------------- rounds
@@ -162,7 +128,7 @@ class Resident {
       const int row = static_cast<int>(n / plan_.row_elements);
       const int k = static_cast<int>(n % plan_.row_elements);
       store1(own_rows_ + n, row < rows_ && k < r_.H ? value(first_ + row, k) : Acc(0));
-      store1(own_rows_ + buffer_elements_ + n, Acc(0));
+      store1(own_rows_ + buffer_elements() + n, Acc(0));
     }
     for (int n = thread; n < plan_.passes * plan_.unit_blocks; n += threads) flags_[n] = 0;
     // Orders all of that before any block's first round.
@@ -173,97 +139,34 @@ class Resident {
   __device__ void wait(int pass, int round) {
     if (round == 0) return;  // start() has ordered it
     const int per_block = plan_.groups * kUnits;
-    const int first_unit = first_chunk_ * Product::kChunkUnits;
-    const int end = min((first_chunk_ + chunks_) * Product::kChunkUnits, static_cast<int>(r_.H));
+    const int first = product_.first_unit() / per_block + static_cast<int>(threadIdx.x) % kWarp;
+    const int end = min(product_.end_unit(), static_cast<int>(r_.H));
     uint32_t* flags = flags_ + pass * plan_.unit_blocks;
-    for (int block = first_unit / per_block + lane_; block * per_block < end; block += kWarp) {
+    for (int block = first; block * per_block < end; block += kWarp) {
       while (load_acquire(flags + block) < static_cast<uint32_t>(round)) __nanosleep(20);
     }
     // Orders what the lanes acquired before the copies of all lanes.
     __syncwarp();
   }
 
-  // The warp's part of the group's product with what was exchanged before `round`; total() has the
+  // The warp's part of the set's product with what was exchanged before `round`; total() has the
   // sum after a barrier of the block.
-  __device__ void multiply(const uint4 (&held)[kHeldChunks][4], int pass, int group, int round) {
-    if (chunks_ <= 0) return;  // its partials are not read either
-    const int rows = pass_rows(pass);
-    const T* x = own_rows_ + round % 2 * buffer_elements_ +
-                 static_cast<int64_t>(pass) * kPassRows * plan_.row_elements;
-    // The parts of all chunks, rows by rows, go through the stages in turn; `next` is brought while
-    // those before it are used.
-    struct {
-      int first = 0, chunk = 0, part = 0, stage = 0;
-    } next;
-    const auto bring = [&] {
-      if (next.first < rows) {
-        Product::bring(stages_ + next.stage * kStagePieces,
-                       x + static_cast<int64_t>(next.first) * plan_.row_elements,
-                       plan_.row_elements, plan_.inner_units, first_chunk_ + next.chunk, next.part,
-                       rows - next.first, lane_);
-        if (++next.part == Product::kParts) {
-          next.part = 0;
-          if (++next.chunk == chunks_) {
-            next.chunk = 0;
-            next.first += Product::kSumRows;
-          }
-        }
-        next.stage = (next.stage + 1) % Product::kStages;
-      }
-      cp_async_commit();  // empty ones too: the waits count groups
-    };
-    // Orders the last reads of the stages in the previous product before these copies.
-    if constexpr (!Product::kOwnPieces) __syncwarp();
-#pragma unroll 1
-    for (int i = 0; i < Product::kStages - 1; ++i) bring();
-
-    int stage = 0;
-#pragma unroll 1
-    for (int first = 0; first < rows; first += Product::kSumRows) {
-      typename Product::Sums sums = {};
-      const auto add = [&]<int kPart>(const uint4(&w)[4], std::integral_constant<int, kPart>) {
-        cp_async_wait<Product::kStages - 2>();
-        // Orders the lanes' copies before the reads, and the reads of the stage before this one
-        // before its next copy.
-        if constexpr (!Product::kOwnPieces) __syncwarp();
-        bring();
-        Product::template multiply<kPart>(sums, w, stages_ + stage * kStagePieces, lane_);
-        stage = (stage + 1) % Product::kStages;
-      };
-      const auto add_chunk = [&](const uint4(&w)[4]) {
-        add(w, std::integral_constant<int, 0>{});
-        if constexpr (Product::kParts == 4) {
-          add(w, std::integral_constant<int, 1>{});
-          add(w, std::integral_constant<int, 2>{});
-          add(w, std::integral_constant<int, 3>{});
-        }
-      };
-      if (group == 0) {
-#pragma unroll
-        for (int c = 0; c < kHeldChunks; ++c) {
-          if (c < chunks_) add_chunk(held[c]);
-        }
-      }
-#pragma unroll 1
-      for (int c = group == 0 ? kHeldChunks : 0; c < chunks_; ++c) {
-        const uint4* from = slot(group, c);
-        const uint4 w[4] = {from[0], from[kWarp], from[2 * kWarp], from[3 * kWarp]};
-        add_chunk(w);
-      }
-      Product::store(sums, partials_ + warp_ * Product::kPartials, first, lane_);
-    }
+  __device__ void multiply(const Held& held, int pass, int set, int round) {
+    const T* x = own_rows_ + round % 2 * buffer_elements() +
+                 static_cast<int64_t>(pass) * plan_.pass_rows * plan_.row_elements;
+    product_.multiply(held, x, set, pass_rows(pass));
   }
 
   template <class... Gates>
   __device__ auto total(const Cell& c, Gates&... gates) const {
-    return Product::total(partials_, warps_, c.row, c.u, gates...);
+    return product_.total(c.place, c.u, gates...);
   }
 
   // Value q of the cell, for the others to read in the next round.
   __device__ void exchange(const Cell& c, int pass, int q, Acc value, int round) {
-    T* row = own_rows_ + (round + 1) % 2 * buffer_elements_ +
-             (static_cast<int64_t>(pass) * kPassRows + c.row) * plan_.row_elements;
-    store1(row + Product::position(plan_.inner_units, c.unit, q), value);
+    T* row = own_rows_ + (round + 1) % 2 * buffer_elements() +
+             (static_cast<int64_t>(pass) * plan_.pass_rows + c.row) * plan_.row_elements;
+    store1(row + Product::position(c.unit, q), value);
   }
 
   // After a barrier that follows all of the block's exchanges of the pass in this round.
@@ -275,31 +178,15 @@ class Resident {
   }
 
  private:
-  static constexpr int kStagePieces = Product::kStageBytes / 16;
-
-  __device__ uint4* slot(int group, int c) {
-    const int n = group * plan_.chunks + c - min(plan_.chunks, kHeldChunks);
-    uint4* base =
-        n < plan_.shared_slots
-            ? shared_slots_ + n * (kSlotBytes / 16)
-            : other_slots_ + static_cast<int64_t>(n - plan_.shared_slots) * (kSlotBytes / 16);
-    return base + warp_ * 4 * kWarp + lane_;
-  }
+  __device__ int64_t buffer_elements() const { return plan_.launch_rows() * plan_.row_elements; }
 
   const ResidentPlan& plan_;
   const RecurrentInputs& r_;
-  int unit_block_, warp_, lane_;
-  int64_t first_;  // the batch group's first row
-  int rows_;       // and how many
-  int first_chunk_, chunks_;
-  int warps_;            // that have chunks
-  Acc* partials_;        // [kProductWarps, Product::kPartials]
-  Acc* state_;           // [passes, groups, kProductThreads]
-  uint4* stages_;        // [kStages, kStagePieces], of the warp
-  uint4* shared_slots_;  // [shared_slots, kProductWarps, 4, 32]
-  uint4* other_slots_;   // [slots - shared_slots, kProductWarps, 4, 32]
-  T* own_rows_;          // [2 (buffer_elements_ apart), rows, row_elements]
-  int64_t buffer_elements_;
+  WarpProduct<Product> product_;
+  int unit_block_;
+  int64_t first_;    // the batch group's first row
+  int rows_;         // and how many
+  T* own_rows_;      // [2 (buffer_elements() apart), rows, row_elements]
   uint32_t* flags_;  // [passes, unit_blocks]
 };
 

@@ -12,22 +12,26 @@
 
 namespace seqkern::cuda {
 
-inline constexpr int kGates = 4;         // places for them; of a cell with fewer the rest is zero
-inline constexpr int kUnits = 8;         // hidden units of a group: with their gates, one product
-inline constexpr int kTileRows = 8;      // batch rows that products leave out together
-inline constexpr int kPassRows = 32;     // batch rows of a pass: one thread per unit and row
+inline constexpr int kGates = 4;      // places for them; of a cell with fewer the rest is zero
+inline constexpr int kUnits = 8;      // hidden units of a group: with their gates, one product
+inline constexpr int kTileRows = 8;   // batch rows that products leave out together
+inline constexpr int kPassRows = 32;  // batch rows of a pass and group: a thread per unit and row
 inline constexpr int kProductWarps = 8;  // which share the inner dimension of a product
 inline constexpr int kProductThreads = kProductWarps * 32;
-inline constexpr int kHeldChunks = 4;  // of weights in each thread's registers, 64 bytes each
 inline constexpr int kSlotBytes = 64 * kProductThreads;  // a chunk of every thread
 static_assert(kProductThreads == kUnits * kPassRows);
+
+inline constexpr int kStagePieces = 4;  // of 16 bytes per lane: what a warp brings at once
+inline constexpr int kStageBytes = kStagePieces * 32 * 16;
 
 struct ResidentPlan {
   int unit_blocks;   // blocks that share the units of a batch group
   int groups;        // of kUnits units, per block (the last block may have fewer)
+  int span;          // groups of a set, which a pass multiplies together; groups is a multiple
   int batch_groups;  // of rows; each has unit_blocks blocks of its own, with all weights
   int rows;          // batch rows of a batch group, a multiple of kTileRows
-  int passes;        // over those rows, in each step
+  int pass_rows;     // kPassRows / span: together a thread per unit and row, too
+  int passes;        // over the rows, in each step
   int chunks;        // of the inner dimension, per warp
   int gates;         // rows of the weights per unit, kGates at most
   int slots;         // chunks of a thread that are not in registers,
@@ -38,42 +42,50 @@ struct ResidentPlan {
   int64_t flags_at, slots_at, bytes;  // of the workspace, where the exchanged rows come first
 
   SEQKERN_HD int blocks() const { return unit_blocks * batch_groups; }
+  SEQKERN_HD int sets() const { return groups / span; }
+  SEQKERN_HD int states() const { return passes * sets(); }
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
 };
 
-// The plan for H units of `gates`, or none (blocks() is 0) where the device cannot hold the blocks
-// at once. `Product` is one of resident_product.cuh.
+// The plan for H units of `gates` in sets of `span` groups, or none (blocks() is 0) where the
+// device cannot hold the blocks at once, or is older than what they use (ptx.cuh). `Product` is one
+// of resident_product.cuh.
 template <class Product>
-ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
+ResidentPlan plan_span(const RecurrentInputs& r, const Device& device, int gates, int span) {
   ResidentPlan p = {};
   constexpr int64_t kAcc = sizeof(typename Product::Acc);
-  constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and group
-  constexpr int64_t kFixed = kProductWarps * (Product::kPartials * kAcc +
-                                              int64_t{Product::kStages} * Product::kStageBytes);
-  const int64_t budget = device.shared_bytes - 1024 - kFixed;  // 1024: static shared memory
-  if (!device.cooperative || r.H > INT_MAX / 64 || r.T > INT_MAX / 2) return p;
+  constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and set
+  constexpr int64_t kFixed =
+      kProductWarps * (Product::kPartials * kAcc + int64_t{Product::kStages} * kStageBytes);
+  const int64_t budget = device.shared_bytes - 1024 - kFixed;     // 1024: static shared memory
+  constexpr int kMostUnits = INT_MAX / (kPassRows * kGates * 8);  // bytes of a pass fit an int
+  if (device.major < 8 || !device.cooperative || r.H > kMostUnits || r.T > INT_MAX / 2) return p;
   p.gates = gates;
+  p.span = span;
+  p.pass_rows = kPassRows / span;
   const int H = static_cast<int>(r.H);
   const int unit_groups = ceil_div(H, kUnits);
-  p.groups = ceil_div(unit_groups, device.multiprocessors);
+  p.groups = ceil_div(ceil_div(unit_groups, device.multiprocessors), span) * span;
   p.unit_blocks = ceil_div(unit_groups, p.groups);
   // Rows are independent: more of them at once before more of them one after the other.
   const int64_t tiles = ceil_div<int64_t>(r.B, kTileRows);
   const int64_t most_groups = std::min<int64_t>(device.multiprocessors / p.unit_blocks, tiles);
   // The state of all passes stays in shared memory: one pass at least, and within 32 KB.
+  const int64_t pass_state = kState * p.sets();
   const int64_t most_passes =
-      std::min(std::max<int64_t>(1, 32 * 1024 / (kState * p.groups)), budget / (kState * p.groups));
+      std::min(std::max<int64_t>(1, 32 * 1024 / pass_state), budget / pass_state);
   if (most_passes < 1) return {};
-  const int64_t rows = std::min(ceil_div(tiles, most_groups) * kTileRows, most_passes * kPassRows);
+  const int64_t rows =
+      std::min(ceil_div(tiles, most_groups) * kTileRows, most_passes * p.pass_rows);
   p.rows = static_cast<int>(rows);
   p.batch_groups = static_cast<int>(std::min(most_groups, ceil_div<int64_t>(r.B, rows)));
-  p.passes = ceil_div(p.rows, kPassRows);
+  p.passes = ceil_div(p.rows, p.pass_rows);
   const int all_chunks = ceil_div(H, Product::kChunkUnits);
   p.chunks = ceil_div(all_chunks, kProductWarps);
   p.inner_units = all_chunks * Product::kChunkUnits;
   p.row_elements = p.inner_units * Product::kInputs;
-  p.slots = p.groups * p.chunks - std::min(p.chunks, kHeldChunks);
-  const int64_t state = kState * p.groups * p.passes;
+  p.slots = p.groups * p.chunks - span * std::min(p.chunks, Product::kHeldChunks / span);
+  const int64_t state = kState * p.states();
   p.shared_slots = static_cast<int>(std::min<int64_t>(p.slots, (budget - state) / kSlotBytes));
   p.smem = static_cast<unsigned>(kFixed + state + int64_t{p.shared_slots} * kSlotBytes);
   const auto aligned = [](int64_t bytes) { return ceil_div<int64_t>(bytes, 128) * 128; };
@@ -83,6 +95,19 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int g
   p.slots_at = aligned(p.flags_at + int64_t{p.blocks()} * p.passes * 4);
   p.bytes = p.slots_at + int64_t{p.slots - p.shared_slots} * kSlotBytes * p.blocks();
   return p;
+}
+
+// Of the plans, the one whose blocks read the fewest exchanged rows. With two groups in each there
+// are half as many blocks to share the units, so twice as many batch groups of half the rows; but
+// the weights must have room.
+template <class Product>
+ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
+  const ResidentPlan one = plan_span<Product>(r, device, gates, 1);
+  if (Product::kMostTiles == 1 || one.blocks() == 0) return one;
+  const ResidentPlan two = plan_span<Product>(r, device, gates, 2);
+  const bool fewer = two.blocks() > 0 && two.rows * two.sets() < one.rows * one.sets() &&
+                     two.launch_rows() >= std::min(r.B, one.launch_rows());
+  return fewer && two.slots == two.shared_slots ? two : one;
 }
 
 }  // namespace seqkern::cuda

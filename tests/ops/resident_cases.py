@@ -19,11 +19,12 @@ T16 = [torch.bfloat16, torch.float16]
 
 @dataclass(frozen=True)
 class Device:
-    """What seqkern_emu_set_device is told."""
+    """What the emulator is told to be."""
 
     multiprocessors: int = 4
     shared_bytes: int = 227 * KB
     cooperative: bool = True
+    major: int = 8  # compute capability
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def set_device(library: ctypes.CDLL, device: Device) -> None:
     library.seqkern_emu_set_device(
         device.multiprocessors, device.shared_bytes, int(device.cooperative)
     )
+    library.seqkern_emu_set_compute_capability(device.major)
 
 
 def in_double(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:

@@ -45,8 +45,22 @@ CASES = {
     "weights-beyond-shared-memory": Case(Device(2, 125 * KB), torch.float32, (2, 2, 1, 150)),
     "weights-beyond-shared-memory-bf16": Case(Device(2, 96 * KB), torch.bfloat16, (2, 2, 1, 90)),
     "passes-limited-by-shared-memory": Case(
-        Device(1, 99 * KB), torch.float32, (2, 67, 1, 5), launches=3
+        Device(1, 83 * KB), torch.float32, (2, 67, 1, 5), launches=3
     ),
+    # Of 32 rows, products take 8, 16 or all; of a warp's chunks, up to 4 at once.
+    "tiles-1-chunks-2": Case(Device(9), torch.bfloat16, (2, 5, 1, 280)),
+    "tiles-2-chunks-2": Case(Device(5), torch.bfloat16, (2, 13, 1, 280)),
+    "tiles-3-chunks-2": Case(Device(5), torch.float16, (2, 21, 1, 280)),
+    "tiles-4-and-2-chunks-2": Case(Device(5), torch.bfloat16, (2, 43, 1, 280)),
+    "tiles-3-slots": Case(Device(2), torch.bfloat16, (2, 19, 1, 90)),
+    "tiles-3-chunks-2-fp32": Case(Device(5), torch.float32, (2, 21, 1, 150)),
+    "tiles-2-chunks-3-fp64": Case(Device(4), torch.float64, (2, 13, 1, 150)),
+    # Blocks with two groups, so that two batch groups share the rows; the last one has one.
+    "pairs-of-groups-1-tile": Case(Device(2), torch.bfloat16, (3, 13, 2, 16)),
+    "pairs-of-groups-2-tiles": Case(Device(4), torch.float16, (3, 30, 2, 24)),
+    "pairs-of-groups-2-passes": Case(Device(2), torch.bfloat16, (3, 43, 1, 16)),
+    "pairs-of-groups-chunks-2": Case(Device(36), torch.bfloat16, (2, 13, 1, 280)),
+    "per-step-old-device": Case(Device(4, major=7), torch.bfloat16, (3, 5, 2, 21), launches=0),
     "per-step": Case(Device(4, cooperative=False), torch.float32, (3, 10, 2, 37), launches=0),
     "per-step-bf16": Case(Device(4, cooperative=False), torch.bfloat16, (3, 5, 2, 37), launches=0),
     "per-step-small-shared-memory": Case(Device(4, 24 * KB), torch.float32, (2, 2, 2, 9), 0),
@@ -115,6 +129,35 @@ def test_a_row_does_not_depend_on_the_batch(library: ctypes.CDLL, dtype: torch.d
         assert torch.equal(c[one], c_alone[one])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "H"),
+    [(torch.float32, 9), (torch.float32, 140), (torch.bfloat16, 9), (torch.bfloat16, 270)],
+    ids=str,
+)
+def test_a_row_does_not_depend_on_the_size_of_the_batch(
+    library: ctypes.CDLL, dtype: torch.dtype, H: int
+) -> None:
+    """Products take other numbers of rows at once."""
+    set_device(library, Device(9))
+    B = 29
+    input, h0, c0, *weights = make((2, B, 1, H), dtype, "cpu")
+    assert input is not None
+    assert h0 is not None
+    assert c0 is not None
+    input.zero_()  # its product must not be the difference
+
+    def outputs_and_gradients(n: int) -> list[Tensor]:
+        h, c = h0[:n].requires_grad_(), c0[:n].requires_grad_()
+        output, (h_n, c_n) = ops.lstm(input[:, :n].contiguous(), (h, c), *weights)
+        grads = torch.autograd.grad(output.sum() + c_n.sum(), [h, c])
+        return [output.transpose(0, 1), h_n, c_n, *grads]
+
+    of_all = outputs_and_gradients(B)
+    for n in (3, 9, 20):
+        for few, many in zip(outputs_and_gradients(n), of_all, strict=True):
+            assert torch.equal(few, many[:n])
+
+
 def test_lengths_beyond_the_sequence_are_limited(library: ctypes.CDLL) -> None:
     tensors = make((3, 4, 2, 9), torch.float32, "cpu")
     wild = torch.tensor([-5, 2, 3, 1000])
@@ -126,10 +169,29 @@ def test_lengths_beyond_the_sequence_are_limited(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "B", "H"),
+    [
+        (Device(30), 5, 600),
+        (Device(30), 13, 600),
+        (Device(30, 150 * KB), 13, 600),  # no room for pairs
+    ],
+    ids=["3-chunks-1-tile", "3-chunks-2-tiles", "no-room"],
+)
+def test_several_pairs_of_groups(library: ctypes.CDLL, device: Device, B: int, H: int) -> None:
+    """Blocks that could have three groups have two pairs, which read half as much as four. Of a
+    warp's chunks registers hold two of each group of the first pair."""
+    case = Case(device, torch.bfloat16, (2, B, 1, H))
+    set_device(library, case.device)
+    tensors = make(case.shape, case.dtype, "cpu")
+    assert_exact(run(ours(), tensors), case, False, None, tensors)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_many_chunks_per_warp(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     """Enough units that a warp's part of the inner dimension is more than its registers hold."""
-    H = 1050 if dtype in T16 else 550
+    H = 1050 if dtype in T16 else 550  # 5 chunks a warp
     case = Case(Device(2, 160 * KB), dtype, (2, 1, 1, H))
     set_device(library, case.device)
     tensors = make(case.shape, dtype, "cpu")

@@ -1,0 +1,284 @@
+// A warp's part of its block's products: its chunks of the inner dimension, their weights, and the
+// ring of stages through which it gets the exchanged rows.
+#pragma once
+
+#include <utility>
+
+#include "cuda/recurrent.cuh"
+#include "cuda/resident_product.cuh"
+
+namespace seqkern::cuda {
+
+// Calls f(std::integral_constant<int, i>) for i from 0 to n - 1.
+template <int n, class F>
+__device__ __forceinline__ void static_for(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) {
+    (f(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, n>{});
+}
+
+template <class Product>
+class WarpProduct {
+ public:
+  using T = typename Product::Element;
+  using Acc = typename Product::Acc;
+  using Held = uint4[Product::kHeldChunks][4];
+
+  __device__ WarpProduct(const ResidentPlan& plan, void* workspace)
+      : plan_(plan),
+        warp_(static_cast<int>(threadIdx.x) / kWarp),
+        lane_(static_cast<int>(threadIdx.x) % kWarp),
+        workspace_(static_cast<char*>(workspace)) {
+    const int all_chunks = plan.inner_units / Product::kChunkUnits;
+    first_chunk_ = min(warp_ * plan.chunks, all_chunks);
+    chunks_ = min(plan.chunks, all_chunks - first_chunk_);
+    warps_ = (all_chunks + plan.chunks - 1) / plan.chunks;
+
+    partials_ = dynamic_shared<Acc>();
+    uint4* stages = reinterpret_cast<uint4*>(state() + plan.states() * kProductThreads);
+    stages_ = stages + warp_ * Product::kStages * kStagePieces * kWarp;
+    shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces * kWarp;
+  }
+
+  // [ResidentPlan::states(), kProductThreads], which the products leave alone.
+  __device__ Acc* state() const { return partials_ + kProductWarps * Product::kPartials; }
+
+  // Of the layer, whose exchanged values the warp reads: none where the second is not above the
+  // first.
+  __device__ int first_unit() const { return first_chunk_ * Product::kChunkUnits; }
+  __device__ int end_unit() const { return (first_chunk_ + chunks_) * Product::kChunkUnits; }
+
+  // The weights of the block's groups from first_group on: the first chunks of the first set into
+  // registers, the others into slots. A lane reads back only what it wrote itself, so nothing has
+  // to be ordered.
+  __device__ void load_weights(const RecurrentWeight<T>& w, int first_group, Held& held) {
+    const int of_group = Product::kHeldChunks / plan_.span;
+#pragma unroll
+    for (int n = 0; n < Product::kHeldChunks; ++n) {
+      const int group = n / of_group, c = n % of_group;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        held[n][i] = c < chunks_
+                         ? Product::weight(w, first_group + group, first_chunk_ + c, i, lane_)
+                         : make_uint4(0, 0, 0, 0);
+      }
+    }
+    for (int group = 0; group < plan_.groups; ++group) {
+      for (int c = group < plan_.span ? of_group : 0; c < chunks_; ++c) {
+        uint4* to = slot(slot_number(group, c));
+#pragma unroll 1
+        for (int i = 0; i < 4; ++i) {
+          to[i * kWarp] = Product::weight(w, first_group + group, first_chunk_ + c, i, lane_);
+        }
+      }
+    }
+  }
+
+  // The warp's part of the set's product with `rows` exchanged rows (whole tiles) from x on;
+  // total() has the sum after a barrier of the block.
+  __device__ void multiply(const Held& held, const T* x, int set, int rows) {
+    if (chunks_ <= 0) return;  // its partials are not read either
+    if constexpr (Product::kMostTiles == 1) {
+      multiply_tiles<1, 1>(held, x, set, rows);
+    } else {
+      static_assert(kPassRows == 4 * kTileRows && Product::kMostTiles == 4);
+      if (plan_.span == 2) {
+        if (rows > kTileRows) {
+          multiply_tiles<2, 2>(held, x, set, rows);
+        } else {
+          multiply_tiles<1, 2>(held, x, set, rows);
+        }
+      } else if (rows > 2 * kTileRows) {
+        multiply_tiles<4, 1>(held, x, set, rows);
+      } else if (rows > kTileRows) {
+        multiply_tiles<2, 1>(held, x, set, rows);
+      } else {
+        multiply_tiles<1, 1>(held, x, set, rows);
+      }
+    }
+  }
+
+  // Of unit u of a group; place: group of the set * rows of a pass + row of the pass.
+  template <class... Gates>
+  __device__ auto total(int place, int u, Gates&... gates) const {
+    return Product::total(partials_, warps_, place, u, gates...);
+  }
+
+ private:
+  // The product of a set of kSpan groups for `rows` rows from x on, kTiles tiles of them at a time.
+  // Of 4 there may be one less: then the last one is brought twice, and nobody reads the sums of
+  // the second.
+  template <int kTiles, int kSpan>
+  __device__ __forceinline__ void multiply_tiles(const Held& held, const T* x, int set, int rows) {
+    constexpr int kParts = Product::kParts;
+    constexpr int kTaken = kStagePieces / kTiles;                   // parts of a stage
+    constexpr int kChunks = kTaken < kParts ? 1 : kTaken / kParts;  // whose products begin with it
+    constexpr int kStages = Product::kStages;
+    constexpr int kPartBytes = 64;
+    constexpr bool kOnce = Product::kMostTiles > 1;  // all rows
+    const int parts = chunks_ * kParts;
+    // Opaque: their sums and products for every kTiles and kSpan would not fit in registers.
+    const int lane = opaque(lane_);
+    const int row_bytes = opaque(plan_.row_elements * static_cast<int>(sizeof(T)));
+    const int last_tile = kOnce ? (rows - kTileRows) * row_bytes : 0;
+    const char* from = reinterpret_cast<const char*>(x) + lane / 4 * row_bytes +
+                       first_chunk_ * kParts * kPartBytes + lane % 4 * 16;
+    // The parts, tiles by tiles, go through the stages in turn; what comes next is brought while
+    // those before it are used.
+    int bring_row = 0, bring_part = 0, bring_to = 0;
+    const auto bring = [&] {
+      if (kOnce ? bring_part < parts : bring_row < rows) {
+        uint4* to = stages_ + bring_to * kStagePieces * kWarp;
+#pragma unroll
+        for (int n = 0; n < kStagePieces; ++n) {
+          const int part = n / kTiles, tile = n % kTiles;
+          // Zeros beyond the warp's parts: nobody uses them, but they are read with the others.
+          const bool inside = kTaken <= kParts || part == 0 || bring_part + part < parts;
+          cp_async<16>(to + n * kWarp + Product::place(lane, part),
+                       from + part * kPartBytes +
+                           (tile == kTiles - 1 ? last_tile : tile * kTileRows * row_bytes),
+                       inside ? 16 : 0);
+        }
+        bring_to = bring_to + 1 == kStages ? 0 : bring_to + 1;
+        bring_part += kTaken;
+        from += kTaken * kPartBytes;
+        if (!kOnce && bring_part >= parts) {
+          from += kTileRows * row_bytes - bring_part * kPartBytes;
+          bring_row += kTileRows;
+          bring_part = 0;
+        }
+      }
+      cp_async_commit();  // empty ones too: the waits count groups
+    };
+    // Orders the last reads of the stages in the previous product before these copies.
+    if constexpr (!Product::kOwnPieces) __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kStages - 1; ++i) bring();
+
+    int take_from = 0;
+    typename Product::Taken taken;
+    const auto take = [&] {
+      cp_async_wait<kStages - 2>();
+      // Orders the lanes' copies before the reads, and the reads of the stage before this one
+      // before its next copy.
+      if constexpr (!Product::kOwnPieces) __syncwarp();
+      Product::take(taken, stages_ + take_from * kStagePieces * kWarp, lane);
+      take_from = take_from + 1 == kStages ? 0 : take_from + 1;
+      bring();
+    };
+
+    typename Product::template Sums<kTiles> sums[kSpan];
+    // Chunks c to c + kChunks - 1. weights<i, g, kLast>(f) calls f with those of chunk c + i and
+    // the set's group g, for the last time if so.
+    const auto add = [&](int c, auto&& weights) {
+      if constexpr (kTaken < kParts) {
+        constexpr int kTurns = kParts / kTaken;
+        static_for<kTurns>([&]<int n>(std::integral_constant<int, n>) {
+          take();
+          static_for<kSpan>([&]<int g>(std::integral_constant<int, g>) {
+            weights.template operator()<0, g, n == kTurns - 1>([&](const uint4(&w)[4]) {
+              Product::template multiply<0, n * kTaken>(sums[g], w, taken, lane);
+            });
+          });
+        });
+      } else {
+        take();
+        static_for<kChunks>([&]<int i>(std::integral_constant<int, i>) {
+          if (i > 0 && c + i >= chunks_) return;
+          static_for<kSpan>([&]<int g>(std::integral_constant<int, g>) {
+            weights.template operator()<i, g, true>([&](const uint4(&w)[4]) {
+              Product::template multiply<i * kParts * kTiles, 0>(sums[g], w, taken, lane);
+            });
+          });
+        });
+      }
+    };
+    const auto add_chunks = [&] {
+      constexpr int kHeld = Product::kHeldChunks / kSpan;  // of each group
+      constexpr int kHeldTurns = (kHeld + kChunks - 1) / kChunks;
+      // The weights of the next chunk in a slot are under way while the warp waits for a stage.
+      // There are no registers for those of several groups, which are all in shared memory.
+      constexpr bool kAhead = kSpan == 1;
+      uint4 next[4];
+      const uint4* shared[kSpan] = {};
+      const int first_slot = set == 0 ? kHeld : 0;
+      if constexpr (kAhead) {
+        if (first_slot < chunks_) load_slot(next, slot(slot_number(set, first_slot)));
+      } else {
+#pragma unroll
+        for (int g = 0; g < kSpan; ++g) {
+          shared[g] = shared_slot(opaque(slot_number(set * kSpan + g, 0)));
+        }
+      }
+      const auto from_slots = [&]<int g, bool kLast>(int c, auto&& f) {
+        if (!kAhead) load_slot(next, shared[g] + c * (kSlotBytes / 16));
+        f(next);
+        if (kAhead && kLast && c + 1 < chunks_) load_slot(next, slot(slot_number(set, c + 1)));
+      };
+      if (set == 0) {
+        static_for<kHeldTurns>([&]<int n>(std::integral_constant<int, n>) {
+          constexpr int c = n * kChunks;
+          if (c >= chunks_) return;
+          add(c, [&]<int i, int g, bool kLast>(auto&& f) {
+            if constexpr (c + i < kHeld) {
+              f(held[g * kHeld + c + i]);
+            } else {
+              from_slots.template operator()<g, kLast>(c + i, f);
+            }
+          });
+        });
+      }
+#pragma unroll 1
+      for (int c = set == 0 ? kHeldTurns * kChunks : 0; c < chunks_; c += kChunks) {
+        add(c, [&]<int i, int g, bool kLast>(auto&& f) {
+          from_slots.template operator()<g, kLast>(c + i, f);
+        });
+      }
+    };
+    Acc* partials = partials_ + warp_ * Product::kPartials;
+    int first = 0;
+#pragma unroll 1
+    do {
+#pragma unroll
+      for (int g = 0; g < kSpan; ++g) sums[g] = {};
+      add_chunks();
+#pragma unroll
+      for (int g = 0; g < kSpan; ++g) {
+        Product::store(sums[g], partials, g * (kPassRows / kSpan) + first, lane);
+      }
+      first += kTileRows;
+    } while (!kOnce && first < rows);
+  }
+
+  __device__ static __forceinline__ void load_slot(uint4 (&w)[4], const uint4* from) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) w[i] = from[i * kWarp];
+  }
+  // Of chunk c of a group; in the first set those that are not held follow each other.
+  __device__ __forceinline__ int slot_number(int group, int c) const {
+    const int held = min(plan_.chunks, Product::kHeldChunks / plan_.span);  // of each group
+    return group * plan_.chunks + c - min(group + 1, plan_.span) * held;
+  }
+  __device__ __forceinline__ uint4* shared_slot(int n) const {
+    return shared_slots_ + (n * kProductWarps * 4 + warp_ * 4) * kWarp + lane_;
+  }
+  __device__ uint4* slot(int n) const {
+    if (n < plan_.shared_slots) return shared_slot(n);
+    const int64_t others = plan_.slots - plan_.shared_slots;
+    uint4* slots = reinterpret_cast<uint4*>(workspace_ + plan_.slots_at);
+    return slots +
+           ((blockIdx.x * others + n - plan_.shared_slots) * kProductWarps + warp_) * 4 * kWarp +
+           lane_;
+  }
+
+  const ResidentPlan& plan_;
+  const int warp_, lane_;
+  char* const workspace_;  // [blocks, slots - shared_slots, kProductWarps, 4, 32] at slots_at
+  int first_chunk_, chunks_;
+  int warps_;            // that have chunks
+  Acc* partials_;        // [kProductWarps, Product::kPartials]
+  uint4* stages_;        // [kStages, kStagePieces, 32], of the warp
+  uint4* shared_slots_;  // [shared_slots, kProductWarps, 4, 32]
+};
+
+}  // namespace seqkern::cuda
