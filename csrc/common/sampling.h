@@ -240,7 +240,10 @@ SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) 
   }
   const double min_p = args.min_p.at(b);
   if (min_p > 0) {
-    mass.kept.min_mass = round_up(min_p * static_cast<double>(uint64_t{1} << mass.unit.bits));
+    // A value on the device may be out of range: above 1 it is 1, so that the largest score always
+    // stays.
+    const uint64_t largest = uint64_t{1} << mass.unit.bits;
+    mass.kept.min_mass = min_p < 1 ? round_up(min_p * static_cast<double>(largest)) : largest;
   }
   const uint64_t sum = row.total(mass);
   const PhiloxBits bits =

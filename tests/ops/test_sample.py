@@ -293,3 +293,24 @@ def test_a_bad_value_for_one_row_is_named() -> None:
     """On the CPU; elsewhere looking would wait for the device."""
     with pytest.raises(ValueError, match=r"sample: top_p must be in \(0, 1\], got 2 for row 1"):
         ops.sample(logits_of(2), top_p=torch.tensor([0.5, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("value", "like"), [(1.5, 1.0), (torch.inf, 1.0), (torch.nan, 0.0), (-0.5, 0.0)]
+)
+def test_min_p_out_of_range_on_the_device_is_harmless(
+    backend: Any, value: float, like: float
+) -> None:
+    """Nothing looks at it there: the token of the largest score stays whatever it is."""
+    logits = logits_of(2, 200).to(backend.device)
+    rows = torch.tensor([value, 0.5], dtype=torch.float64, device=backend.device)
+    if backend.name == "cpu":
+        with pytest.raises(
+            ValueError, match=r"sample: min_p must be in \[0, 1\], got .* for row 0"
+        ):
+            ops.sample(logits, min_p=rows)
+        return
+    ours = ops.sample(logits, min_p=rows)
+    expected = ops.sample(logits, min_p=torch.tensor([like, 0.5], device=backend.device))
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
