@@ -108,10 +108,13 @@ struct Measure {
   SEQKERN_HD_INLINE V exponent(V y) const {
     return (y - max) * inverse_temperature;
   }
+  SEQKERN_HD_INLINE uint64_t mass_at(float y) const {
+    return mass_of<uint64_t>(exponent(static_cast<double>(y)), unit);
+  }
   SEQKERN_HD_INLINE uint64_t of(float y, int64_t v) const {
     const uint32_t key = key_of(y);
     if (key < kept.key) return 0;
-    return filtered(key, v, mass ? mass_of<uint64_t>(exponent(static_cast<double>(y)), unit) : 1);
+    return filtered(key, v, mass ? mass_at(y) : 1);
   }
   // What is left of a token's amount.
   SEQKERN_HD_INLINE uint64_t filtered(uint32_t key, int64_t v, uint64_t amount) const {
@@ -176,6 +179,47 @@ SEQKERN_HD_INLINE uint64_t round_up(double x) {
   return static_cast<double>(below) < x ? below + 1 : below;
 }
 
+// Neither NaN nor infinite: a row without such a largest score has no distribution.
+SEQKERN_HD_INLINE bool is_finite(float max) { return max - max == 0; }
+
+SEQKERN_HD_INLINE Measure masses_of(float max, double temperature, int64_t V) {
+  return {.mass = true,
+          .ties = false,
+          .kept = {},
+          .max = max,
+          .inverse_temperature = temperature > 0 ? inverse(temperature) : 0,
+          .unit = MassUnit::of_vocabulary(V)};
+}
+
+// Tokens stay as long as the sum before them is below top_p of all: up to the first with which the
+// sum reaches this.
+SEQKERN_HD_INLINE uint64_t need_of_top_p(double top_p, uint64_t sum) {
+  const uint64_t need = round_up(top_p * static_cast<double>(sum));
+  return need < 1 ? 1 : need > sum ? sum : need;
+}
+
+// How many tokens of reached.key it takes to reach the rest.
+SEQKERN_HD_INLINE uint64_t tokens_for(const Measure& mass, const Reached& reached) {
+  const uint64_t each = mass.mass_at(score_of_key(reached.key));
+  return (reached.rest + each - 1) / each;
+}
+
+// A value on the device may be out of range: above 1 it is 1, so that the largest score always
+// stays.
+SEQKERN_HD_INLINE uint64_t least_mass(double min_p, MassUnit unit) {
+  if (!(min_p > 0)) return 0;
+  const uint64_t largest = uint64_t{1} << unit.bits;
+  return min_p < 1 ? round_up(min_p * static_cast<double>(largest)) : largest;
+}
+
+// What the running sum of the token drawn is the first to exceed.
+SEQKERN_HD_INLINE uint64_t draw_target(const SampleArgs& args, int64_t b, uint64_t sum) {
+  const PhiloxBits bits =
+      philox(static_cast<uint64_t>(args.seed.at(b)), static_cast<uint64_t>(args.step.at(b)),
+             args.seed.rows ? 0 : static_cast<uint64_t>(b));
+  return high_product(static_cast<uint64_t>(bits.word[0]) << 32 | bits.word[1], sum);
+}
+
 struct Drawn {
   int64_t token;
   double log_mass;  // of the tokens it was drawn from, and
@@ -192,15 +236,9 @@ struct Drawn {
 template <class Row>
 SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) {
   const float max = row.max();
-  // Neither NaN nor infinite.
-  if (!(max - max == 0)) return {-1, 0, __builtin_nan("")};
+  if (!is_finite(max)) return {-1, 0, __builtin_nan("")};
   const double temperature = args.temperature.at(b);
-  Measure mass{.mass = true,
-               .ties = false,
-               .kept = {},
-               .max = max,
-               .inverse_temperature = temperature > 0 ? inverse(temperature) : 0,
-               .unit = MassUnit::of_vocabulary(args.V)};
+  Measure mass = masses_of(max, temperature, args.V);
   Measure ties = mass;
   ties.mass = false;
   ties.ties = true;
@@ -225,44 +263,23 @@ SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) 
   }
   const double top_p = args.top_p.at(b);
   if (top_p < 1) {
-    // Tokens stay as long as the sum before them is below top_p of all: up to the first with which
-    // the sum reaches it.
-    const Reached reached = row.reach(mass, [=](uint64_t sum) {
-      const uint64_t need = round_up(top_p * static_cast<double>(sum));
-      return need < 1 ? 1 : need > sum ? sum : need;
-    });
-    const double exponent = mass.exponent(static_cast<double>(score_of_key(reached.key)));
-    const uint64_t each = mass_of<uint64_t>(exponent, mass.unit);
+    const Reached reached =
+        row.reach(mass, [=](uint64_t sum) { return need_of_top_p(top_p, sum); });
     const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
-    cut_ties(reached.key, (reached.rest + each - 1) / each);
+    cut_ties(reached.key, tokens_for(mass, reached));
     // Both cuts among the same ties: the earlier id holds.
     if (earlier_cut < mass.kept.last_tie) mass.kept.last_tie = earlier_cut;
   }
-  const double min_p = args.min_p.at(b);
-  if (min_p > 0) {
-    // A value on the device may be out of range: above 1 it is 1, so that the largest score always
-    // stays.
-    const uint64_t largest = uint64_t{1} << mass.unit.bits;
-    mass.kept.min_mass = min_p < 1 ? round_up(min_p * static_cast<double>(largest)) : largest;
-  }
+  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
   const uint64_t sum = row.total(mass);
-  const PhiloxBits bits =
-      philox(static_cast<uint64_t>(args.seed.at(b)), static_cast<uint64_t>(args.step.at(b)),
-             args.seed.rows ? 0 : static_cast<uint64_t>(b));
-  const uint64_t random = static_cast<uint64_t>(bits.word[0]) << 32 | bits.word[1];
-  const int64_t token = row.locate(mass, high_product(random, sum));
+  const int64_t token = row.locate(mass, draw_target(args, b, sum));
   return {token, log_of(sum, mass.unit), mass.exponent(static_cast<double>(row.score(token)))};
 }
 
 // log softmax(x)[token], for the row of the bare logits.
 template <class Row>
 SEQKERN_HD_INLINE double log_softmax_of(Row& row, int64_t V, int64_t token) {
-  const Measure mass{.mass = true,
-                     .ties = false,
-                     .kept = {},
-                     .max = row.max(),
-                     .inverse_temperature = 1,
-                     .unit = MassUnit::of_vocabulary(V)};
+  const Measure mass = masses_of(row.max(), 1, V);
   const double log_sum = log_of(row.total(mass), mass.unit);
   return mass.exponent(static_cast<double>(row.score(token))) - log_sum;
 }
