@@ -30,9 +30,14 @@ constexpr unsigned kShortThreads = 128;  // of a row that is one block's
 
 // ---------------------------------------------------------------- the draw, by a block per row
 
+struct FromSum {
+  int64_t token;
+  uint64_t sum;  // of the masses it was drawn from
+};
+
 // All that stay are listed.
-__device__ Drawn draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space, int n,
-                                Measure mass) {
+__device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space, int n,
+                                  Measure mass) {
   const uint2* list = space.list;
   const int64_t k = args.top_k.at(b);
   const Reached kth = narrow(
@@ -74,7 +79,7 @@ __device__ Drawn draw_from_list(const SampleArgs& args, int64_t b, const RowSpac
         sum = all;
         return draw_target(args, b, sum) + 1;
       });
-  return {static_cast<int64_t>(~drawn.key), log_of(sum, mass.unit), 0};
+  return {static_cast<int64_t>(~drawn.key), sum};
 }
 
 struct SumsShared {
@@ -83,8 +88,9 @@ struct SumsShared {
 
 // From the runs' sums. Every warp searches for itself: no barrier to hand the result out.
 template <class T>
-__device__ Drawn draw_from_runs(const SampleArgs& args, const SamplePlan& plan, int64_t b,
-                                const RowSpace& space, const Tiles<T>& tiles, const Measure& mass) {
+__device__ FromSum draw_from_runs(const SampleArgs& args, const SamplePlan& plan, int64_t b,
+                                  const RowSpace& space, const Tiles<T>& tiles,
+                                  const Measure& mass) {
   SumsShared& shared = cuda::shared<SumsShared>();
   const int rank = static_cast<int>(threadIdx.x), lane = rank % kWarp;
   const int each = ceil_div(plan.runs, static_cast<int>(kDrawThreads));  // up to 8 runs
@@ -123,14 +129,14 @@ __device__ Drawn draw_from_runs(const SampleArgs& args, const SamplePlan& plan, 
         ++token;
       }
     }
-    return {__shfl_sync(kAllLanes, token, found.lane), log_of(all, mass.unit), 0};
+    return {__shfl_sync(kAllLanes, token, found.lane), all};
   }
 }
 
 // The lowest id of the largest score.
 template <class T>
-__device__ Drawn draw_largest(const SamplePlan& plan, const RowSpace& space, const Tiles<T>& tiles,
-                              float max) {
+__device__ int64_t draw_largest(const SamplePlan& plan, const RowSpace& space,
+                                const Tiles<T>& tiles, float max) {
   const BlockGroup group;
   const uint32_t key = key_of(max);
   KeyRange found = kNoKeys;
@@ -148,7 +154,7 @@ __device__ Drawn draw_largest(const SamplePlan& plan, const RowSpace& space, con
     }
     const unsigned lanes = __ballot_sync(kAllLanes, token != INT_MAX);
     if (lanes != 0) {
-      return {__shfl_sync(kAllLanes, token, __ffs(static_cast<int>(lanes)) - 1), 0, 0};
+      return __shfl_sync(kAllLanes, token, __ffs(static_cast<int>(lanes)) - 1);
     }
   }
 }
@@ -157,11 +163,11 @@ template <class T>
 __device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int64_t b, Way way) {
   const RowSpace space(plan, args.workspace, b);
   const Extent extent = extent_of(plan, space);
-  if (!extent.finite) return {-1, 0, __builtin_nan("")};
+  if (!extent.finite) return {-1, __builtin_nan("")};
   const Tiles<T> tiles = tiles_of<T>(args, b);
-  if (way == Way::kGreedy) return draw_largest(plan, space, tiles, extent.max);
+  if (way == Way::kGreedy) return {draw_largest(plan, space, tiles, extent.max), 0};
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
-  Drawn drawn;
+  FromSum drawn;
   if (way == Way::kList) {
     drawn = draw_from_list(args, b, space, static_cast<int>(space.state->listed), mass);
   } else {
@@ -172,8 +178,7 @@ __device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int6
     }
     drawn = draw_from_runs(args, plan, b, space, tiles, mass);
   }
-  drawn.exponent = mass.exponent(static_cast<double>(tiles.score(drawn.token)));
-  return drawn;
+  return {drawn.token, log_probability(mass, tiles.score(drawn.token), drawn.sum)};
 }
 
 template <class T>
@@ -195,7 +200,7 @@ __global__ void __launch_bounds__(kDrawThreads)
     BlockRow<T> row(x, counts_of(args, b), penalties, V);
     drawn = draw_token(row, args, b);
   }
-  double logprob = drawn.exponent - drawn.log_mass;
+  double logprob = drawn.logprob;
   if (args.model_logprob && drawn.token >= 0) {
     BlockRow<T> bare(x, nullptr, penalties, V);
     logprob = log_softmax_of(bare, args.V, drawn.token);

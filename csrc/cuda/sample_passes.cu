@@ -47,8 +47,12 @@ __device__ void sum_runs(const SamplePlan& plan, const RowSpace& space, const Ti
       plan, tiles,
       [&](int run) {
         const uint32_t key = space.run_keys[run];
-        return key >= mass.kept.key &&
-               (mass.kept.min_mass == 0 || mass.mass_at(score_of_key(key)) >= mass.kept.min_mass);
+        if (key < mass.kept.key) return false;
+        if (mass.kept.min_mass == 0) return true;
+        // Masses fall with the score up to their rounding only: what is but little too small may
+        // stand before others that are not.
+        const uint64_t largest = mass.mass_at(score_of_key(key));
+        return largest + largest / 1024 + 1 >= mass.kept.min_mass;
       },
       [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
         const int v = tiles.first(tile);
