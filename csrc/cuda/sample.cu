@@ -6,9 +6,10 @@
 //   scan     by what the row asks for (Way): a list of the tokens that can be among the top-k, or a
 //            histogram of masses (counts) over the distance from the largest score, or every run's
 //            sum of masses
-//   gather   with a histogram: the list of the tokens of the bin in which top-p (top-k) ends
-//   keep     with a histogram: the last score in that list, and every run's sum of what stays
-//   draw     a block per row: the token, from the list or from the runs' sums
+//   gather   with a histogram: the list of the tokens of the bin in which top-p (top-k) ends, and
+//            every run's sum of the masses before it
+//   draw     a block per row: the last score that stays, and the token, from the list or from the
+//            runs' sums
 //
 // All of these take the decisions of common/sampling.h: sums of integers are the same in any order
 // and in any parts, so neither blocks nor atomics change a result. Where more tokens want to be
@@ -80,6 +81,36 @@ __device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSp
         return draw_target(args, b, sum) + 1;
       });
   return {static_cast<int64_t>(~drawn.key), sum};
+}
+
+// The last score and id that stay, which are in the list: into `mass`; and to the runs' sums what
+// of the list stays.
+template <class T>
+__device__ void keep_from_list(const SampleArgs& args, const SamplePlan& plan, int64_t b,
+                               const RowSpace& space, const Tiles<T>& tiles, Measure& mass) {
+  const uint2* list = space.list;
+  const int n = static_cast<int>(space.state->listed);
+  const bool count = !(args.top_p.at(b) < 1);
+  const uint64_t rest = space.state->rest;
+  const Reached reached = narrow(
+      n,
+      [&](int i, uint32_t& key, unsigned long long& amount) {
+        key = list[i].x;
+        amount = count ? 1 : mass.mass_at(score_of_key(key));
+        return true;
+      },
+      [=](unsigned long long) { return rest; });
+  mass.kept.key = reached.key;
+  mass.kept.last_tie =
+      last_of_ties(list, n, reached.key, count ? reached.rest : tokens_for(mass, reached));
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kDrawThreads) {
+    const uint2 token = list[i];
+    const uint64_t amount = mass.of(score_of_key(token.x), token.y);
+    const int run = tiles.tile_of(static_cast<int>(token.y)) / plan.run_tiles;
+    if (amount > 0) atomicAdd(&space.run_sums[run], static_cast<unsigned long long>(amount));
+  }
+  // Orders the additions, in device memory, before the block reads the sums.
+  __syncthreads();
 }
 
 struct SumsShared {
@@ -171,11 +202,8 @@ __device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int6
   if (way == Way::kList) {
     drawn = draw_from_list(args, b, space, static_cast<int>(space.state->listed), mass);
   } else {
-    if (way == Way::kHistogram) {
-      mass.kept = space.state->kept;
-    } else {
-      mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
-    }
+    mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
+    if (way == Way::kHistogram) keep_from_list(args, plan, b, space, tiles, mass);
     drawn = draw_from_runs(args, plan, b, space, tiles, mass);
   }
   return {drawn.token, log_probability(mass, tiles.score(drawn.token), drawn.sum)};
@@ -239,9 +267,9 @@ void sample(const SampleArgs& args, Stream stream) {
   }
   SamplePlan plan = plan_of(args);
   if (plan.runs > 0) {
-    // Two blocks per multiprocessor hide the latency of memory; more would each scan the runs'
-    // maxima and add a histogram of their own.
-    const int64_t share = 2 * int64_t{current_device().multiprocessors} / args.B;
+    // As many blocks as are resident at once: more would each scan the runs' maxima and add a
+    // histogram of their own.
+    const int64_t share = kPassBlocks * int64_t{current_device().multiprocessors} / args.B;
     const int64_t most = ceil_div(plan.runs, kPassWarps);
     plan.blocks = static_cast<int>(share < 1 ? 1 : share < most ? share : most);
   }

@@ -9,66 +9,32 @@ namespace {
 
 // ---------------------------------------------------------------- parts of a pass
 
-// Lists the tokens that test(score), of the runs that want(run). Every lane of a warp calls this.
-template <class T, class Want, class Test>
-__device__ void list_tokens(const SamplePlan& plan, const RowSpace& space, const Tiles<T>& tiles,
-                            Want want, Test test) {
-  struct Nothing {};
+// Lists the tokens v of those lanes that say so. Every lane of a warp calls this.
+__device__ __forceinline__ void list_token(const RowSpace& space, bool listed, float y, int v) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  over_runs<Nothing>(
-      plan, tiles, want,
-      [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
-        const int v = tiles.first(tile);
-#pragma unroll
-        for (int i = 0; i < Tiles<T>::P; ++i) {
-          const bool listed = tiles.has(v + i) && test(y[i]);
-          const unsigned lanes = __ballot_sync(kAllLanes, listed);
-          if (lanes == 0) continue;
-          unsigned at = 0;
-          if (lane == 0) at = atomicAdd(&space.state->listed, static_cast<unsigned>(__popc(lanes)));
-          at = __shfl_sync(kAllLanes, at, 0) +
-               static_cast<unsigned>(__popc(lanes & ((1u << lane) - 1)));
-          if (listed && at < kListed) {
-            space.list[at] = make_uint2(key_of(y[i]), static_cast<unsigned>(v + i));
-          }
-        }
-      },
-      [](int, bool, Nothing) {});
+  const unsigned lanes = __ballot_sync(kAllLanes, listed);
+  if (lanes == 0) return;
+  unsigned at = 0;
+  if (lane == 0) at = atomicAdd(&space.state->listed, static_cast<unsigned>(__popc(lanes)));
+  at = __shfl_sync(kAllLanes, at, 0) + static_cast<unsigned>(__popc(lanes & ((1u << lane) - 1)));
+  if (listed && at < kListed) space.list[at] = make_uint2(key_of(y), static_cast<unsigned>(v));
 }
 
-// The sums of what stays, run by run.
-template <class T>
-__device__ void sum_runs(const SamplePlan& plan, const RowSpace& space, const Tiles<T>& tiles,
-                         const Measure& mass) {
-  struct Total {
-    unsigned long long sum = 0;
-  };
-  over_runs<Total>(
-      plan, tiles,
-      [&](int run) {
-        const uint32_t key = space.run_keys[run];
-        if (key < mass.kept.key) return false;
-        if (mass.kept.min_mass == 0) return true;
-        // Masses fall with the score up to their rounding only: what is but little too small may
-        // stand before others that are not.
-        const uint64_t largest = mass.mass_at(score_of_key(key));
-        return largest + largest / 1024 + 1 >= mass.kept.min_mass;
-      },
-      [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
-        const int v = tiles.first(tile);
-#pragma unroll
-        for (int i = 0; i < Tiles<T>::P; ++i) total.sum += mass.of(y[i], v + i);
-      },
-      [&](int run, bool wanted, const Total& total) {
-        const unsigned long long sum = wanted ? warp_sum(total.sum) : 0;
-        if (threadIdx.x % kWarp == 0) space.run_sums[run] = sum;
-      });
+struct Nothing {};
+struct Total {
+  unsigned long long sum = 0;
+};
+
+// For over_runs: stores a run's sum.
+__device__ __forceinline__ void store_total(const RowSpace& space, int run, const Total& total) {
+  const unsigned long long sum = warp_sum(total.sum);
+  if (threadIdx.x % kWarp == 0) space.run_sums[run] = sum;
 }
 
 // ---------------------------------------------------------------- passes of many blocks per row
 
 template <class T>
-__global__ void __launch_bounds__(kPassThreads)
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_maxima_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
   const RowSpace space(plan, args.workspace, b);
@@ -81,7 +47,7 @@ __global__ void __launch_bounds__(kPassThreads)
     float y = -__builtin_inff();
     bool nan = false;
   };
-  over_runs<Largest>(
+  over_runs<Largest, kUnroll<T>>(
       plan, tiles_of<T>(args, b), [](int) { return true; },
       [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
@@ -90,7 +56,7 @@ __global__ void __launch_bounds__(kPassThreads)
           largest.nan |= y[i] != y[i];
         }
       },
-      [&](int run, bool, const Largest& largest) {
+      [&](int run, const Largest& largest) {
         const uint32_t key = largest.nan ? 0xffffffffu : key_of(largest.y);
         const uint32_t of_run = warp_reduce(KeyRange{key, key}, both).high;
         if (threadIdx.x % kWarp == 0) space.run_keys[run] = of_run;
@@ -109,7 +75,7 @@ __device__ void clear(DepthShared& shared) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kPassThreads)
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_scan_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
   const Way way = way_of(args, plan, b);
@@ -120,8 +86,23 @@ __global__ void __launch_bounds__(kPassThreads)
   const Tiles<T> tiles = tiles_of<T>(args, b);
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   if (way == Way::kSums) {
-    mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
-    sum_runs(plan, space, tiles, mass);
+    const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
+    over_runs<Total, kMassUnroll<T>>(
+        plan, tiles,
+        [&](int run) {
+          // Masses fall with the score up to their rounding only: what is but little too small may
+          // stand before others that are not.
+          const uint64_t largest = mass.mass_at(score_of_key(space.run_keys[run]));
+          return largest + largest / 1024 + 1 >= least;
+        },
+        [&](Total& total, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            const uint64_t amount = mass.mass_at(y[i]);
+            total.sum += amount >= least ? amount : 0;
+          }
+        },
+        [&](int run, const Total& total) { store_total(space, run, total); });
     return;
   }
   DepthShared& shared = cuda::shared<DepthShared>();
@@ -135,26 +116,44 @@ __global__ void __launch_bounds__(kPassThreads)
     const int64_t k = args.top_k.at(b);
     const int bound =
         find_bin<kDepths>(shared.bins, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
-    list_tokens(
-        plan, space, tiles,
-        [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
-        [&](float y) { return depth.of(y) <= bound; });
+    over_runs<Nothing, kUnroll<T>>(
+        plan, tiles, [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
+        [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
+          const int v = tiles.first(tile);
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i)
+            list_token(space, tiles.has(v + i) && depth.of(y[i]) <= bound, y[i], v + i);
+        },
+        [](int, Nothing) {});
     return;
   }
   const Depth depth = depth_of_masses(args, b, extent);
-  const bool count = !(args.top_p.at(b) < 1);
-  struct Nothing {};
-  over_runs<Nothing>(
-      plan, tiles, [](int) { return true; },
-      [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
-        const int v = tiles.first(tile);
+  if (args.top_p.at(b) < 1) {
+    over_runs<Nothing, kMassUnroll<T>>(
+        plan, tiles, [](int) { return true; },
+        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+          // All before the first addition, which waits for its result.
+          uint64_t amounts[Tiles<T>::P];
 #pragma unroll
-        for (int i = 0; i < Tiles<T>::P; ++i) {
-          const uint64_t amount = !tiles.has(v + i) ? 0 : count ? 1 : mass.mass_at(y[i]);
-          if (amount > 0) add_to(shared.bins[depth.of(y[i])], amount);
-        }
-      },
-      [](int, bool, Nothing) {});
+          for (int i = 0; i < Tiles<T>::P; ++i) amounts[i] = mass.mass_at(y[i]);
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            if (amounts[i] > 0) add_to(shared.bins[depth.of(y[i])], amounts[i]);
+          }
+        },
+        [](int, Nothing) {});
+  } else {
+    over_runs<Nothing, 1>(
+        plan, tiles, [](int) { return true; },
+        [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
+          const int v = tiles.first(tile);
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            if (tiles.has(v + i)) add_to(shared.bins[depth.of(y[i])], 1);
+          }
+        },
+        [](int, Nothing) {});
+  }
   // Orders the additions before the block's part of the row's histogram is read.
   __syncthreads();
   for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
@@ -164,7 +163,7 @@ __global__ void __launch_bounds__(kPassThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kPassThreads)
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_gather_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
   if (way_of(args, plan, b) != Way::kHistogram) return;
@@ -187,42 +186,36 @@ __global__ void __launch_bounds__(kPassThreads)
     space.state->rest = found.rest;
   }
   const Depth depth = depth_of_masses(args, b, extent);
-  list_tokens(
-      plan, space, tiles_of<T>(args, b),
+  const Tiles<T> tiles = tiles_of<T>(args, b);
+  const Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
+  const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
+  over_runs<Total, kMassUnroll<T>>(
+      plan, tiles,
       [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= found.bin; },
-      [&](float y) { return depth.of(y) == found.bin; });
-}
-
-template <class T>
-__global__ void __launch_bounds__(kPassThreads)
-    sample_keep_kernel(SampleArgs args, SamplePlan plan) {
-  const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
-  if (way_of(args, plan, b) != Way::kHistogram) return;
-  const RowSpace space(plan, args.workspace, b);
-  const Extent extent = extent_of(plan, space);
-  const unsigned listed = space.state->listed;
-  if (!extent.finite || listed > kListed) return;
-  const int n = static_cast<int>(listed);
-  Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
-  const bool count = !(args.top_p.at(b) < 1);
-  const uint64_t rest = space.state->rest;
-  const uint2* list = space.list;
-  const Reached reached = narrow(
-      n,
-      [&](int i, uint32_t& key, unsigned long long& amount) {
-        key = list[i].x;
-        amount = count ? 1 : mass.mass_at(score_of_key(key));
-        return true;
+      [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
+        const int v = tiles.first(tile);
+        int bins[Tiles<T>::P];
+        bool before = false, in = false;
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) {
+          bins[i] = depth.of(y[i]);
+          before |= bins[i] < found.bin;
+          in |= bins[i] == found.bin;
+        }
+        if (__any_sync(kAllLanes, before)) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            const uint64_t amount = mass.mass_at(y[i]);
+            total.sum += bins[i] < found.bin && amount >= least ? amount : 0;
+          }
+        }
+        if (__any_sync(kAllLanes, in)) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i)
+            list_token(space, tiles.has(v + i) && bins[i] == found.bin, y[i], v + i);
+        }
       },
-      [=](unsigned long long) { return rest; });
-  mass.kept.key = reached.key;
-  mass.kept.last_tie =
-      last_of_ties(list, n, reached.key, count ? reached.rest : tokens_for(mass, reached));
-  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
-  if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0 && threadIdx.x == 0) {
-    space.state->kept = mass.kept;
-  }
-  sum_runs(plan, space, tiles_of<T>(args, b), mass);
+      [&](int run, const Total& total) { store_total(space, run, total); });
 }
 
 // ---------------------------------------------------------------- launches
@@ -250,9 +243,7 @@ void sample_passes(const SampleArgs& args, const SamplePlan& plan, Stream stream
     run(sample_maxima_kernel<T>);
     if (!args.temperature.rows && args.temperature.value == 0) return;
     run(sample_scan_kernel<T>);
-    if (!may_want_histogram(args, plan)) return;
-    run(sample_gather_kernel<T>);
-    run(sample_keep_kernel<T>);
+    if (may_want_histogram(args, plan)) run(sample_gather_kernel<T>);
   });
 }
 
@@ -266,7 +257,6 @@ void visit_sample_passes_kernels(VisitKernel visit, void* context) {
     kernel("maxima", &sample_maxima_kernel<T>);
     kernel("scan", &sample_scan_kernel<T>);
     kernel("gather", &sample_gather_kernel<T>);
-    kernel("keep", &sample_keep_kernel<T>);
   };
   of_type(TypeTag<float>{}, "float32");
   of_type(TypeTag<double>{}, "float64");

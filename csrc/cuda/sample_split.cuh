@@ -13,11 +13,19 @@ namespace seqkern::cuda {
 
 inline constexpr unsigned kPassThreads = 256;
 inline constexpr int kPassWarps = kPassThreads / kWarp;
+inline constexpr int kPassBlocks = 3;   // on a multiprocessor: 80 registers a thread
 inline constexpr int kShortRow = 4096;  // tokens up to which one block takes the row alone
 inline constexpr int kMostRuns = 4096;
 inline constexpr int kDepths = 2048;  // bins of scores below the largest
 inline constexpr int kListed = 4096;  // tokens that a row's list has room for
-inline constexpr int kUnroll = 4;     // runs of a warp whose loads are in flight together
+
+// Runs of a warp whose loads are in flight together; of masses, whose arithmetic the compiler would
+// otherwise interleave beyond the registers, fewer.
+template <class T>
+inline constexpr int kUnroll = 4;
+template <class T>
+inline constexpr int kMassUnroll = kPack<T> > 4 ? 1 : 2;
+
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of a score of -inf
 
 struct SamplePlan {
@@ -31,11 +39,9 @@ struct SamplePlan {
 
 // ---------------------------------------------------------------- workspace
 
-// What searches have found in a row.
 struct alignas(16) RowState {
   unsigned listed;  // tokens that wanted to be listed; beyond kListed the list is of no use
   uint64_t rest;    // what is needed of the bin that is listed
-  Kept kept;
 };
 
 struct RowSpace {
@@ -97,6 +103,7 @@ class Tiles {
   __device__ __forceinline__ int first(int tile) const {
     return tile * kTokens + lane() * P - before_;
   }
+  __device__ __forceinline__ int tile_of(int v) const { return (v + before_) / kTokens; }
   __device__ __forceinline__ bool has(int v) const {
     return static_cast<unsigned>(v) < static_cast<unsigned>(V_);
   }
@@ -136,31 +143,31 @@ class Tiles {
 };
 
 // Calls add(state of the run, tile, scores) for the tiles of the warp's runs that want(run), and
-// then end(run, wanted, state).
-template <class State, class T, class Want, class Add, class End>
+// then end(run, state) for all of them.
+template <class State, int kRuns, class T, class Want, class Add, class End>
 __device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>& tiles, Want want,
                                           Add add, End end) {
   const int step = plan.blocks * kPassWarps;
   const int begin = static_cast<int>(blockIdx.x) % plan.blocks * kPassWarps +
                     static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll 1
-  for (int first = begin; first < plan.runs; first += kUnroll * step) {
-    State states[kUnroll];
-    bool wanted[kUnroll];
+  for (int first = begin; first < plan.runs; first += kRuns * step) {
+    State states[kRuns];
+    bool wanted[kRuns];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kRuns; ++u) {
       const int run = first + u * step;
       wanted[u] = run < plan.runs && want(run);
     }
 #pragma unroll 1
     for (int t = 0; t < plan.run_tiles; ++t) {
-      uint4 bits[kUnroll];
+      uint4 bits[kRuns];
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
+      for (int u = 0; u < kRuns; ++u) {
         if (wanted[u]) bits[u] = tiles.fetch((first + u * step) * plan.run_tiles + t);
       }
 #pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
+      for (int u = 0; u < kRuns; ++u) {
         if (!wanted[u]) continue;
         const int tile = (first + u * step) * plan.run_tiles + t;
         float y[Tiles<T>::P];
@@ -169,9 +176,9 @@ __device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>
       }
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    for (int u = 0; u < kRuns; ++u) {
       const int run = first + u * step;
-      if (run < plan.runs) end(run, wanted[u], states[u]);
+      if (run < plan.runs) end(run, states[u]);
     }
   }
 }
