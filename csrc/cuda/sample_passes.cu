@@ -132,14 +132,14 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     over_runs<Nothing, kMassUnroll<T>>(
         plan, tiles, [](int) { return true; },
         [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
-          // All before the first addition, which waits for its result.
           uint64_t amounts[Tiles<T>::P];
-#pragma unroll
-          for (int i = 0; i < Tiles<T>::P; ++i) amounts[i] = mass.mass_at(y[i]);
+          int bins[Tiles<T>::P];
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i) {
-            if (amounts[i] > 0) add_to(shared.bins[depth.of(y[i])], amounts[i]);
+            amounts[i] = mass.mass_at(y[i]);
+            bins[i] = depth.of(y[i]);
           }
+          add_to(shared.bins, bins, amounts);
         },
         [](int, Nothing) {});
   } else {

@@ -55,11 +55,25 @@ struct Bin {
 };
 
 // Whatever the order of the additions, the low half wraps around as often as ones are carried.
-__device__ __forceinline__ void add_to(Bin& bin, unsigned long long x) {
+__device__ __forceinline__ void add_carry(Bin& bin, unsigned long long x, unsigned before) {
   const unsigned low = static_cast<unsigned>(x);
-  unsigned high = static_cast<unsigned>(x >> 32);
-  if (atomicAdd(&bin.low, low) + low < low) ++high;
+  const unsigned high = static_cast<unsigned>(x >> 32) + (before + low < low ? 1 : 0);
   if (high > 0) atomicAdd(&bin.high, high);
+}
+__device__ __forceinline__ void add_to(Bin& bin, unsigned long long x) {
+  add_carry(bin, x, atomicAdd(&bin.low, static_cast<unsigned>(x)));
+}
+
+// Several additions, which wait for their results together; none of 0.
+template <int n>
+__device__ __forceinline__ void add_to(Bin* bins, const int (&at)[n], const uint64_t (&x)[n]) {
+  unsigned before[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    before[i] = x[i] > 0 ? atomicAdd(&bins[at[i]].low, static_cast<unsigned>(x[i])) : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) add_carry(bins[at[i]], x[i], before[i]);
 }
 
 // ---------------------------------------------------------------- a row

@@ -60,11 +60,63 @@ struct NarrowShared {
   Bin bins[kNarrowBins];
 };
 
+// Entries up to which each is compared with all others: below, the levels of a histogram take
+// longer.
+inline constexpr int kRanked = 128;
+
+struct RankedShared {
+  uint32_t keys[kRanked];
+  unsigned long long amounts[kRanked];
+  unsigned long long sum, rest;
+  uint32_t key;
+};
+
+// narrow() of few entries.
+template <class Entry, class Need>
+__device__ Reached narrow_ranked(int n, Entry entry, Need need) {
+  RankedShared& shared = cuda::shared<RankedShared>();
+  const int rank = BlockGroup().rank();
+  uint32_t key = 0;
+  unsigned long long amount = 0;
+  // Orders the reads of an earlier search before these writes.
+  __syncthreads();
+  if (rank < n) {
+    if (!entry(rank, key, amount)) amount = 0;
+    shared.keys[rank] = key;
+    shared.amounts[rank] = amount;
+  }
+  // Orders the entries before every thread's reads.
+  __syncthreads();
+  if (rank < n) {
+    unsigned long long above = 0, equal = 0, sum = 0;
+    bool first = amount > 0;
+    for (int i = 0; i < n; ++i) {
+      const uint32_t other = shared.keys[i];
+      const unsigned long long its = shared.amounts[i];
+      sum += its;
+      if (other > key) above += its;
+      if (other == key) equal += its;
+      if (other == key && i < rank && its > 0) first = false;
+    }
+    const unsigned long long needed = need(sum);
+    if (rank == 0) shared.sum = sum;
+    if (first && above < needed && needed <= above + equal) {
+      shared.key = key;
+      shared.rest = needed - above;
+    }
+  }
+  // Orders what was found before every thread reads it.
+  __syncthreads();
+  need(shared.sum);  // for what the caller learns by it
+  return {.key = shared.key, .rest = shared.rest};
+}
+
 // Of entries [0, n), each with a key and an amount: the key with which the sum over falling keys
 // reaches need(sum of all). entry(i, key, amount) says whether there is entry i. Every thread of
 // the block calls this, and gets the same answer.
 template <class Entry, class Need>
 __device__ Reached narrow(int n, Entry entry, Need need) {
+  if (n <= kRanked) return narrow_ranked(n, entry, need);
   const BlockGroup group;
   NarrowShared& shared = cuda::shared<NarrowShared>();
   KeyRange range = kNoKeys;

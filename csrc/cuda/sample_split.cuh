@@ -211,9 +211,10 @@ struct Depth {
 
   __device__ Depth(float max, float span)
       : max(max), scale(span > 1e-30f ? static_cast<float>(kDepths) / span : 0.0f) {}
-  // NaN (-inf without a scale) is the last.
+  // NaN (-inf without a scale) is the last. Adding 2^23 leaves the nearest integer in the mantissa.
   __device__ __forceinline__ int of(float y) const {
-    return static_cast<int>(::fminf((max - y) * scale, static_cast<float>(kDepths - 1)));
+    const float depth = ::fminf((max - y) * scale, static_cast<float>(kDepths - 1));
+    return static_cast<int>(bits_as<uint32_t>(depth + 8388608.0f) & (kDepths - 1));
   }
 };
 
