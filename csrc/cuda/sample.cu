@@ -212,7 +212,7 @@ __device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int6
 template <class T>
 __global__ void __launch_bounds__(kDrawThreads)
     sample_draw_kernel(SampleArgs args, SamplePlan plan) {
-  const int64_t b = blockIdx.x;
+  const int64_t b = plan.first + blockIdx.x;
   const T* x = logits_of<T>(args, b);
   const int V = static_cast<int>(args.V);
   const Penalties penalties = penalties_of(args, b);
@@ -242,22 +242,23 @@ __global__ void __launch_bounds__(kDrawThreads)
 // ---------------------------------------------------------------- launches
 
 SamplePlan plan_of(const SampleArgs& args) {
-  if (args.V <= kShortRow) return {.runs = 0, .run_tiles = 0, .blocks = 1};
+  SamplePlan plan = {.first = 0, .rows = args.B, .runs = 0, .run_tiles = 0, .blocks = 1};
+  if (args.V <= kShortRow) return plan;
   const int64_t pack =
       dispatch_dtype(args.dtype, [](auto tag) { return kPack<typename decltype(tag)::type>; });
   // A row need not begin at a tile's first token.
   const int64_t tiles = ceil_div<int64_t>(args.V + pack - 1, kWarp * pack);
-  const int64_t run_tiles = ceil_div<int64_t>(tiles, kMostRuns);
-  return {.runs = static_cast<int>(ceil_div(tiles, run_tiles)),
-          .run_tiles = static_cast<int>(run_tiles),
-          .blocks = 1};
+  plan.rows = args.B < kMostRows ? args.B : kMostRows;
+  plan.run_tiles = static_cast<int>(ceil_div<int64_t>(tiles, kMostRuns));
+  plan.runs = static_cast<int>(ceil_div<int64_t>(tiles, plan.run_tiles));
+  return plan;
 }
 
 }  // namespace
 
 int64_t sample_workspace(const SampleArgs& args) {
   const SamplePlan plan = plan_of(args);
-  return plan.runs > 0 ? args.B * RowSpace::bytes(plan) : 0;
+  return plan.runs > 0 ? plan.rows * RowSpace::bytes(plan) : 0;
 }
 
 void sample(const SampleArgs& args, Stream stream) {
@@ -269,20 +270,24 @@ void sample(const SampleArgs& args, Stream stream) {
   if (plan.runs > 0) {
     // As many blocks as are resident at once: more would each scan the runs' maxima and add a
     // histogram of their own.
-    const int64_t share = kPassBlocks * int64_t{current_device().multiprocessors} / args.B;
+    const int64_t share = kPassBlocks * int64_t{current_device().multiprocessors} / plan.rows;
     const int64_t most = ceil_div(plan.runs, kPassWarps);
     plan.blocks = static_cast<int>(share < 1 ? 1 : share < most ? share : most);
   }
-  if (plan.runs > 0) sample_passes(args, plan, stream);
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    launch(sample_draw_kernel<T>,
-           {.name = "sample",
-            .grid = static_cast<unsigned>(args.B),
-            .block = plan.runs > 0 ? kDrawThreads : kShortThreads,
-            .stream = stream},
-           args, plan);
-  });
+  const int64_t step = plan.rows;
+  for (; plan.first < args.B; plan.first += step) {
+    plan.rows = args.B - plan.first < step ? args.B - plan.first : step;
+    if (plan.runs > 0) sample_passes(args, plan, stream);
+    dispatch_dtype(args.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(sample_draw_kernel<T>,
+             {.name = "sample",
+              .grid = static_cast<unsigned>(plan.rows),
+              .block = plan.runs > 0 ? kDrawThreads : kShortThreads,
+              .stream = stream},
+             args, plan);
+    });
+  }
 }
 
 void visit_sample_kernels(VisitKernel visit, void* context) {

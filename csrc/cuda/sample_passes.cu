@@ -36,7 +36,7 @@ __device__ __forceinline__ void store_total(const RowSpace& space, int run, cons
 template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_maxima_kernel(SampleArgs args, SamplePlan plan) {
-  const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   const RowSpace space(plan, args.workspace, b);
   if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0) {
     for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads)
@@ -77,7 +77,7 @@ __device__ void clear(DepthShared& shared) {
 template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_scan_kernel(SampleArgs args, SamplePlan plan) {
-  const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   const Way way = way_of(args, plan, b);
   if (way == Way::kGreedy || way == Way::kAlone) return;
   const RowSpace space(plan, args.workspace, b);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
 template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_gather_kernel(SampleArgs args, SamplePlan plan) {
-  const int64_t b = blockIdx.x / static_cast<unsigned>(plan.blocks);
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   if (way_of(args, plan, b) != Way::kHistogram) return;
   const RowSpace space(plan, args.workspace, b);
   const Extent extent = extent_of(plan, space);
@@ -235,7 +235,7 @@ void sample_passes(const SampleArgs& args, const SamplePlan& plan, Stream stream
     const auto run = [&](auto kernel) {
       launch(kernel,
              {.name = "sample",
-              .grid = static_cast<unsigned>(args.B * plan.blocks),
+              .grid = static_cast<unsigned>(plan.rows * plan.blocks),
               .block = kPassThreads,
               .stream = stream},
              args, plan);

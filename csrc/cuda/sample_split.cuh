@@ -16,8 +16,9 @@ inline constexpr int kPassWarps = kPassThreads / kWarp;
 inline constexpr int kPassBlocks = 3;   // on a multiprocessor: 80 registers a thread
 inline constexpr int kShortRow = 4096;  // tokens up to which one block takes the row alone
 inline constexpr int kMostRuns = 4096;
-inline constexpr int kDepths = 2048;  // bins of scores below the largest
-inline constexpr int kListed = 4096;  // tokens that a row's list has room for
+inline constexpr int kMostRows = 512;  // long ones at once: what bounds the workspace
+inline constexpr int kDepths = 2048;   // bins of scores below the largest
+inline constexpr int kListed = 4096;   // tokens that a row's list has room for
 
 // Runs of a warp whose loads are in flight together; of masses, whose arithmetic the compiler would
 // otherwise interleave beyond the registers, fewer.
@@ -29,6 +30,8 @@ inline constexpr int kMassUnroll = kPack<T> > 4 ? 1 : 2;
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of a score of -inf
 
 struct SamplePlan {
+  int64_t first;  // row of the launch, and
+  int64_t rows;   // how many
   int runs;       // of a row; 0: a block takes a row alone
   int run_tiles;  // of each run
   int blocks;     // of a row
@@ -56,7 +59,7 @@ struct RowSpace {
     return kFixed + ceil_div<int64_t>(int64_t{plan.runs} * 12, 16) * 16;
   }
   __device__ RowSpace(const SamplePlan& plan, void* workspace, int64_t b) {
-    char* base = static_cast<char*>(workspace) + b * bytes(plan);
+    char* base = static_cast<char*>(workspace) + (b - plan.first) * bytes(plan);
     state = reinterpret_cast<RowState*>(base);
     histogram = reinterpret_cast<unsigned long long*>(base + sizeof(RowState));
     list = reinterpret_cast<uint2*>(histogram + kDepths);

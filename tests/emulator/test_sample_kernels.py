@@ -49,3 +49,13 @@ def test_runs_of_several_tiles(emulator: ctypes.CDLL, options: dict[str, Any]) -
         expected = ops.sample(logits, **options)
     assert torch.equal(tokens, expected[0])
     torch.testing.assert_close(logprobs, expected[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_more_rows_than_are_launched_at_once(emulator: ctypes.CDLL) -> None:
+    logits = torch.randn(1, 4097).expand(513, 4097)
+    tokens, logprobs = ops.sample(logits, top_k=5)
+    with _registry.use_namespace("seqkern"):
+        expected = ops.sample(logits, top_k=5)
+    assert torch.equal(tokens, expected[0])
+    torch.testing.assert_close(logprobs, expected[1], rtol=1e-6, atol=1e-6)
