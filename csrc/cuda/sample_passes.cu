@@ -163,6 +163,40 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
 }
 
 template <class T>
+struct PackedShared {
+  float y[kPassWarps][Tiles<T>::kTokens];
+};
+
+// The lane's part of the sum of a tile's masses of at least `least` in bins before `end`, of which
+// there are few as a rule: they are packed, so that a lane has one or none instead of each lane
+// waiting for those of all others.
+template <class T>
+__device__ __forceinline__ uint64_t sum_of_masses(const Measure& mass, uint64_t least,
+                                                  const float (&y)[Tiles<T>::P],
+                                                  const int (&bins)[Tiles<T>::P], int end) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float* packed = cuda::shared<PackedShared<T>>().y[threadIdx.x / kWarp];
+  int n = 0;
+  // Orders the reads of the earlier tile before these writes.
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < Tiles<T>::P; ++i) {
+    const unsigned lanes = __ballot_sync(kAllLanes, bins[i] < end);
+    if (bins[i] < end) packed[n + __popc(lanes & ((1u << lane) - 1))] = y[i];
+    n += __popc(lanes);
+  }
+  // Orders the scores before the lanes' reads.
+  __syncwarp();
+  uint64_t sum = 0;
+#pragma unroll 1
+  for (int i = lane; i < n; i += kWarp) {
+    const uint64_t amount = mass.mass_at(packed[i]);
+    sum += amount >= least ? amount : 0;
+  }
+  return sum;
+}
+
+template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_gather_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
@@ -202,13 +236,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
           before |= bins[i] < found.bin;
           in |= bins[i] == found.bin;
         }
-        if (__any_sync(kAllLanes, before)) {
-#pragma unroll
-          for (int i = 0; i < Tiles<T>::P; ++i) {
-            const uint64_t amount = mass.mass_at(y[i]);
-            total.sum += bins[i] < found.bin && amount >= least ? amount : 0;
-          }
-        }
+        if (__any_sync(kAllLanes, before))
+          total.sum += sum_of_masses<T>(mass, least, y, bins, found.bin);
         if (__any_sync(kAllLanes, in)) {
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i)
