@@ -36,7 +36,7 @@ struct FromSum {
   uint64_t sum;  // of the masses it was drawn from
 };
 
-// All that stay are listed.
+// All that stay are listed, fewer than k where others are banned.
 __device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space, int n,
                                   Measure mass) {
   const uint2* list = space.list;
@@ -48,7 +48,9 @@ __device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSp
         amount = 1;
         return true;
       },
-      [=](unsigned long long) { return static_cast<uint64_t>(k); });
+      [=](uint64_t all) {
+        return static_cast<uint64_t>(k) < all ? static_cast<uint64_t>(k) : all;
+      });
   mass.kept = {.key = kth.key, .last_tie = last_of_ties(list, n, kth.key, kth.rest)};
   const auto masses = [&](int i, uint32_t& key, unsigned long long& amount) {
     const uint2 token = list[i];

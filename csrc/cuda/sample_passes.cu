@@ -9,6 +9,10 @@ namespace {
 
 // ---------------------------------------------------------------- parts of a pass
 
+// A token of score -inf (banned, or outside the row) has none, and stays or not without a
+// difference: lists and counts leave it out.
+__device__ __forceinline__ bool has_mass(float y) { return y > -__builtin_inff(); }
+
 // Lists the tokens v of those lanes that say so. Every lane of a warp calls this.
 __device__ __forceinline__ void list_token(const RowSpace& space, bool listed, float y, int v) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -122,7 +126,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
           const int v = tiles.first(tile);
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i)
-            list_token(space, tiles.has(v + i) && depth.of(y[i]) <= bound, y[i], v + i);
+            list_token(space, has_mass(y[i]) && depth.of(y[i]) <= bound, y[i], v + i);
         },
         [](int, Nothing) {});
     return;
@@ -145,11 +149,10 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   } else {
     over_runs<Nothing, 1>(
         plan, tiles, [](int) { return true; },
-        [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
-          const int v = tiles.first(tile);
+        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i) {
-            if (tiles.has(v + i)) add_to(shared.bins[depth.of(y[i])], 1);
+            if (has_mass(y[i])) add_to(shared.bins[depth.of(y[i])], 1);
           }
         },
         [](int, Nothing) {});
@@ -214,7 +217,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   const double top_p = args.top_p.at(b);
   const int64_t k = args.top_k.at(b);
   const FoundBin found = find_bin<kDepths>(shared.bins, [=](uint64_t sum) {
-    return top_p < 1 ? need_of_top_p(top_p, sum) : static_cast<uint64_t>(k);
+    if (top_p < 1) return need_of_top_p(top_p, sum);
+    return static_cast<uint64_t>(k) < sum ? static_cast<uint64_t>(k) : sum;
   });
   if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0 && threadIdx.x == 0) {
     space.state->rest = found.rest;
@@ -241,7 +245,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
         if (__any_sync(kAllLanes, in)) {
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i)
-            list_token(space, tiles.has(v + i) && bins[i] == found.bin, y[i], v + i);
+            list_token(space, has_mass(y[i]) && bins[i] == found.bin, y[i], v + i);
         }
       },
       [&](int run, const Total& total) { store_total(space, run, total); });
