@@ -64,13 +64,15 @@ __device__ __forceinline__ void add_to(Bin& bin, unsigned long long x) {
   add_carry(bin, x, atomicAdd(&bin.low, static_cast<unsigned>(x)));
 }
 
-// Several additions, which wait for their results together; none of 0.
+// Several additions, which wait for their results together. Those of 0 go to a bin of the lane's
+// own, where they change nothing: one for all would be waited for, and a branch takes longer.
 template <int n>
 __device__ __forceinline__ void add_to(Bin* bins, const int (&at)[n], const uint64_t (&x)[n]) {
+  const int own = static_cast<int>(threadIdx.x) % kWarp;
   unsigned before[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    before[i] = x[i] > 0 ? atomicAdd(&bins[at[i]].low, static_cast<unsigned>(x[i])) : 0;
+    before[i] = atomicAdd(&bins[x[i] > 0 ? at[i] : own].low, static_cast<unsigned>(x[i]));
   }
 #pragma unroll
   for (int i = 0; i < n; ++i) add_carry(bins[at[i]], x[i], before[i]);
