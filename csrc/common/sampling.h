@@ -1,10 +1,10 @@
 // Sampling the next token: the arithmetic and the algorithm, for host and device alike.
 //
 // Probabilities are integers here, "masses": exp((y - max y) / temperature) in units of 2^-44
-// (fewer bits for vocabularies beyond 2^19). Integers add up to the same sum in any order, so a
-// block of threads, a vector of lanes and a loop take the same decisions, and the draw is exact in
-// them. Every product and sum of floats is rounded by itself: files including this are compiled
-// without contraction into fused multiply-adds (CMakeLists.txt).
+// (fewer bits for vocabularies beyond 2^19), computed in float32. Integers add up to the same sum
+// in any order, so a block of threads, a vector of lanes and a loop take the same decisions, and
+// the draw is exact in them. Every product and sum of floats is rounded by itself: files including
+// this are compiled without contraction into fused multiply-adds (CMakeLists.txt).
 #pragma once
 
 #include <cmath>
@@ -53,7 +53,7 @@ SEQKERN_HD_INLINE float score_of_key(uint32_t key) {
 struct MassUnit {
   int bits;  // the mass of the largest score is 2^bits
 
-  // The sum over V masses must stay below 2^63, a mass below 2^52 (mass_of's rounding).
+  // The sum over V masses must stay below 2^63, a mass below 2^52 (where it is rounded).
   SEQKERN_HD_INLINE static MassUnit of_vocabulary(int64_t V) {
     int bits = 44;
     while (bits > 0 && (V >> (63 - bits)) > 0) --bits;
@@ -61,29 +61,39 @@ struct MassUnit {
   }
 };
 
-// round(e^d 2^bits) for d <= 0. V: double or a vector of doubles; U: its unsigned integers.
+// 2^(t + bits) for t <= 0 with a relative error below 2^-23, and 0 or less than 2^-15 for t <= -60.
+// V: float or a vector of floats; U: its unsigned integers.
 template <class U, class V>
-SEQKERN_HD_INLINE U mass_of(V d, MassUnit unit) {
-  // Adding 1.5 * 2^52 rounds to an integer in the low bits of the mantissa; 1023 + bits more makes
+SEQKERN_HD_INLINE V scaled_power(V t, MassUnit unit) {
+  // Adding 1.5 * 2^23 rounds to an integer in the low bits of the mantissa; 127 + bits more makes
   // those the exponent of 2^(n + bits).
-  const double round = 6755399441055744.0 + 1023.0 + unit.bits;
-  const V lowest = V{} - 40.0;  // e^-40 2^44 rounds to 0
-  d = d > lowest ? d : lowest;
-  const V product = d * 1.44269504088896340736;
-  const V shifted = product + round;
-  const V n = shifted - round;
-  V r = d - n * 0.693147180369123816490;  // 32 bits of ln 2: the product is exact
-  r = r - n * 1.90821492927058770002e-10;
-  // Taylor's polynomial: on |r| <= ln(2) / 2 the first term left out is below 2^-47.
-  constexpr double kInverseFactorial[] = {1.0,         1.0,          1.0 / 2,       1.0 / 6,
-                                          1.0 / 24,    1.0 / 120,    1.0 / 720,     1.0 / 5040,
-                                          1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800};
-  V p = V{} + kInverseFactorial[11];
+  const float round = 12582912.0f + 127.0f + static_cast<float>(unit.bits);
+  const V lowest = V{} - 60.0f;
+  t = t > lowest ? t : lowest;
+  const V shifted = t + round;
+  const V r = t - (shifted - round);  // exact
+  // The polynomial of the smallest relative error on [-1/2, 1/2], 2^-29, of those that are 1 at 0.
+  constexpr float kPower[] = {1.0f,
+                              0.6931471824645996f,
+                              0.24022647738456726f,
+                              0.055503323674201965f,
+                              0.00961843691766262f,
+                              0.0013398875016719103f,
+                              0.00015353361959569156f};
+  V p = V{} + kPower[6];
   SEQKERN_UNROLL
-  for (int i = 10; i >= 0; --i) p = p * r + kInverseFactorial[i];
-  const V scaled = p * bits_as<V>(bits_as<U>(shifted) << 52);
-  const V integer = scaled + 4503599627370496.0;  // 2^52: the integer is the mantissa
-  return bits_as<U>(integer) & 0xfffffffffffffull;
+  for (int i = 5; i >= 0; --i) p = p * r + kPower[i];
+  return p * bits_as<V>(bits_as<U>(shifted) << 23);
+}
+
+// The integer nearest to x, 0 <= x < 2^52; the even one of two.
+SEQKERN_HD_INLINE uint64_t nearest_integer(float x) {
+  constexpr float kTwo23 = 8388608.0f;
+  const uint32_t below = bits_as<uint32_t>(x + kTwo23) - bits_as<uint32_t>(kTwo23);
+  const uint32_t u = bits_as<uint32_t>(x);
+  const uint32_t mantissa = (u & 0x7fffffu) | 0x800000u;
+  // From 2^23 on a float is an integer.
+  return x < kTwo23 ? below : static_cast<uint64_t>(mantissa) << (((u >> 23) - 150) & 63);
 }
 
 // ---------------------------------------------------------------- what is summed over a row
@@ -100,18 +110,22 @@ struct Measure {
   bool mass;  // or 1 per token
   bool ties;  // only those of exactly kept.key
   Kept kept;
-  double max;  // largest score
-  double inverse_temperature;
+  float max;    // largest score
+  float scale;  // log2(e) / temperature, finite: 0 times it must be 0
   MassUnit unit;
 
-  template <class V>
-  SEQKERN_HD_INLINE V exponent(V y) const {
-    return (y - max) * inverse_temperature;
+  // A token's mass before it is rounded to an integer.
+  template <class U, class V>
+  SEQKERN_HD_INLINE V exact_mass(V y) const {
+    return scaled_power<U>((y - max) * scale, unit);
+  }
+  SEQKERN_HD_INLINE uint64_t mass_at(float y) const {
+    return nearest_integer(exact_mass<uint32_t>(y));
   }
   SEQKERN_HD_INLINE uint64_t of(float y, int64_t v) const {
     const uint32_t key = key_of(y);
     if (key < kept.key) return 0;
-    return filtered(key, v, mass ? mass_of<uint64_t>(exponent(static_cast<double>(y)), unit) : 1);
+    return filtered(key, v, mass ? mass_at(y) : 1);
   }
   // What is left of a token's amount.
   SEQKERN_HD_INLINE uint64_t filtered(uint32_t key, int64_t v, uint64_t amount) const {
@@ -160,14 +174,15 @@ SEQKERN_HD_INLINE uint64_t high_product(uint64_t a, uint64_t b) {
   return a1 * b1 + (middle >> 32) + (other >> 32);
 }
 
-// 1 / temperature, finite: 0 times it must be 0.
-SEQKERN_HD_INLINE double inverse(double temperature) {
-  return temperature > 1e-300 ? 1.0 / temperature : 1e300;
-}
-
 // Natural logarithm of a sum of masses, in units of the largest.
 SEQKERN_HD_INLINE double log_of(uint64_t sum, MassUnit unit) {
   return ::log(static_cast<double>(sum)) - unit.bits * 0.69314718055994530942;
+}
+
+// The log-probability of a token of score y among those whose masses are `sum`.
+SEQKERN_HD_INLINE double log_probability(const Measure& mass, float y, uint64_t sum) {
+  const double t = (static_cast<double>(y) - mass.max) * mass.scale;
+  return t * 0.69314718055994530942 - log_of(sum, mass.unit);
 }
 
 // The smallest integer not below x.
@@ -176,10 +191,55 @@ SEQKERN_HD_INLINE uint64_t round_up(double x) {
   return static_cast<double>(below) < x ? below + 1 : below;
 }
 
+// Neither NaN nor infinite: a row without such a largest score has no distribution.
+SEQKERN_HD_INLINE bool is_finite(float max) { return max - max == 0; }
+
+SEQKERN_HD_INLINE Measure masses_of(float max, double temperature, int64_t V) {
+  constexpr double kLog2E = 1.44269504088896340736, kMost = 3e38;
+  // Below 0 and NaN (only on the device, where nobody looks): all tokens are alike.
+  const double scale = temperature > kLog2E / kMost ? kLog2E / temperature
+                       : temperature > 0            ? kMost
+                                                    : 0;
+  return {.mass = true,
+          .ties = false,
+          .kept = {},
+          .max = max,
+          .scale = static_cast<float>(scale),
+          .unit = MassUnit::of_vocabulary(V)};
+}
+
+// Tokens stay as long as the sum before them is below top_p of all: up to the first with which the
+// sum reaches this.
+SEQKERN_HD_INLINE uint64_t need_of_top_p(double top_p, uint64_t sum) {
+  const uint64_t need = round_up(top_p * static_cast<double>(sum));
+  return need < 1 ? 1 : need > sum ? sum : need;
+}
+
+// How many tokens of reached.key it takes to reach the rest.
+SEQKERN_HD_INLINE uint64_t tokens_for(const Measure& mass, const Reached& reached) {
+  const uint64_t each = mass.mass_at(score_of_key(reached.key));
+  return (reached.rest + each - 1) / each;
+}
+
+// A value on the device may be out of range: above 1 it is 1, so that the largest score always
+// stays.
+SEQKERN_HD_INLINE uint64_t least_mass(double min_p, MassUnit unit) {
+  if (!(min_p > 0)) return 0;
+  const uint64_t largest = uint64_t{1} << unit.bits;
+  return min_p < 1 ? round_up(min_p * static_cast<double>(largest)) : largest;
+}
+
+// What the running sum of the token drawn is the first to exceed.
+SEQKERN_HD_INLINE uint64_t draw_target(const SampleArgs& args, int64_t b, uint64_t sum) {
+  const PhiloxBits bits =
+      philox(static_cast<uint64_t>(args.seed.at(b)), static_cast<uint64_t>(args.step.at(b)),
+             args.seed.rows ? 0 : static_cast<uint64_t>(b));
+  return high_product(static_cast<uint64_t>(bits.word[0]) << 32 | bits.word[1], sum);
+}
+
 struct Drawn {
   int64_t token;
-  double log_mass;  // of the tokens it was drawn from, and
-  double exponent;  // its own: their difference is the log-probability
+  double logprob;
 };
 
 // A Row gives sums over one row's tokens; on a GPU the threads that share the row call it together:
@@ -192,22 +252,16 @@ struct Drawn {
 template <class Row>
 SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) {
   const float max = row.max();
-  // Neither NaN nor infinite.
-  if (!(max - max == 0)) return {-1, 0, __builtin_nan("")};
+  if (!is_finite(max)) return {-1, __builtin_nan("")};
   const double temperature = args.temperature.at(b);
-  Measure mass{.mass = true,
-               .ties = false,
-               .kept = {},
-               .max = max,
-               .inverse_temperature = temperature > 0 ? inverse(temperature) : 0,
-               .unit = MassUnit::of_vocabulary(args.V)};
+  Measure mass = masses_of(max, temperature, args.V);
   Measure ties = mass;
   ties.mass = false;
   ties.ties = true;
   if (temperature == 0) {
     ties.kept.key = key_of(max);
     row.total(ties);
-    return {row.locate(ties, 0), 0, 0};
+    return {row.locate(ties, 0), 0};
   }
   // The id of the last token that stays, where only `count` of those of kept.key do.
   const auto cut_ties = [&](uint32_t key, uint64_t count) {
@@ -225,43 +279,24 @@ SEQKERN_HD_INLINE Drawn draw_token(Row& row, const SampleArgs& args, int64_t b) 
   }
   const double top_p = args.top_p.at(b);
   if (top_p < 1) {
-    // Tokens stay as long as the sum before them is below top_p of all: up to the first with which
-    // the sum reaches it.
-    const Reached reached = row.reach(mass, [=](uint64_t sum) {
-      const uint64_t need = round_up(top_p * static_cast<double>(sum));
-      return need < 1 ? 1 : need > sum ? sum : need;
-    });
-    const double exponent = mass.exponent(static_cast<double>(score_of_key(reached.key)));
-    const uint64_t each = mass_of<uint64_t>(exponent, mass.unit);
+    const Reached reached =
+        row.reach(mass, [=](uint64_t sum) { return need_of_top_p(top_p, sum); });
     const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
-    cut_ties(reached.key, (reached.rest + each - 1) / each);
+    cut_ties(reached.key, tokens_for(mass, reached));
     // Both cuts among the same ties: the earlier id holds.
     if (earlier_cut < mass.kept.last_tie) mass.kept.last_tie = earlier_cut;
   }
-  const double min_p = args.min_p.at(b);
-  if (min_p > 0) {
-    mass.kept.min_mass = round_up(min_p * static_cast<double>(uint64_t{1} << mass.unit.bits));
-  }
+  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
   const uint64_t sum = row.total(mass);
-  const PhiloxBits bits =
-      philox(static_cast<uint64_t>(args.seed.at(b)), static_cast<uint64_t>(args.step.at(b)),
-             args.seed.rows ? 0 : static_cast<uint64_t>(b));
-  const uint64_t random = static_cast<uint64_t>(bits.word[0]) << 32 | bits.word[1];
-  const int64_t token = row.locate(mass, high_product(random, sum));
-  return {token, log_of(sum, mass.unit), mass.exponent(static_cast<double>(row.score(token)))};
+  const int64_t token = row.locate(mass, draw_target(args, b, sum));
+  return {token, log_probability(mass, row.score(token), sum)};
 }
 
 // log softmax(x)[token], for the row of the bare logits.
 template <class Row>
 SEQKERN_HD_INLINE double log_softmax_of(Row& row, int64_t V, int64_t token) {
-  const Measure mass{.mass = true,
-                     .ties = false,
-                     .kept = {},
-                     .max = row.max(),
-                     .inverse_temperature = 1,
-                     .unit = MassUnit::of_vocabulary(V)};
-  const double log_sum = log_of(row.total(mass), mass.unit);
-  return mass.exponent(static_cast<double>(row.score(token))) - log_sum;
+  const Measure mass = masses_of(row.max(), 1, V);
+  return log_probability(mass, row.score(token), row.total(mass));
 }
 
 }  // namespace seqkern

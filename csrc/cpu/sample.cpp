@@ -29,6 +29,20 @@ SEQKERN_INLINE int highest_reaching(const uint64_t* histogram, int bin, uint64_t
   return bin;
 }
 
+// nearest_integer of each, and 0 for those below `least`. In double, where one addition rounds to
+// an integer in the mantissa.
+SEQKERN_INLINE void round_to_amounts(VecF exact, uint64_t least, uint64_t* amounts) {
+  constexpr int L = kLanes<double>;
+  for (int half = 0; half < 2; ++half) {
+    HalfVecF floats;
+    __builtin_memcpy(&floats, reinterpret_cast<const float*>(&exact) + half * L, sizeof(floats));
+    const VecD rounded = __builtin_convertvector(floats, VecD) + 4503599627370496.0;  // 2^52
+    VecU64 amount = bitcast<VecU64>(rounded) & 0xfffffffffffffull;
+    amount &= bitcast<VecU64>(bitcast<VecI64>(amount) >= VecI64{} + static_cast<int64_t>(least));
+    __builtin_memcpy(amounts + half * L, &amount, sizeof(amount));
+  }
+}
+
 template <class T>
 class Row {
  public:
@@ -182,28 +196,23 @@ class Row {
   // a key of at least floor_key. Needs max() before.
   int amounts(const Measure& measure, int64_t first, uint32_t floor_key) {
     if (!may_reach(first, floor_key)) return 0;
-    constexpr int L = kLanes<double>;
     const int n = stage(first);
     const Kept& kept = measure.kept;
-    const VecD bound = splat<VecD>(static_cast<double>(score_of_key(kept.key)));
-    for (int i = 0; i < n; i += L) {
-      HalfVecF floats;
-      __builtin_memcpy(&floats, y_ + i, sizeof(floats));
-      const VecD y = __builtin_convertvector(floats, VecD);
-      VecU64 amount = VecU64{} + 1;
-      if (measure.mass) amount = mass_of<VecU64>(measure.exponent(y), measure.unit);
+    const VecF bound = splat<VecF>(score_of_key(kept.key));
+    for (int i = 0; i < n; i += kLanes<float>) {
+      const VecF y = load(y_ + i);
+      VecF exact = VecF{} + 1.0f;
+      if (measure.mass) exact = measure.template exact_mass<VecI32>(y);
+      // As Measure::filtered, which is asked where there is a tie.
       if (kept.key > 0) {
-        // As Measure::filtered, which is asked where there is a tie.
-        amount &= measure.ties ? VecU64{} : bitcast<VecU64>(y > bound);
-        if (any(y == bound)) {
-          for (int l = 0; l < L; ++l) {
-            if (y[l] == bound[l]) amount[l] = measure.of(y_[i + l], first + i + l);
-          }
+        exact = measure.ties ? VecF{} : bitcast<VecF>(bitcast<VecI32>(exact) & (y > bound));
+      }
+      round_to_amounts(exact, kept.min_mass, amount_ + i);
+      if (kept.key > 0 && any(y == bound)) {
+        for (int l = 0; l < kLanes<float>; ++l) {
+          if (y_[i + l] == bound[l]) amount_[i + l] = measure.of(y_[i + l], first + i + l);
         }
       }
-      amount &= bitcast<VecU64>(bitcast<VecI64>(amount) >=
-                                VecI64{} + static_cast<int64_t>(kept.min_mass));
-      __builtin_memcpy(amount_ + i, &amount, sizeof(amount));
     }
     return n;
   }
@@ -230,7 +239,7 @@ void sample_row(const SampleArgs& args, int64_t b) {
   Row<T> row(x, args.token_counts ? args.token_counts + b * args.V : nullptr, penalties, args.V);
   const Drawn drawn = draw_token(row, args, b);
   args.token[b] = drawn.token;
-  double logprob = drawn.exponent - drawn.log_mass;
+  double logprob = drawn.logprob;
   if (args.model_logprob && drawn.token >= 0) {
     Row<T> bare(x, nullptr, penalties, args.V);
     logprob = log_softmax_of(bare, args.V, drawn.token);

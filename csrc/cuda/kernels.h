@@ -57,6 +57,7 @@ int64_t hidden_backward_workspace(const HiddenBackwardArgs& args);
 int64_t attention_forward_workspace(const AttentionForwardArgs& args);
 int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
 int64_t attention_step_workspace(const AttentionStepArgs& args);
+int64_t sample_workspace(const SampleArgs& args);
 
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
@@ -71,6 +72,7 @@ void visit_gru_rnn_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_backward_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_steps_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
+void visit_sample_passes_kernels(VisitKernel visit, void* context);
 void visit_softmax_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);

@@ -1,185 +1,236 @@
-// Sampling the next token on CUDA: a block per row gives the algorithm of common/sampling.h its
-// sums. Integers add up to the same value in any order, so atomics and warps change no result.
+// Sampling the next token on CUDA. A short row is one block's, which runs the algorithm of
+// common/sampling.h. The tokens of a long row are shared by blocks, in launches one after the
+// other:
+//
+//   maxima   every run's largest score
+//   scan     by what the row asks for (Way): a list of the tokens that can be among the top-k, or a
+//            histogram of masses (counts) over the distance from the largest score, or every run's
+//            sum of masses
+//   gather   with a histogram: the list of the tokens of the bin in which top-p (top-k) ends, and
+//            every run's sum of the masses before it
+//   draw     a block per row: the last score that stays, and the token, from the list or from the
+//            runs' sums
+//
+// All of these take the decisions of common/sampling.h: sums of integers are the same in any order
+// and in any parts, so neither blocks nor atomics change a result. Where more tokens want to be
+// listed than there is room for (equal scores), the last launch does it as for a short row.
 #include <climits>
 #include <string>
 
 #include "common/errors.h"
-#include "common/sampling.h"
-#include "cuda/block.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
-#include "cuda/vec.cuh"
+#include "cuda/sample_split.cuh"
 
 namespace seqkern::cuda {
 namespace {
 
-constexpr unsigned kThreads = 512;
-constexpr int kChunks =
-    256;  // parts of a row whose sums are kept, so that a search reads one of them
-constexpr int kPerLane = kChunks / kWarp;
+constexpr unsigned kDrawThreads = 512;
+constexpr int kDrawWarps = kDrawThreads / kWarp;
+constexpr unsigned kShortThreads = 128;  // of a row that is one block's
 
-struct SampleShared {
-  unsigned long long histogram[kRadixBins];
-  unsigned long long sums[kChunks];
+// ---------------------------------------------------------------- the draw, by a block per row
+
+struct FromSum {
+  int64_t token;
+  uint64_t sum;  // of the masses it was drawn from
 };
 
-// ---------------------------------------------------------------- a warp's sums
-
-struct Sum {
-  unsigned long long x;
-};
-__device__ __forceinline__ Sum shuffle_down(Sum s, int delta) {
-  return {__shfl_down_sync(kAllLanes, s.x, delta)};
+// All that stay are listed, fewer than k where others are banned.
+__device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space, int n,
+                                  Measure mass) {
+  const uint2* list = space.list;
+  const int64_t k = args.top_k.at(b);
+  const Reached kth = narrow(
+      n,
+      [=](int i, uint32_t& key, unsigned long long& amount) {
+        key = list[i].x;
+        amount = 1;
+        return true;
+      },
+      [=](uint64_t all) {
+        return static_cast<uint64_t>(k) < all ? static_cast<uint64_t>(k) : all;
+      });
+  mass.kept = {.key = kth.key, .last_tie = last_of_ties(list, n, kth.key, kth.rest)};
+  const auto masses = [&](int i, uint32_t& key, unsigned long long& amount) {
+    const uint2 token = list[i];
+    key = token.x;
+    amount = mass.of(score_of_key(token.x), token.y);
+    return true;
+  };
+  const double top_p = args.top_p.at(b);
+  if (top_p < 1) {
+    const Reached reached =
+        narrow(n, masses, [=](uint64_t sum) { return need_of_top_p(top_p, sum); });
+    const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
+    const int64_t cut = last_of_ties(list, n, reached.key, tokens_for(mass, reached));
+    mass.kept.key = reached.key;
+    // Both cuts among the same ties: the earlier id holds.
+    mass.kept.last_tie = earlier_cut < cut ? earlier_cut : cut;
+  }
+  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
+  uint64_t sum = 0;
+  // By rising id: the token is the first with which the running sum exceeds the target.
+  const Reached drawn = narrow(
+      n,
+      [&](int i, uint32_t& key, unsigned long long& amount) {
+        masses(i, key, amount);
+        key = ~list[i].y;
+        return true;
+      },
+      [&](uint64_t all) {
+        sum = all;
+        return draw_target(args, b, sum) + 1;
+      });
+  return {static_cast<int64_t>(~drawn.key), sum};
 }
-__device__ __forceinline__ Sum broadcast(Sum s) { return {__shfl_sync(kAllLanes, s.x, 0)}; }
 
-__device__ __forceinline__ unsigned long long warp_sum(unsigned long long x) {
-  return warp_reduce(Sum{x}, [](Sum a, Sum b) { return Sum{a.x + b.x}; }).x;
+// The last score and id that stay, which are in the list: into `mass`; and to the runs' sums what
+// of the list stays.
+template <class T>
+__device__ void keep_from_list(const SampleArgs& args, const SamplePlan& plan, int64_t b,
+                               const RowSpace& space, const Tiles<T>& tiles, Measure& mass) {
+  const uint2* list = space.list;
+  const int n = static_cast<int>(space.state->listed);
+  const bool count = !(args.top_p.at(b) < 1);
+  const uint64_t rest = space.state->rest;
+  const Reached reached = narrow(
+      n,
+      [&](int i, uint32_t& key, unsigned long long& amount) {
+        key = list[i].x;
+        amount = count ? 1 : mass.mass_at(score_of_key(key));
+        return true;
+      },
+      [=](unsigned long long) { return rest; });
+  mass.kept.key = reached.key;
+  mass.kept.last_tie =
+      last_of_ties(list, n, reached.key, count ? reached.rest : tokens_for(mass, reached));
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kDrawThreads) {
+    const uint2 token = list[i];
+    const uint64_t amount = mass.of(score_of_key(token.x), token.y);
+    const int run = tiles.tile_of(static_cast<int>(token.y)) / plan.run_tiles;
+    if (amount > 0) atomicAdd(&space.run_sums[run], static_cast<unsigned long long>(amount));
+  }
+  // Orders the additions, in device memory, before the block reads the sums.
+  __syncthreads();
 }
 
-// The lane with which a running sum first exceeds `target`, and what of target is left there; -1 if
-// the warp's whole sum does not, which is then taken off target.
-struct Found {
-  int lane;
-  unsigned long long target;
+struct SumsShared {
+  unsigned long long of_thread[kDrawThreads];
 };
-__device__ __forceinline__ Found find_lane(unsigned long long x, unsigned long long target) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  unsigned long long running = x;
+
+// From the runs' sums. Every warp searches for itself: no barrier to hand the result out.
+template <class T>
+__device__ FromSum draw_from_runs(const SampleArgs& args, const SamplePlan& plan, int64_t b,
+                                  const RowSpace& space, const Tiles<T>& tiles,
+                                  const Measure& mass) {
+  SumsShared& shared = cuda::shared<SumsShared>();
+  const int rank = static_cast<int>(threadIdx.x), lane = rank % kWarp;
+  const int each = ceil_div(plan.runs, static_cast<int>(kDrawThreads));  // up to 8 runs
+  const auto sum_of = [&](int run) { return run < plan.runs ? space.run_sums[run] : 0; };
+  unsigned long long sum = 0;
+  for (int i = 0; i < each; ++i) sum += sum_of(rank * each + i);
+  shared.of_thread[rank] = sum;
+  // Orders the threads' sums before the searches.
+  __syncthreads();
+  sum = 0;
+  for (int i = 0; i < kDrawWarps; ++i) sum += shared.of_thread[lane * kDrawWarps + i];
+  const unsigned long long all = warp_sum(sum);
+  Found found = find_lane(sum, draw_target(args, b, all));
+  int first = found.lane * kDrawWarps;
+  found = find_lane(lane < kDrawWarps ? shared.of_thread[first + lane] : 0, found.target);
+  first = (first + found.lane) * each;
+  found = find_lane(lane < each ? sum_of(first + lane) : 0, found.target);
+  const int run = first + found.lane;
+  for (int tile = run * plan.run_tiles;; ++tile) {
+    float y[Tiles<T>::P];
+    tiles.scores(tile, tiles.fetch(tile), y);
+    const int v = tiles.first(tile);
+    unsigned long long amounts[Tiles<T>::P];
+    sum = 0;
 #pragma unroll
-  for (int delta = 1; delta < kWarp; delta *= 2) {
-    const unsigned long long below = __shfl_up_sync(kAllLanes, running, delta);
-    if (lane >= delta) running += below;
+    for (int i = 0; i < Tiles<T>::P; ++i) sum += amounts[i] = mass.of(y[i], v + i);
+    found = find_lane(sum, found.target);
+    if (found.lane < 0) continue;
+    int token = v;
+    bool passed = true;
+#pragma unroll
+    for (int i = 0; i < Tiles<T>::P; ++i) {
+      passed = passed && amounts[i] <= found.target;
+      if (passed) {
+        found.target -= amounts[i];
+        ++token;
+      }
+    }
+    return {__shfl_sync(kAllLanes, token, found.lane), all};
   }
-  const unsigned exceeds = __ballot_sync(kAllLanes, running > target);
-  const int found = exceeds ? __ffs(static_cast<int>(exceeds)) - 1 : kWarp - 1;
-  const unsigned long long before = __shfl_sync(kAllLanes, exceeds ? running - x : running, found);
-  return {exceeds ? found : -1, target - before};
 }
 
-// ---------------------------------------------------------------- a row
-
-// Every thread of the block calls each member, and gets the same answer.
+// The lowest id of the largest score.
 template <class T>
-class BlockRow {
- public:
-  __device__ BlockRow(const T* x, const int32_t* counts, const Penalties& penalties, int V)
-      : x_(x),
-        counts_(counts),
-        penalties_(penalties),
-        V_(V),
-        chunk_(ceil_div(ceil_div(V, kChunks), kWarp) * kWarp),
-        shared_(shared<SampleShared>()) {}
-
-  __device__ __forceinline__ float score(int64_t v) const {
-    return score_of(static_cast<float>(load1(x_ + v)), counts_ ? counts_[v] : 0, penalties_);
+__device__ int64_t draw_largest(const SamplePlan& plan, const RowSpace& space,
+                                const Tiles<T>& tiles, float max) {
+  const BlockGroup group;
+  const uint32_t key = key_of(max);
+  KeyRange found = kNoKeys;
+  for (int run = group.rank(); run < plan.runs; run += group.size()) {
+    if (space.run_keys[run] == key) found = both(found, {static_cast<uint32_t>(run), 0});
   }
-
-  __device__ __forceinline__ float max() const {
-    float largest = -__builtin_inff();
-    for (int v = group_.rank(); v < V_; v += group_.size()) largest = larger(largest, score(v));
-    return group_.reduce(largest, -__builtin_inff(), [](float a, float b) { return larger(a, b); });
-  }
-
-  __device__ uint64_t total(const Measure& measure) {
-    // Orders the reads of earlier sums before the writes of these.
-    __syncthreads();
-    for (int c = group_.rank() / kWarp; c < kChunks; c += group_.size() / kWarp) {
-      const int first = c * chunk_;
-      const int end = first + chunk_ < V_ ? first + chunk_ : V_;
-      unsigned long long sum = 0;
-      for (int v = first + lane(); v < end; v += kWarp) sum += measure.of(score(v), v);
-      sum = warp_sum(sum);
-      if (lane() == 0) shared_.sums[c] = sum;
+  const int run = static_cast<int>(group.reduce(found, kNoKeys, both).low);
+  for (int tile = run * plan.run_tiles;; ++tile) {
+    float y[Tiles<T>::P];
+    tiles.scores(tile, tiles.fetch(tile), y);
+    int token = INT_MAX;
+#pragma unroll
+    for (int i = Tiles<T>::P - 1; i >= 0; --i) {
+      if (y[i] == max) token = tiles.first(tile) + i;
     }
-    // Orders the warps' sums before every thread's reads, here and in locate().
-    __syncthreads();
-    return warp_sum(sum_of_lane());
-  }
-
-  // Each warp searches for itself: no barrier to hand the result out.
-  __device__ int64_t locate(const Measure& measure, uint64_t target) const {
-    Found found = find_lane(sum_of_lane(), target);
-    int c = found.lane * kPerLane;
-    for (; shared_.sums[c] <= found.target; ++c) found.target -= shared_.sums[c];
-    for (int first = c * chunk_;; first += kWarp) {
-      const int v = first + lane();
-      found = find_lane(v < V_ ? measure.of(score(v), v) : 0, found.target);
-      if (found.lane >= 0) return first + found.lane;
+    const unsigned lanes = __ballot_sync(kAllLanes, token != INT_MAX);
+    if (lanes != 0) {
+      return __shfl_sync(kAllLanes, token, __ffs(static_cast<int>(lanes)) - 1);
     }
   }
-
-  template <class Need>
-  __device__ Reached reach(const Measure& measure, Need need) const {
-    Reached reached{.key = 0, .rest = 0};
-    for (int l = 0; l < kRadixLevels; ++l) {
-      const RadixLevel level(l);
-      // Orders the searches of the earlier level before these zeros.
-      __syncthreads();
-      for (int bin = group_.rank(); bin < level.bins; bin += group_.size())
-        shared_.histogram[bin] = 0;
-      // Orders the zeros before the additions.
-      __syncthreads();
-      for (int v = group_.rank(); v < V_; v += group_.size()) {
-        const float y = score(v);
-        const uint32_t key = key_of(y);
-        if ((key & level.settled) != reached.key) continue;
-        const unsigned long long amount = measure.of(y, v);
-        if (amount > 0) atomicAdd(&shared_.histogram[level.bin_of(key)], amount);
-      }
-      // Orders the additions before the search.
-      __syncthreads();
-      // From the highest bin down, a run of bins per lane; each lane begins elsewhere in its run,
-      // or all would read from one bank.
-      const int run = level.bins / kWarp;
-      const int highest = level.bins - 1 - lane() * run;
-      unsigned long long sum = 0;
-      for (int i = 0; i < run; ++i) sum += shared_.histogram[highest - (i + lane()) % run];
-      if (l == 0) reached.rest = need(warp_sum(sum));
-      const Found found = find_lane(sum, reached.rest - 1);
-      int bin = level.bins - 1 - found.lane * run;
-      unsigned long long target = found.target;
-      for (; shared_.histogram[bin] <= target; --bin) target -= shared_.histogram[bin];
-      reached.key |= static_cast<uint32_t>(bin) << level.shift;
-      reached.rest = target + 1;
-    }
-    return reached;
-  }
-
- private:
-  __device__ __forceinline__ int lane() const { return group_.rank() % kWarp; }
-
-  // NaN if either is.
-  __device__ static __forceinline__ float larger(float a, float b) {
-    return a > b || a != a ? a : b;
-  }
-
-  __device__ __forceinline__ unsigned long long sum_of_lane() const {
-    unsigned long long sum = 0;
-    for (int i = 0; i < kPerLane; ++i) sum += shared_.sums[lane() * kPerLane + i];
-    return sum;
-  }
-
-  const T* x_;             // [V]
-  const int32_t* counts_;  // [V] or null
-  const Penalties& penalties_;
-  int V_;
-  int chunk_;  // tokens per sum
-  BlockGroup group_;
-  SampleShared& shared_;
-};
+}
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args) {
-  const int64_t b = blockIdx.x;
-  const T* x = static_cast<const T*>(args.logits) + args.logits_rows.offset(b);
+__device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int64_t b, Way way) {
+  const RowSpace space(plan, args.workspace, b);
+  const Extent extent = extent_of(plan, space);
+  if (!extent.finite) return {-1, __builtin_nan("")};
+  const Tiles<T> tiles = tiles_of<T>(args, b);
+  if (way == Way::kGreedy) return {draw_largest(plan, space, tiles, extent.max), 0};
+  Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
+  FromSum drawn;
+  if (way == Way::kList) {
+    drawn = draw_from_list(args, b, space, static_cast<int>(space.state->listed), mass);
+  } else {
+    mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
+    if (way == Way::kHistogram) keep_from_list(args, plan, b, space, tiles, mass);
+    drawn = draw_from_runs(args, plan, b, space, tiles, mass);
+  }
+  return {drawn.token, log_probability(mass, tiles.score(drawn.token), drawn.sum)};
+}
+
+template <class T>
+__global__ void __launch_bounds__(kDrawThreads)
+    sample_draw_kernel(SampleArgs args, SamplePlan plan) {
+  const int64_t b = plan.first + blockIdx.x;
+  const T* x = logits_of<T>(args, b);
   const int V = static_cast<int>(args.V);
-  const Penalties penalties{.repetition = static_cast<float>(args.repetition_penalty.at(b)),
-                            .presence = static_cast<float>(args.presence_penalty.at(b)),
-                            .frequency = static_cast<float>(args.frequency_penalty.at(b))};
-  BlockRow<T> row(x, args.token_counts ? args.token_counts + b * args.V : nullptr, penalties, V);
-  const Drawn drawn = draw_token(row, args, b);
-  double logprob = drawn.exponent - drawn.log_mass;
+  const Penalties penalties = penalties_of(args, b);
+  bool alone = plan.runs == 0;
+  Drawn drawn;
+  if (!alone) {
+    const Way way = way_of(args, plan, b);
+    alone = way == Way::kAlone || ((way == Way::kList || way == Way::kHistogram) &&
+                                   RowSpace(plan, args.workspace, b).state->listed > kListed);
+    if (!alone) drawn = draw_split<T>(args, plan, b, way);
+  }
+  if (alone) {
+    BlockRow<T> row(x, counts_of(args, b), penalties, V);
+    drawn = draw_token(row, args, b);
+  }
+  double logprob = drawn.logprob;
   if (args.model_logprob && drawn.token >= 0) {
     BlockRow<T> bare(x, nullptr, penalties, V);
     logprob = log_softmax_of(bare, args.V, drawn.token);
@@ -190,28 +241,61 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args) {
   }
 }
 
+// ---------------------------------------------------------------- launches
+
+SamplePlan plan_of(const SampleArgs& args) {
+  SamplePlan plan = {.first = 0, .rows = args.B, .runs = 0, .run_tiles = 0, .blocks = 1};
+  if (args.V <= kShortRow) return plan;
+  const int64_t pack =
+      dispatch_dtype(args.dtype, [](auto tag) { return kPack<typename decltype(tag)::type>; });
+  // A row need not begin at a tile's first token.
+  const int64_t tiles = ceil_div<int64_t>(args.V + pack - 1, kWarp * pack);
+  plan.rows = args.B < kMostRows ? args.B : kMostRows;
+  plan.run_tiles = static_cast<int>(ceil_div<int64_t>(tiles, kMostRuns));
+  plan.runs = static_cast<int>(ceil_div<int64_t>(tiles, plan.run_tiles));
+  return plan;
+}
+
 }  // namespace
+
+int64_t sample_workspace(const SampleArgs& args) {
+  const SamplePlan plan = plan_of(args);
+  return plan.runs > 0 ? plan.rows * RowSpace::bytes(plan) : 0;
+}
 
 void sample(const SampleArgs& args, Stream stream) {
   if (args.V > INT_MAX / 2 || args.B > INT_MAX) {
     throw_value_error("sample: logits must have at most 2^30 tokens and 2^31 rows on CUDA, got [" +
                       std::to_string(args.B) + ", " + std::to_string(args.V) + "]");
   }
-  dispatch_dtype(args.dtype, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    launch(sample_kernel<T>,
-           {.name = "sample",
-            .grid = static_cast<unsigned>(args.B),
-            .block = args.V > 4096 ? kThreads : 128,
-            .stream = stream},
-           args);
-  });
+  SamplePlan plan = plan_of(args);
+  if (plan.runs > 0) {
+    // As many blocks as are resident at once: more would each scan the runs' maxima and add a
+    // histogram of their own.
+    const int64_t share = kPassBlocks * int64_t{current_device().multiprocessors} / plan.rows;
+    const int64_t most = ceil_div(plan.runs, kPassWarps);
+    plan.blocks = static_cast<int>(share < 1 ? 1 : share < most ? share : most);
+  }
+  const int64_t step = plan.rows;
+  for (; plan.first < args.B; plan.first += step) {
+    plan.rows = args.B - plan.first < step ? args.B - plan.first : step;
+    if (plan.runs > 0) sample_passes(args, plan, stream);
+    dispatch_dtype(args.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(sample_draw_kernel<T>,
+             {.name = "sample",
+              .grid = static_cast<unsigned>(plan.rows),
+              .block = plan.runs > 0 ? kDrawThreads : kShortThreads,
+              .stream = stream},
+             args, plan);
+    });
+  }
 }
 
 void visit_sample_kernels(VisitKernel visit, void* context) {
   const auto of_type = [&](auto tag, const char* name) {
     using T = typename decltype(tag)::type;
-    visit(context, name, reinterpret_cast<const void*>(&sample_kernel<T>));
+    visit(context, name, reinterpret_cast<const void*>(&sample_draw_kernel<T>));
   };
   of_type(TypeTag<float>{}, "sample<float32>");
   of_type(TypeTag<double>{}, "sample<float64>");

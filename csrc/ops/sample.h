@@ -43,6 +43,7 @@ struct SampleArgs {
   bool model_logprob;  // logprob is that of softmax(x), not of the distribution drawn from
   int64_t* token;      // [B]; -1 where the row has NaN or +inf, or nothing above -inf
   float* logprob;      // [B]; NaN for such a row
+  void* workspace;     // bytes as the backend asked for, 64-byte aligned; null for none
 };
 
 }  // namespace seqkern

@@ -61,6 +61,7 @@ struct Cpu {
     // Several passes a row, and histograms however short it is.
     rows(cpu::sample, a, a.B, 8 * a.V + 4096);
   }
+  static int64_t workspace_bytes(const SampleArgs&) { return 0; }
   static void run(const CrossEntropyBackwardArgs& a) {
     rows(cpu::cross_entropy_backward, a, a.in.N, a.in.V);
   }

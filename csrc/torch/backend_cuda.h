@@ -93,6 +93,8 @@ struct Cuda {
     return cuda::attention_step_workspace(args);
   }
 
+  static int64_t workspace_bytes(const SampleArgs& args) { return cuda::sample_workspace(args); }
+
   static int64_t workspace_bytes(const LinearStepArgs&) { return 0; }
 
   static void before_first_write(const Tensor&) {}

@@ -67,6 +67,8 @@ struct Emulator {
     return cuda::attention_step_workspace(args);
   }
 
+  static int64_t workspace_bytes(const SampleArgs& args) { return cuda::sample_workspace(args); }
+
   static int64_t workspace_bytes(const LinearStepArgs&) { return 0; }
 
   static void before_first_write(const Tensor&) {}

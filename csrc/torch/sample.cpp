@@ -5,6 +5,7 @@
 
 #include "torch/backend.h"
 #include "torch/ops.h"
+#include "torch/scratch.h"
 
 namespace seqkern {
 namespace {
@@ -108,7 +109,7 @@ std::tuple<Tensor, Tensor> sample(
   Tensor tokens = empty_on(logits, Sizes(sizes, 1), ScalarType::Long);
   Tensor logprobs = empty_on(logits, Sizes(sizes, 1), ScalarType::Float);
   if (B == 0) return {tokens, logprobs};
-  const SampleArgs args{
+  SampleArgs args{
       .dtype = dtype,
       .B = B,
       .V = V,
@@ -126,7 +127,10 @@ std::tuple<Tensor, Tensor> sample(
       .step = steps.args,
       .model_logprob = model_logprob,
       .token = static_cast<int64_t*>(tokens.mutable_data_ptr()),
-      .logprob = static_cast<float*>(logprobs.mutable_data_ptr())};
+      .logprob = static_cast<float*>(logprobs.mutable_data_ptr()),
+      .workspace = nullptr};
+  const Scratch scratch(logits, Backend::workspace_bytes(args));
+  args.workspace = scratch.data();
   Backend::run(args);
   if constexpr (Backend::kHostReadable) {
     for (int64_t b = 0; b < B; ++b) {

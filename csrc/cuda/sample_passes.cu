@@ -1,0 +1,300 @@
+// The passes over the tokens of long rows (sample.cu), by blocks that share a row.
+#include <string>
+
+#include "cuda/launch.cuh"
+#include "cuda/sample_split.cuh"
+
+namespace seqkern::cuda {
+namespace {
+
+// ---------------------------------------------------------------- parts of a pass
+
+// A token of score -inf (banned, or outside the row) has none, and stays or not without a
+// difference: lists and counts leave it out.
+__device__ __forceinline__ bool has_mass(float y) { return y > -__builtin_inff(); }
+
+// Lists the tokens v of those lanes that say so. Every lane of a warp calls this.
+__device__ __forceinline__ void list_token(const RowSpace& space, bool listed, float y, int v) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const unsigned lanes = __ballot_sync(kAllLanes, listed);
+  if (lanes == 0) return;
+  unsigned at = 0;
+  if (lane == 0) at = atomicAdd(&space.state->listed, static_cast<unsigned>(__popc(lanes)));
+  at = __shfl_sync(kAllLanes, at, 0) + static_cast<unsigned>(__popc(lanes & ((1u << lane) - 1)));
+  if (listed && at < kListed) space.list[at] = make_uint2(key_of(y), static_cast<unsigned>(v));
+}
+
+struct Nothing {};
+struct Total {
+  unsigned long long sum = 0;
+};
+
+// For over_runs: stores a run's sum.
+__device__ __forceinline__ void store_total(const RowSpace& space, int run, const Total& total) {
+  const unsigned long long sum = warp_sum(total.sum);
+  if (threadIdx.x % kWarp == 0) space.run_sums[run] = sum;
+}
+
+// ---------------------------------------------------------------- passes of many blocks per row
+
+template <class T>
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
+    sample_maxima_kernel(SampleArgs args, SamplePlan plan) {
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
+  const RowSpace space(plan, args.workspace, b);
+  if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0) {
+    for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads)
+      space.histogram[bin] = 0;
+    if (threadIdx.x == 0) space.state->listed = 0;
+  }
+  struct Largest {
+    float y = -__builtin_inff();
+    bool nan = false;
+  };
+  over_runs<Largest, kUnroll<T>>(
+      plan, tiles_of<T>(args, b), [](int) { return true; },
+      [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) {
+          largest.y = ::fmaxf(largest.y, y[i]);
+          largest.nan |= y[i] != y[i];
+        }
+      },
+      [&](int run, const Largest& largest) {
+        const uint32_t key = largest.nan ? 0xffffffffu : key_of(largest.y);
+        const uint32_t of_run = warp_reduce(KeyRange{key, key}, both).high;
+        if (threadIdx.x % kWarp == 0) space.run_keys[run] = of_run;
+      });
+}
+
+struct DepthShared {
+  Bin bins[kDepths];
+};
+
+__device__ void clear(DepthShared& shared) {
+  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads)
+    shared.bins[bin] = {0, 0};
+  // Orders the zeros before the additions.
+  __syncthreads();
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
+    sample_scan_kernel(SampleArgs args, SamplePlan plan) {
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
+  const Way way = way_of(args, plan, b);
+  if (way == Way::kGreedy || way == Way::kAlone) return;
+  const RowSpace space(plan, args.workspace, b);
+  const Extent extent = extent_of(plan, space);
+  if (!extent.finite) return;
+  const Tiles<T> tiles = tiles_of<T>(args, b);
+  Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
+  if (way == Way::kSums) {
+    const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
+    over_runs<Total, kMassUnroll<T>>(
+        plan, tiles,
+        [&](int run) {
+          // Masses fall with the score up to their rounding only: what is but little too small may
+          // stand before others that are not.
+          const uint64_t largest = mass.mass_at(score_of_key(space.run_keys[run]));
+          return largest + largest / 1024 + 1 >= least;
+        },
+        [&](Total& total, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            const uint64_t amount = mass.mass_at(y[i]);
+            total.sum += amount >= least ? amount : 0;
+          }
+        },
+        [&](int run, const Total& total) { store_total(space, run, total); });
+    return;
+  }
+  DepthShared& shared = cuda::shared<DepthShared>();
+  clear(shared);
+  if (way == Way::kList) {
+    const Depth depth(extent.max, extent.max - extent.least);
+    for (int run = static_cast<int>(threadIdx.x); run < plan.runs; run += kPassThreads)
+      add_to(shared.bins[depth.of(score_of_key(space.run_keys[run]))], 1);
+    // Orders the additions before the search.
+    __syncthreads();
+    const int64_t k = args.top_k.at(b);
+    const int bound =
+        find_bin<kDepths>(shared.bins, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
+    over_runs<Nothing, kUnroll<T>>(
+        plan, tiles, [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
+        [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
+          const int v = tiles.first(tile);
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i)
+            list_token(space, has_mass(y[i]) && depth.of(y[i]) <= bound, y[i], v + i);
+        },
+        [](int, Nothing) {});
+    return;
+  }
+  const Depth depth = depth_of_masses(args, b, extent);
+  if (args.top_p.at(b) < 1) {
+    over_runs<Nothing, kMassUnroll<T>>(
+        plan, tiles, [](int) { return true; },
+        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+          uint64_t amounts[Tiles<T>::P];
+          int bins[Tiles<T>::P];
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            amounts[i] = mass.mass_at(y[i]);
+            bins[i] = depth.of(y[i]);
+          }
+          add_to(shared.bins, bins, amounts);
+        },
+        [](int, Nothing) {});
+  } else {
+    over_runs<Nothing, 1>(
+        plan, tiles, [](int) { return true; },
+        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) {
+            if (has_mass(y[i])) add_to(shared.bins[depth.of(y[i])], 1);
+          }
+        },
+        [](int, Nothing) {});
+  }
+  // Orders the additions before the block's part of the row's histogram is read.
+  __syncthreads();
+  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
+    const unsigned long long sum = shared.bins[bin].sum();
+    if (sum > 0) atomicAdd(&space.histogram[bin], sum);
+  }
+}
+
+template <class T>
+struct PackedShared {
+  float y[kPassWarps][Tiles<T>::kTokens];
+};
+
+// The lane's part of the sum of a tile's masses of at least `least` in bins before `end`, of which
+// there are few as a rule: they are packed, so that a lane has one or none instead of each lane
+// waiting for those of all others.
+template <class T>
+__device__ __forceinline__ uint64_t sum_of_masses(const Measure& mass, uint64_t least,
+                                                  const float (&y)[Tiles<T>::P],
+                                                  const int (&bins)[Tiles<T>::P], int end) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  float* packed = cuda::shared<PackedShared<T>>().y[threadIdx.x / kWarp];
+  int n = 0;
+  // Orders the reads of the earlier tile before these writes.
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < Tiles<T>::P; ++i) {
+    const unsigned lanes = __ballot_sync(kAllLanes, bins[i] < end);
+    if (bins[i] < end) packed[n + __popc(lanes & ((1u << lane) - 1))] = y[i];
+    n += __popc(lanes);
+  }
+  // Orders the scores before the lanes' reads.
+  __syncwarp();
+  uint64_t sum = 0;
+#pragma unroll 1
+  for (int i = lane; i < n; i += kWarp) {
+    const uint64_t amount = mass.mass_at(packed[i]);
+    sum += amount >= least ? amount : 0;
+  }
+  return sum;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kPassThreads, kPassBlocks)
+    sample_gather_kernel(SampleArgs args, SamplePlan plan) {
+  const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
+  if (way_of(args, plan, b) != Way::kHistogram) return;
+  const RowSpace space(plan, args.workspace, b);
+  const Extent extent = extent_of(plan, space);
+  if (!extent.finite) return;
+  DepthShared& shared = cuda::shared<DepthShared>();
+  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
+    const unsigned long long sum = space.histogram[bin];
+    shared.bins[bin] = {static_cast<unsigned>(sum), static_cast<unsigned>(sum >> 32)};
+  }
+  // Orders the copy before the search.
+  __syncthreads();
+  const double top_p = args.top_p.at(b);
+  const int64_t k = args.top_k.at(b);
+  const FoundBin found = find_bin<kDepths>(shared.bins, [=](uint64_t sum) {
+    if (top_p < 1) return need_of_top_p(top_p, sum);
+    return static_cast<uint64_t>(k) < sum ? static_cast<uint64_t>(k) : sum;
+  });
+  if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0 && threadIdx.x == 0) {
+    space.state->rest = found.rest;
+  }
+  const Depth depth = depth_of_masses(args, b, extent);
+  const Tiles<T> tiles = tiles_of<T>(args, b);
+  const Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
+  const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
+  over_runs<Total, kMassUnroll<T>>(
+      plan, tiles,
+      [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= found.bin; },
+      [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
+        const int v = tiles.first(tile);
+        int bins[Tiles<T>::P];
+        bool before = false, in = false;
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) {
+          bins[i] = depth.of(y[i]);
+          before |= bins[i] < found.bin;
+          in |= bins[i] == found.bin;
+        }
+        if (__any_sync(kAllLanes, before))
+          total.sum += sum_of_masses<T>(mass, least, y, bins, found.bin);
+        if (__any_sync(kAllLanes, in)) {
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i)
+            list_token(space, has_mass(y[i]) && bins[i] == found.bin, y[i], v + i);
+        }
+      },
+      [&](int run, const Total& total) { store_total(space, run, total); });
+}
+
+// ---------------------------------------------------------------- launches
+
+// Whether a row can go by way of a histogram, as far as the host knows.
+bool may_want_histogram(const SampleArgs& args, const SamplePlan& plan) {
+  const auto& k = args.top_k;
+  if (!k.rows && k.value > 0 && k.value <= plan.most_listed()) return false;
+  return k.rows || args.top_p.rows || args.top_p.value < 1 || (k.value > 0 && k.value < args.V);
+}
+
+}  // namespace
+
+void sample_passes(const SampleArgs& args, const SamplePlan& plan, Stream stream) {
+  dispatch_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const auto run = [&](auto kernel) {
+      launch(kernel,
+             {.name = "sample",
+              .grid = static_cast<unsigned>(plan.rows * plan.blocks),
+              .block = kPassThreads,
+              .stream = stream},
+             args, plan);
+    };
+    run(sample_maxima_kernel<T>);
+    if (!args.temperature.rows && args.temperature.value == 0) return;
+    run(sample_scan_kernel<T>);
+    if (may_want_histogram(args, plan)) run(sample_gather_kernel<T>);
+  });
+}
+
+void visit_sample_passes_kernels(VisitKernel visit, void* context) {
+  const auto of_type = [&](auto tag, const std::string& name) {
+    using T = typename decltype(tag)::type;
+    const auto kernel = [&](const char* pass, auto function) {
+      visit(context, ("sample " + std::string(pass) + "<" + name + ">").c_str(),
+            reinterpret_cast<const void*>(function));
+    };
+    kernel("maxima", &sample_maxima_kernel<T>);
+    kernel("scan", &sample_scan_kernel<T>);
+    kernel("gather", &sample_gather_kernel<T>);
+  };
+  of_type(TypeTag<float>{}, "float32");
+  of_type(TypeTag<double>{}, "float64");
+  of_type(TypeTag<Half>{}, "float16");
+  of_type(TypeTag<BFloat16>{}, "bfloat16");
+}
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,178 @@
+// Searches of a block: for the bin of a histogram in which a sum is reached, and among a few
+// entries.
+#pragma once
+
+#include "cuda/sample_row.cuh"
+
+namespace seqkern::cuda {
+
+// ---------------------------------------------------------------- reductions
+
+struct KeyRange {
+  uint32_t low, high;
+};
+__device__ __forceinline__ KeyRange shuffle_down(KeyRange r, int delta) {
+  return {__shfl_down_sync(kAllLanes, r.low, delta), __shfl_down_sync(kAllLanes, r.high, delta)};
+}
+__device__ __forceinline__ KeyRange broadcast(KeyRange r) {
+  return {__shfl_sync(kAllLanes, r.low, 0), __shfl_sync(kAllLanes, r.high, 0)};
+}
+__device__ __forceinline__ KeyRange both(KeyRange a, KeyRange b) {
+  return {a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+}
+inline constexpr KeyRange kNoKeys = {0xffffffffu, 0};
+
+__device__ inline unsigned long long block_sum(unsigned long long x) {
+  return BlockGroup().reduce(Sum{x}, Sum{0}, [](Sum a, Sum b) { return Sum{a.x + b.x}; }).x;
+}
+
+// ---------------------------------------------------------------- search in bins
+
+struct FoundBin {
+  int bin;
+  unsigned long long rest;  // needed of it, at least 1
+};
+
+// The first bin with which the sum reaches need(sum of all). Every warp searches for itself.
+template <int kBins, class Need>
+__device__ FoundBin find_bin(const Bin* bins, Need need) {
+  constexpr int kRun = kBins / kWarp, kEach = kRun / kWarp;
+  static_assert(kEach >= 1);
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  unsigned long long sum = 0;
+  // Each lane begins elsewhere in its run, or all would read from one bank.
+  for (int i = 0; i < kRun; ++i) sum += bins[lane * kRun + (i + lane) % kRun].sum();
+  Found found = find_lane(sum, need(warp_sum(sum)) - 1);
+  const int first = found.lane * kRun;
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) sum += bins[first + lane * kEach + i].sum();
+  found = find_lane(sum, found.target);
+  int bin = first + found.lane * kEach;
+  for (; bins[bin].sum() <= found.target; ++bin) found.target -= bins[bin].sum();
+  return {bin, found.target + 1};
+}
+
+inline constexpr int kNarrowBits = 10;
+inline constexpr int kNarrowBins = 1 << kNarrowBits;
+
+struct NarrowShared {
+  Bin bins[kNarrowBins];
+};
+
+// Entries up to which each is compared with all others: below, the levels of a histogram take
+// longer.
+inline constexpr int kRanked = 128;
+
+struct RankedShared {
+  uint32_t keys[kRanked];
+  unsigned long long amounts[kRanked];
+  unsigned long long sum, rest;
+  uint32_t key;
+};
+
+// narrow() of few entries.
+template <class Entry, class Need>
+__device__ Reached narrow_ranked(int n, Entry entry, Need need) {
+  RankedShared& shared = cuda::shared<RankedShared>();
+  const int rank = BlockGroup().rank();
+  uint32_t key = 0;
+  unsigned long long amount = 0;
+  // Orders the reads of an earlier search before these writes.
+  __syncthreads();
+  if (rank < n) {
+    if (!entry(rank, key, amount)) amount = 0;
+    shared.keys[rank] = key;
+    shared.amounts[rank] = amount;
+  }
+  // Orders the entries before every thread's reads.
+  __syncthreads();
+  if (rank < n) {
+    unsigned long long above = 0, equal = 0, sum = 0;
+    bool first = amount > 0;
+    for (int i = 0; i < n; ++i) {
+      const uint32_t other = shared.keys[i];
+      const unsigned long long its = shared.amounts[i];
+      sum += its;
+      if (other > key) above += its;
+      if (other == key) equal += its;
+      if (other == key && i < rank && its > 0) first = false;
+    }
+    const unsigned long long needed = need(sum);
+    if (rank == 0) shared.sum = sum;
+    if (first && above < needed && needed <= above + equal) {
+      shared.key = key;
+      shared.rest = needed - above;
+    }
+  }
+  // Orders what was found before every thread reads it.
+  __syncthreads();
+  need(shared.sum);  // for what the caller learns by it
+  return {.key = shared.key, .rest = shared.rest};
+}
+
+// Of entries [0, n), each with a key and an amount: the key with which the sum over falling keys
+// reaches need(sum of all). entry(i, key, amount) says whether there is entry i. Every thread of
+// the block calls this, and gets the same answer.
+template <class Entry, class Need>
+__device__ Reached narrow(int n, Entry entry, Need need) {
+  if (n <= kRanked) return narrow_ranked(n, entry, need);
+  const BlockGroup group;
+  NarrowShared& shared = cuda::shared<NarrowShared>();
+  KeyRange range = kNoKeys;
+  unsigned long long sum = 0;
+  for (int i = group.rank(); i < n; i += group.size()) {
+    uint32_t key;
+    unsigned long long amount;
+    if (!entry(i, key, amount) || amount == 0) continue;
+    range = both(range, {key, key});
+    sum += amount;
+  }
+  range = group.reduce(range, kNoKeys, both);
+  unsigned long long rest = need(block_sum(sum));
+  while (range.low < range.high) {
+    const int bits = 32 - __clz(static_cast<int>(range.high - range.low));
+    const int shift = bits > kNarrowBits ? bits - kNarrowBits : 0;
+    // Orders the searches of an earlier level before these zeros.
+    __syncthreads();
+    for (int bin = group.rank(); bin < kNarrowBins; bin += group.size()) shared.bins[bin] = {0, 0};
+    // Orders the zeros before the additions.
+    __syncthreads();
+    for (int i = group.rank(); i < n; i += group.size()) {
+      uint32_t key;
+      unsigned long long amount;
+      if (!entry(i, key, amount) || amount == 0) continue;
+      if (key < range.low || key > range.high) continue;
+      // The first bin has the highest keys.
+      add_to(shared.bins[kNarrowBins - 1 - ((key - range.low) >> shift)], amount);
+    }
+    // Orders the additions before the search.
+    __syncthreads();
+    const FoundBin found =
+        find_bin<kNarrowBins>(shared.bins, [=](unsigned long long) { return rest; });
+    rest = found.rest;
+    range.low += static_cast<uint32_t>(kNarrowBins - 1 - found.bin) << shift;
+    const uint32_t width = (1u << shift) - 1;
+    if (range.high - range.low > width) range.high = range.low + width;
+  }
+  return {.key = range.low, .rest = rest};
+}
+
+// Of the listed tokens of `key`, which are all there are, `count` of the lowest ids stay: the last
+// of them, or INT64_MAX where all do.
+__device__ inline int64_t last_of_ties(const uint2* list, int n, uint32_t key, uint64_t count) {
+  const auto entry = [=](int i, uint32_t& reversed, unsigned long long& amount) {
+    const uint2 token = list[i];
+    reversed = ~token.y;
+    amount = 1;
+    return token.x == key;
+  };
+  bool all = false;
+  const Reached reached = narrow(n, entry, [&](unsigned long long ties) {
+    all = count >= ties;
+    return all ? ties : count;
+  });
+  return all ? INT64_MAX : static_cast<int64_t>(~reached.key);
+}
+
+}  // namespace seqkern::cuda

@@ -1,0 +1,254 @@
+// Sampling from long rows, whose tokens many blocks share: how a row is split, and what its blocks
+// leave each other in the workspace.
+//
+// A row is cut into runs of whole tiles; a tile is one 16-byte access of each lane of a warp. Runs
+// have their largest score, by which later passes skip them, and the sum of what stays of their
+// masses, by which a token is found.
+#pragma once
+
+#include "cuda/kernels.h"
+#include "cuda/sample_search.cuh"
+
+namespace seqkern::cuda {
+
+inline constexpr unsigned kPassThreads = 256;
+inline constexpr int kPassWarps = kPassThreads / kWarp;
+inline constexpr int kPassBlocks = 3;   // on a multiprocessor: 80 registers a thread
+inline constexpr int kShortRow = 4096;  // tokens up to which one block takes the row alone
+inline constexpr int kMostRuns = 4096;
+inline constexpr int kMostRows = 512;  // long ones at once: what bounds the workspace
+inline constexpr int kDepths = 2048;   // bins of scores below the largest
+inline constexpr int kListed = 4096;   // tokens that a row's list has room for
+
+// Runs of a warp whose loads are in flight together; of masses, whose arithmetic the compiler would
+// otherwise interleave beyond the registers, fewer.
+template <class T>
+inline constexpr int kUnroll = 4;
+template <class T>
+inline constexpr int kMassUnroll = kPack<T> > 4 ? 1 : 2;
+
+inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of a score of -inf
+
+struct SamplePlan {
+  int64_t first;  // row of the launch, and
+  int64_t rows;   // how many
+  int runs;       // of a row; 0: a block takes a row alone
+  int run_tiles;  // of each run
+  int blocks;     // of a row
+
+  // Up to here the k-th largest of the runs' largest scores is a bound that few others reach.
+  SEQKERN_HD int64_t most_listed() const { return runs / 2 < 1024 ? runs / 2 : 1024; }
+};
+
+// ---------------------------------------------------------------- workspace
+
+struct alignas(16) RowState {
+  unsigned listed;  // tokens that wanted to be listed; beyond kListed the list is of no use
+  uint64_t rest;    // what is needed of the bin that is listed
+};
+
+struct RowSpace {
+  RowState* state;
+  unsigned long long* histogram;  // [kDepths]
+  uint2* list;                    // [kListed] of (key, token), in no order
+  unsigned long long* run_sums;   // [runs]
+  uint32_t* run_keys;             // [runs]
+
+  static constexpr int64_t kFixed = sizeof(RowState) + kDepths * 8 + kListed * sizeof(uint2);
+  SEQKERN_HD static int64_t bytes(const SamplePlan& plan) {
+    return kFixed + ceil_div<int64_t>(int64_t{plan.runs} * 12, 16) * 16;
+  }
+  __device__ RowSpace(const SamplePlan& plan, void* workspace, int64_t b) {
+    char* base = static_cast<char*>(workspace) + (b - plan.first) * bytes(plan);
+    state = reinterpret_cast<RowState*>(base);
+    histogram = reinterpret_cast<unsigned long long*>(base + sizeof(RowState));
+    list = reinterpret_cast<uint2*>(histogram + kDepths);
+    run_sums = reinterpret_cast<unsigned long long*>(list + kListed);
+    run_keys = reinterpret_cast<uint32_t*>(run_sums + plan.runs);
+  }
+};
+
+// ---------------------------------------------------------------- what a row asks for
+
+enum class Way {
+  kGreedy,     // the largest score
+  kList,       // top-k of few: all that stay are listed, and everything else happens in the list
+  kHistogram,  // top-p, or top-k of many: the last score that stays is in one bin of a histogram
+  kSums,       // nothing but min-p
+  kAlone,      // by a block alone: top-k of many before top-p
+};
+
+__device__ inline Way way_of(const SampleArgs& args, const SamplePlan& plan, int64_t b) {
+  if (args.temperature.at(b) == 0) return Way::kGreedy;
+  const int64_t k = args.top_k.at(b);
+  const bool top_k = k > 0 && k < args.V, top_p = args.top_p.at(b) < 1;
+  if (top_k && k <= plan.most_listed()) return Way::kList;
+  if (top_k && top_p) return Way::kAlone;
+  return top_k || top_p ? Way::kHistogram : Way::kSums;
+}
+
+// ---------------------------------------------------------------- tiles
+
+template <class T>
+class Tiles {
+ public:
+  static constexpr int P = kPack<T>;
+  static constexpr int kTokens = kWarp * P;
+
+  __device__ Tiles(const T* x, const int32_t* counts, const Penalties& penalties, int V)
+      : x_(x),
+        counts_(counts),
+        penalties_(penalties),
+        V_(V),
+        before_(static_cast<int>(reinterpret_cast<uintptr_t>(x) % 16 / sizeof(T))) {}
+
+  // The lane's first token of the tile; outside the row there is none.
+  __device__ __forceinline__ int first(int tile) const {
+    return tile * kTokens + lane() * P - before_;
+  }
+  __device__ __forceinline__ int tile_of(int v) const { return (v + before_) / kTokens; }
+  __device__ __forceinline__ bool has(int v) const {
+    return static_cast<unsigned>(v) < static_cast<unsigned>(V_);
+  }
+
+  __device__ __forceinline__ uint4 fetch(int tile) const {
+    const int v = first(tile);
+    return whole(v) ? load_bits(x_ + v) : uint4{0, 0, 0, 0};
+  }
+
+  // The lane's scores from what was fetched; -inf where there is no token.
+  __device__ __forceinline__ void scores(int tile, uint4 bits, float (&y)[P]) const {
+    const int v = first(tile);
+    if (whole(v) && !counts_) {
+      AccOf<T> x[P];
+      unpack(TypeTag<T>{}, bits, x);
+#pragma unroll
+      for (int i = 0; i < P; ++i) y[i] = score_of(static_cast<float>(x[i]), 0, penalties_);
+    } else {
+#pragma unroll
+      for (int i = 0; i < P; ++i) y[i] = has(v + i) ? score(v + i) : -__builtin_inff();
+    }
+  }
+
+  __device__ float score(int64_t v) const {
+    return score_of(static_cast<float>(load1(x_ + v)), counts_ ? counts_[v] : 0, penalties_);
+  }
+
+ private:
+  __device__ static __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
+  __device__ __forceinline__ bool whole(int v) const { return v >= 0 && v + P <= V_; }
+
+  const T* x_;             // [V]
+  const int32_t* counts_;  // [V] or null
+  Penalties penalties_;
+  int V_;
+  int before_;  // elements from a 16-byte boundary to the row
+};
+
+// Calls add(state of the run, tile, scores) for the tiles of the warp's runs that want(run), and
+// then end(run, state) for all of them.
+template <class State, int kRuns, class T, class Want, class Add, class End>
+__device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>& tiles, Want want,
+                                          Add add, End end) {
+  const int step = plan.blocks * kPassWarps;
+  const int begin = static_cast<int>(blockIdx.x) % plan.blocks * kPassWarps +
+                    static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll 1
+  for (int first = begin; first < plan.runs; first += kRuns * step) {
+    State states[kRuns];
+    bool wanted[kRuns];
+#pragma unroll
+    for (int u = 0; u < kRuns; ++u) {
+      const int run = first + u * step;
+      wanted[u] = run < plan.runs && want(run);
+    }
+#pragma unroll 1
+    for (int t = 0; t < plan.run_tiles; ++t) {
+      uint4 bits[kRuns];
+#pragma unroll
+      for (int u = 0; u < kRuns; ++u) {
+        if (wanted[u]) bits[u] = tiles.fetch((first + u * step) * plan.run_tiles + t);
+      }
+#pragma unroll
+      for (int u = 0; u < kRuns; ++u) {
+        if (!wanted[u]) continue;
+        const int tile = (first + u * step) * plan.run_tiles + t;
+        float y[Tiles<T>::P];
+        tiles.scores(tile, bits[u], y);
+        add(states[u], tile, y);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kRuns; ++u) {
+      const int run = first + u * step;
+      if (run < plan.runs) end(run, states[u]);
+    }
+  }
+}
+
+// ---------------------------------------------------------------- what a block knows of its row
+
+template <class T>
+__device__ const T* logits_of(const SampleArgs& args, int64_t b) {
+  return static_cast<const T*>(args.logits) + args.logits_rows.offset(b);
+}
+__device__ inline const int32_t* counts_of(const SampleArgs& args, int64_t b) {
+  return args.token_counts ? args.token_counts + b * args.V : nullptr;
+}
+__device__ inline Penalties penalties_of(const SampleArgs& args, int64_t b) {
+  return {.repetition = static_cast<float>(args.repetition_penalty.at(b)),
+          .presence = static_cast<float>(args.presence_penalty.at(b)),
+          .frequency = static_cast<float>(args.frequency_penalty.at(b))};
+}
+
+template <class T>
+__device__ Tiles<T> tiles_of(const SampleArgs& args, int64_t b) {
+  return Tiles<T>(logits_of<T>(args, b), counts_of(args, b), penalties_of(args, b),
+                  static_cast<int>(args.V));
+}
+
+// Bins by how far a score is below the largest: they need only grow with that, for nothing that is
+// decided depends on where one ends.
+struct Depth {
+  float max, scale;
+
+  __device__ Depth(float max, float span)
+      : max(max), scale(span > 1e-30f ? static_cast<float>(kDepths) / span : 0.0f) {}
+  // NaN (-inf without a scale) is the last. Adding 2^23 leaves the nearest integer in the mantissa.
+  __device__ __forceinline__ int of(float y) const {
+    const float depth = ::fminf((max - y) * scale, static_cast<float>(kDepths - 1));
+    return static_cast<int>(bits_as<uint32_t>(depth + 8388608.0f) & (kDepths - 1));
+  }
+};
+
+// Of the runs' largest scores: the largest, and the smallest of those above -inf.
+struct Extent {
+  float max, least;
+  bool finite;
+};
+__device__ inline Extent extent_of(const SamplePlan& plan, const RowSpace& space) {
+  const BlockGroup group;
+  KeyRange range = kNoKeys;
+  for (int run = group.rank(); run < plan.runs; run += group.size()) {
+    const uint32_t key = space.run_keys[run];
+    if (key > kLowestKey) range = both(range, {key, key});
+  }
+  range = group.reduce(range, kNoKeys, both);
+  const float max = score_of_key(range.high);
+  return {max, score_of_key(range.low), range.high > 0 && is_finite(max)};
+}
+
+// The bins of a row's histogram. Beyond e^-31 no mass is left. Of many random scores the runs'
+// least maximum is above the median: three times as far nearly all have their own bin.
+__device__ inline Depth depth_of_masses(const SampleArgs& args, int64_t b, const Extent& extent) {
+  const float spread = 3 * (extent.max - extent.least);
+  const float reach = 31 * static_cast<float>(args.temperature.at(b));
+  return Depth(extent.max, args.top_p.at(b) < 1 && reach < spread ? reach : spread);
+}
+
+// ---------------------------------------------------------------- launches
+
+// All passes before the draw, of a row's plan.blocks blocks each (sample_passes.cu).
+void sample_passes(const SampleArgs& args, const SamplePlan& plan, Stream stream);
+
+}  // namespace seqkern::cuda
