@@ -1,6 +1,5 @@
 // Causal attention on CUDA: which kernel takes a call.
 #include "cuda/attention.cuh"
-#include "cuda/capability.cuh"
 
 namespace seqkern::cuda {
 namespace {
@@ -11,7 +10,7 @@ enum class Family { kSimt, kMma };
 // file, its launchers in attention.cuh, a line here and in the switches below.
 Family family_of(const AttentionInputs& in) {
   const bool half = in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16;
-  return half && compute_capability("attention") >= 8 ? Family::kMma : Family::kSimt;
+  return half && current_device().major >= 8 ? Family::kMma : Family::kSimt;
 }
 
 }  // namespace

@@ -8,7 +8,6 @@
 #include "cuda/attention_step_runs.cuh"
 #include "cuda/attention_step_tile.cuh"
 #include "cuda/attention_step_tokens.cuh"
-#include "cuda/capability.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/mixed.cuh"
@@ -307,8 +306,7 @@ void for_each_half(F&& f) {
 
 bool attention_step_takes_mma(const AttentionStepArgs& a) {
   const bool half = a.dtype == DType::kFloat16 || a.dtype == DType::kBFloat16;
-  return half && a.D <= kStepWarps * kSide && a.NH / a.NKV * a.S > 1 &&
-         compute_capability("attention_step") >= 8;
+  return half && a.D <= kStepWarps * kSide && a.NH / a.NKV * a.S > 1 && current_device().major >= 8;
 }
 
 void attention_step_mma(const AttentionStepArgs& a, Stream stream) {

@@ -1,0 +1,63 @@
+"""How ops.linear_cross_entropy cuts its logits changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_linear_cross_entropy import DTYPES, double, make, plain, run
+
+from accuracy import assert_accurate
+from seqkern import ops
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("chunk_bytes", [1, 3000, 10**9])
+def test_chunks_do_not_change_the_result(
+    backend: Any, chunk_bytes: int, reduction: str, dtype: torch.dtype
+) -> None:
+    inputs = make(9, 4, 50, dtype, backend.device)
+    options: dict[str, Any] = {"reduction": reduction, "label_smoothing": 0.1}
+    loss, grads = run(ops.linear_cross_entropy, inputs, True, chunk_bytes=chunk_bytes, **options)
+    torch_loss, torch_grads = run(plain, inputs, True, **options)
+    exact_loss, exact_grads = run(plain, double(inputs), True, **options)
+    assert_accurate(loss, torch_loss, exact_loss, torch.promote_types(dtype, torch.float32))
+    for ours, theirs, exact in zip(grads, torch_grads, exact_grads, strict=True):
+        assert_accurate(ours, theirs, exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(
+    ("rows", "chunk_bytes"),
+    # Bytes of a logit and its gradient on CUDA: 6. All rows through tiles of 16 of the 37 classes
+    # and a rest; chunks of many rows, whose parts of weight's gradient are added.
+    [(40, 40 * 16 * 6), (2900, 1450 * 37 * 6)],
+    ids=["vocabulary", "rows"],
+)
+def test_how_a_device_cuts_16_bit_logits(
+    backend: Any, rows: int, chunk_bytes: int, reduction: str, dtype: torch.dtype
+) -> None:
+    inputs = make(rows, 5, 37, dtype, backend.device)
+    options: dict[str, Any] = {"reduction": reduction}
+    loss, grads = run(ops.linear_cross_entropy, inputs, True, chunk_bytes=chunk_bytes, **options)
+    torch_loss, torch_grads = run(plain, inputs, True, **options)
+    exact_loss, exact_grads = run(plain, double(inputs), True, **options)
+    assert_accurate(loss, torch_loss, exact_loss, torch.float32)
+    for ours, theirs, exact in zip(grads, torch_grads, exact_grads, strict=True):
+        assert_accurate(ours, theirs, exact, dtype)
+
+
+def test_a_device_rounds_the_gradient_of_a_bfloat16_weight_itself(backend: Any) -> None:
+    """In float32 it would be the largest tensor there is."""
+    inputs = make(9, 4, 50, torch.bfloat16, backend.device)
+    tensors = (inputs["hidden"], inputs["weight"], inputs["target"], None, None)
+    options = (-100, 1, 0.0, 0.0, 0.0, False, False, True, True, False)  # mean; no bias
+    for chunk_bytes in (0, 9 * 16 * 6):
+        forward = backend.ops.linear_cross_entropy_forward
+        *_, dhidden, dweight, _ = forward(*tensors, *options, chunk_bytes)
+        on_device = backend.name != "cpu"
+        assert dweight.dtype == (torch.bfloat16 if on_device else torch.float32)
+        assert dhidden.dtype == torch.float32
