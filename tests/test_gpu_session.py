@@ -151,3 +151,35 @@ def test_all_benchmarks_by_one_name(capsys):
     benches = [stage.name for stage in STAGES if stage.name.startswith("bench-")]
     assert len(benches) == 5
     assert names == ["ceilings", *benches]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("9.0\n9.0\n", "90a-real"), ("8.6\n", "86-real"), ("", "native"), ("[N/A]\n", "native")],
+)
+def test_the_gpus_own_architecture(told, expected, tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '%s' '{told}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_session.architecture() == expected
+
+
+def test_without_a_driver_cmake_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_session.architecture() == "native"
+
+
+def test_what_went_wrong_is_printed(tmp_path, capsys):
+    lines = [
+        "[gw1] [ 3%] FAILED tests/ops/test_a.py::test_b[cuda]",
+        "[gw0] PASSED tests/ops/test_c.py",
+    ]
+    lines += [f"!!! op {i}: WRONG" for i in range(40)] + ["a.cu(3): error: no such thing"]
+    program = f"print({chr(10).join(lines)!r})"
+    run_stage(Stage("trial", "", (shlex.join([sys.executable, "-c", program]),)), tmp_path, 20)
+    out = capsys.readouterr().out
+    assert "test_b[cuda]" in out
+    assert "PASSED" not in out.split("\n", 1)[1]
+    assert "!!! op 28: WRONG" in out
+    assert "... 12 more" in out

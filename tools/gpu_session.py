@@ -46,7 +46,7 @@ PYTHON = sys.executable
 @dataclass(frozen=True)
 class Stage:
     """Commands that run one after the other; `{out}` stands for the folder of results, `{case}` for
-    the seconds that a case of a benchmark takes."""
+    the seconds that a case of a benchmark takes, `{architecture}` for the GPU's."""
 
     name: str
     why: str
@@ -85,7 +85,7 @@ STAGES = (
             f"{PYTHON} -m pip install --no-build-isolation --no-deps -e . "
             "--config-settings=build-dir=build/gpu "
             "--config-settings=cmake.define.SEQKERN_CUDA=ON "
-            "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES=native",
+            "--config-settings=cmake.define.CMAKE_CUDA_ARCHITECTURES={architecture}",
             f"{PYTHON} -m seqkern doctor",
         ),
         share=5.0,
@@ -211,11 +211,50 @@ def run_stage(
     rows = []
     for template in stage.commands:
         command = template.replace("{out}", shlex.quote(str(out))).replace("{case}", f"{case:g}")
+        if "{architecture}" in command:
+            command = command.replace("{architecture}", architecture())
         left = deadline - time.monotonic()
         code, seconds = run(command, out / f"{stage.name}.log", left) if left > 0 else (124, 0.0)
         rows.append((stage.name, command, code, seconds))
         print(f"{stage.name:16} exit {code:3} {seconds:7.1f} s  {command[:110]}", flush=True)
+    for line in troubles(out / f"{stage.name}.log"):
+        print(f"    {line}", flush=True)
     return rows
+
+
+def architecture() -> str:
+    """What CMake is to compile for: this GPU, with what its kind alone has (sm_90a)."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "native"
+    major, _, minor = told.split()[0].partition(".") if told.strip() else ("", "", "")
+    if not (major.isdecimal() and minor.isdecimal()):
+        return "native"
+    return f"{major}{minor}{'a' if int(major) >= 9 else ''}-real"
+
+
+def troubles(log: Path, most: int = 30) -> list[str]:
+    """Lines of a log that tell of something wrong, the first of them: for who sees only the end of
+    what is printed."""
+    if not log.exists():
+        return []
+    marks = (
+        "FAILED",
+        "ERROR",
+        "!!!",
+        "ninja: build stopped",
+        "=========     at",
+        "========= Invalid",
+    )
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line[:2] != "$ "]
+    found = [
+        line[:160]
+        for line in lines
+        if line.lstrip().startswith(marks) or " FAILED " in line[:40] or ": error:" in line
+    ]
+    return found[:most] + ([f"... {len(found) - most} more"] if len(found) > most else [])
 
 
 def run_stages(
