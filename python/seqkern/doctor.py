@@ -18,17 +18,21 @@ class Operation:
     """A public operation and the dispatcher op under it."""
 
     name: str  # as users call it
-    op: str | None  # `seqkern::<op>`; None: PyTorch's own runs, no kernel of ours yet
+    op: str  # `seqkern::<op>`
 
 
-# Extended with each op that the package gains.
+# A test compares them with what `seqkern.ops` has.
 OPERATIONS = (
     Operation("ops.cross_entropy, nn.CrossEntropyLoss", "cross_entropy"),
-    Operation("ops.lstm, nn.LSTM", "lstm"),
+    Operation(
+        "ops.linear_cross_entropy, nn.LinearCrossEntropyLoss, "
+        "ops.vocab_parallel_linear_cross_entropy, models: the loss",
+        "linear_cross_entropy_forward",
+    ),
+    Operation("ops.lstm, nn.LSTM, models: LSTM layers", "lstm"),
     Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
-    Operation("ops.gru, nn.GRU", "gru"),
+    Operation("ops.gru, nn.GRU, models: GRU layers", "gru"),
     Operation("ops.rnn, nn.RNN, models: RNN layers", "rnn"),
-    Operation("models: LSTM layers", None),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
     Operation("ops.decoder_step, models.GPT.generate", "decoder_step"),
@@ -117,8 +121,6 @@ _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
 
 def _runs(operation: Operation, key: str) -> str:
     """What answers a call on a device, and why."""
-    if operation.op is None:
-        return "PyTorch's own: seqkern has no kernel for it yet"
     ours = torch._C._dispatch_has_kernel_for_dispatch_key(f"seqkern::{operation.op}", key)
     if key == "CPU":
         return f"seqkern's, {_C.cpu_isa()}" if ours else "nothing: the extension lacks this kernel"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seqkern import doctor
+from seqkern import doctor, nn, ops
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,12 @@ from seqkern import doctor
 )
 def test_line_of_a_cuda_kernel(kernel: dict[str, str | int], line: str) -> None:
     assert doctor._resource_line(kernel) == line
+
+
+def test_every_public_op_and_layer_is_in_the_report() -> None:
+    text = doctor.report()
+    named = {name for o in doctor.OPERATIONS for name in o.name.replace(",", " ").split()}
+    assert {f"ops.{name}" for name in ops.__all__} <= named
+    assert {f"nn.{name}" for name in nn.__all__} <= named
+    assert "lacks this kernel" not in text
+    assert text.count("    cpu   seqkern's") == len(doctor.OPERATIONS)
