@@ -31,7 +31,7 @@ OPERATIONS = (
     ),
     Operation("ops.lstm, nn.LSTM, models: LSTM layers", "lstm"),
     Operation("ops.lstm_cell, nn.LSTMCell", "lstm_cell"),
-    Operation("ops.gru, nn.GRU, models: GRU layers", "gru"),
+    Operation("ops.gru, nn.GRU", "gru"),
     Operation("ops.rnn, nn.RNN, models: RNN layers", "rnn"),
     Operation("ops.causal_attention, nn.CausalSelfAttention, models.GPT", "attention_forward"),
     Operation("ops.attention_step, nn.KVCache, models.GPT.generate", "attention_step"),
