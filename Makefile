@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu gpu-session check check-install lint fix isa build emulator cuda \
+.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa build emulator cuda \
         without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -47,7 +47,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install
+check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install check-oldest
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -58,6 +58,10 @@ lint: $(VENV)/.built $(VENV)/.requires-dev
 
 check-install:
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" tools/check_install.sh
+
+# The torch layer against the headers of the oldest torch that pyproject.toml allows.
+check-oldest: $(VENV)/.requires
+	tools/check_oldest_torch.sh $(BIN)/python
 
 fix: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check --fix $(PYTHON_CODE)
