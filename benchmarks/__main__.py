@@ -255,8 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
 
     device = torch.device(options.device)
-    # Off by default in torch's products, but not in its recurrent layers: like with like.
-    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda":
+        # Off by default in torch's products, but not in its recurrent layers: like with like.
+        torch.backends.cudnn.allow_tf32 = False
     print(f"machine: {title(device)}")
     ceilings = measure_ceilings(device)
     machine = describe(device, ceilings)

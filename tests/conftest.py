@@ -50,9 +50,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         # TF32, torch's default in its recurrent layers, would let ours err by a thousandth as well.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
-        yield Backend("cuda", "cuda", "seqkern")
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield Backend("cuda", "cuda", "seqkern")
     elif request.param == "emu":
         request.getfixturevalue("emulator_library")
         with _registry.use_namespace("seqkern_emu"):

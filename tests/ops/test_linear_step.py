@@ -124,9 +124,10 @@ def test_inputs_longer_than_a_tile(
     backend: Any, N: int, K: int, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> None:
     """On CUDA, inputs go through shared memory 256 to 1024 at a time."""
-    K = K if backend.tiny else K + 4 * 1024
-    compare(backend, make(N, K, 3, **FULL), *dtypes)
-    compare(backend, make(N, K, 2, gated=True, activation="silu", norm="rms_norm"), *dtypes)
+    # Of few outputs of so long sums, which of two errors is larger would be chance.
+    K, M = (K, 3) if backend.tiny else (K + 4 * 1024, 64)
+    compare(backend, make(N, K, M, **FULL), *dtypes)
+    compare(backend, make(N, K, M, gated=True, activation="silu", norm="rms_norm"), *dtypes)
 
 
 def moved(t: Tensor, offset: int) -> Tensor:
