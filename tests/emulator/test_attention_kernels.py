@@ -4,8 +4,6 @@ each kind, every width, the kernels of older GPUs, and independence of the order
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,33 +11,9 @@ import torch
 
 from ops.attention_cases import Sizes, make, ours, resolve, run
 from ops.test_attention import check
-from seqkern.ops import _registry
 
 HALF = [torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(scope="module")
-def library(emulator_library: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(emulator_library))
-    library.seqkern_emu_set_seed.argtypes = [ctypes.c_uint64]
-    library.seqkern_emu_set_seed.restype = None
-    library.seqkern_emu_set_compute_capability.argtypes = [ctypes.c_int]
-    library.seqkern_emu_set_compute_capability.restype = None
-    return library
-
-
-@pytest.fixture(autouse=True)
-def _emulated(library: ctypes.CDLL) -> Iterator[None]:
-    with _registry.use_namespace("seqkern_emu"):
-        yield
-
-
-@pytest.fixture
-def older_gpu(library: ctypes.CDLL) -> Iterator[None]:
-    """One without the tensor cores' instructions that the kernels use."""
-    library.seqkern_emu_set_compute_capability(7)
-    yield
-    library.seqkern_emu_set_compute_capability(8)
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 #: None shorter than a tile of anything, nor a multiple of one.

@@ -11,7 +11,7 @@ from typing import Any
 
 import hidden_cases
 import pytest
-import test_lstm
+import test_lstm as lstm_cases
 import torch
 
 from recurrent import compare, run, some_lengths
@@ -36,12 +36,9 @@ def test_lstm_matches_torch(
     backend: Any, shape: tuple[int, int, int, int], dtype: torch.dtype, with_lengths: bool
 ) -> None:
     lengths = some_lengths(shape[1], shape[0], backend.device) if with_lengths else None
-    functions = (f(with_lengths, lengths) for f in _of_lstm())
-    compare(*functions, lambda: test_lstm.make(shape, dtype, backend.device))
-
-
-def _of_lstm() -> tuple[Any, ...]:
-    return test_lstm.ours, test_lstm.theirs, test_lstm.exact
+    cases = (lstm_cases.ours, lstm_cases.theirs, lstm_cases.exact)
+    functions = (f(with_lengths, lengths) for f in cases)
+    compare(*functions, lambda: lstm_cases.make(shape, dtype, backend.device))
 
 
 @on_gpu
@@ -60,8 +57,8 @@ def test_thousands_of_exchanges_give_the_same_bits_each_time(
     backend: Any, dtype: torch.dtype
 ) -> None:
     """What a block reads too early, before another has written it, changes from run to run."""
-    tensors = test_lstm.make((3000, 33, 8, 512), dtype, backend.device)
-    first, *others = (run(test_lstm.ours(), tensors) for _ in range(5))
+    tensors = lstm_cases.make((3000, 33, 8, 512), dtype, backend.device)
+    first, *others = (run(lstm_cases.ours(), tensors) for _ in range(5))
     for other in others:
         for a, b in zip(first, other, strict=True):
             assert torch.equal(a, b)
@@ -70,7 +67,7 @@ def test_thousands_of_exchanges_give_the_same_bits_each_time(
 @on_gpu
 def test_two_streams_at_once(backend: Any) -> None:
     """Neither waits for blocks of the other that cannot begin, nor reads the other's workspace."""
-    tensors = test_lstm.make((200, 16, 8, 512), torch.bfloat16, backend.device)
+    tensors = lstm_cases.make((200, 16, 8, 512), torch.bfloat16, backend.device)
     input, h0, c0, *weights = tensors
     expected, _ = ops.lstm(input, (h0, c0), *weights)
     torch.cuda.synchronize()
