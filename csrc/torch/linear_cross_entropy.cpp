@@ -75,8 +75,6 @@ std::optional<Tensor> row_gradient(const Head& head, const std::optional<Tensor>
   return scalar ? flat : to_kept(head, flat);
 }
 
-const void* at_row(const std::optional<Tensor>& t, int64_t n) { return t ? at(*t, n) : nullptr; }
-
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
   return {grads.hidden ? shaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
@@ -132,6 +130,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   if (R > 0) {
     Chunks chunks(head, plan);
     const Tensor state = rows_on(head, kStateParts * plan.rows);
+    const LinearCrossEntropyGradientArgs all_rows{.rows = {},
+                                                  .tile = {},
+                                                  .grad_loss = data(grad_loss),
+                                                  .grad_loss_stride = 0,
+                                                  .grad_lse = nullptr,
+                                                  .grad_logprob = nullptr,
+                                                  .row_max = row_max.const_data_ptr(),
+                                                  .row_sum = row_sum.const_data_ptr(),
+                                                  .norm = norm.const_data_ptr(),
+                                                  .grad_dtype = head.acc_dtype,
+                                                  .dlogits = nullptr};
     chunks.for_each([&](int64_t begin, int64_t count) {
       chunks.add_to_state(state.mutable_data_ptr(), plan.rows);
       Backend::run(
@@ -145,20 +154,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
                                        .row_log_sum = at(row_log_sum, begin),
                                        .row_max = at(row_max, begin),
                                        .row_sum = at(row_sum, begin)});
-      if (!grads.any()) return;
-      chunks.add_to_gradients({.rows = {},
-                               .tile = {},
-                               .grad_loss = data(grad_loss),
-                               .grad_loss_stride = 0,
-                               .grad_lse = nullptr,
-                               .grad_logprob = nullptr,
-                               .row_max = at(row_max, begin),
-                               .row_sum = at(row_sum, begin),
-                               .norm = norm.const_data_ptr(),
-                               .grad_dtype = head.acc_dtype,
-                               .dlogits = nullptr},
-                              grads);
+      if (grads.any() && plan.all_tiles) chunks.add_chunk_to_gradients(all_rows, grads);
     });
+    if (grads.any() && !plan.all_tiles) chunks.add_rows_to_gradients(all_rows, grads);
   }
 
   if (R > 0) divide_by_unit(head, grads, unit);
@@ -215,21 +213,19 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy_backward(
       head, plan, {.hidden = grad_hidden, .weight = grad_weight, .bias = grad_bias && bias});
 
   if (head.R() > 0 && grads.any()) {
-    Chunks chunks(head, plan);
-    chunks.for_each([&](int64_t begin, int64_t) {
-      chunks.add_to_gradients({.rows = {},
-                               .tile = {},
-                               .grad_loss = at_row(g_loss, reduced ? 0 : begin),
-                               .grad_loss_stride = reduced ? 0 : 1,
-                               .grad_lse = at_row(g_lse, begin),
-                               .grad_logprob = at_row(g_logprobs, begin),
-                               .row_max = at(row_max, begin),
-                               .row_sum = at(row_sum, begin),
-                               .norm = reduced ? at(saved, 2 * N) : nullptr,
-                               .grad_dtype = head.acc_dtype,
-                               .dlogits = nullptr},
-                              grads);
-    });
+    Chunks(head, plan)
+        .add_rows_to_gradients({.rows = {},
+                                .tile = {},
+                                .grad_loss = data(g_loss),
+                                .grad_loss_stride = reduced ? 0 : 1,
+                                .grad_lse = data(g_lse),
+                                .grad_logprob = data(g_logprobs),
+                                .row_max = row_max.const_data_ptr(),
+                                .row_sum = row_sum.const_data_ptr(),
+                                .norm = reduced ? at(saved, 2 * N) : nullptr,
+                                .grad_dtype = head.acc_dtype,
+                                .dlogits = nullptr},
+                               grads);
   }
   return finished(head, grads, hidden.sizes());
 }

@@ -63,9 +63,11 @@ inline int64_t item_size(ScalarType acc) { return acc == ScalarType::Double ? 8 
 
 // How [R, V] is cut: chunks of rows, each in tiles of columns.
 struct Plan {
-  int64_t rows;    // per chunk
-  int64_t width;   // of a tile
-  bool all_tiles;  // a chunk's logits are kept until its gradient is made from them
+  int64_t rows;   // per chunk
+  int64_t width;  // of a tile
+  // A chunk's logits are kept until its gradient is made from them. Else they are made twice, the
+  // second time tile by tile for all rows.
+  bool all_tiles;
 };
 Plan make_plan(const Head& head, bool all_tiles, int64_t chunk_bytes);
 
@@ -83,8 +85,8 @@ struct Gradients {
 };
 Gradients allocate_gradients(const Head& head, const Plan& plan, const Wanted& wanted);
 
-// In which weight's gradient is returned. Acc; but on a device a bfloat16 one is bfloat16: in float
-// it would be the largest tensor of all. (float16 must stay wide until its unit is divided out.)
+// In which weight's gradient is returned. Acc; but a bfloat16 one is bfloat16: in float it would be
+// the largest tensor of all. (float16 must stay wide until its unit is divided out.)
 ScalarType weight_gradient_type(const Head& head);
 
 // The gradient of the loss that the forward pass makes gradients for. Rounded to float16, p / N of
@@ -110,10 +112,28 @@ class Chunks {
   // Makes the chunk's logits tile by tile and folds them into its state.
   void add_to_state(void* state, int64_t stride);
 
-  // From row statistics to gradients; the logits are those add_to_state left, or made anew.
-  void add_to_gradients(LinearCrossEntropyGradientArgs args, Gradients& grads);
+  // From row statistics to gradients. args are of all R rows.
+  //
+  // Of the chunk, from the logits that add_to_state left.
+  void add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads);
+  // Of all rows, with logits made anew: tile by tile, so that a tile's part of dW is finished
+  // before the next one's begins.
+  void add_rows_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads);
 
  private:
+  // Columns [first, first + width), with what their gradients need.
+  struct Tile {
+    int64_t first;
+    int64_t width;
+    Tensor weight;                  // [width, H] as a GEMM takes it
+    std::optional<Tensor> dweight;  // [width, H], the sum of the chunks' parts
+    bool continued;                 // dh holds the parts of other tiles
+  };
+  Tile make_tile(int64_t first, bool continued, const Gradients& grads);
+  // Its part of dW, now that it is whole, where grads has it.
+  void finish_tile(const Tile& tile, const Gradients& grads) const;
+  // What the current chunk's rows add to the gradients by way of a tile.
+  void add_part(LinearCrossEntropyGradientArgs args, const Tile& tile, Gradients& grads);
   void enter(int64_t begin, int64_t count);
   LogitsTile tile_at(int64_t first, const Tensor& logits) const;
   Tensor tile_memory(int64_t first, int64_t width) const;
@@ -126,6 +146,7 @@ class Chunks {
   Tensor logits_;                          // Acc, one tile or all
   std::optional<Tensor> dlogits_;          // T, one tile, where GEMMs take 16-bit operands
   std::optional<Tensor> weight_scratch_;   // Acc, one tile's weight, where they do not
+  std::optional<Tensor> dweight_scratch_;  // Acc, one tile's dW, where grads has it rounded
   std::optional<Tensor> product_scratch_;  // Acc, for accumulating products of 16-bit operands
   std::optional<Tensor> hidden_;           // [count, H] as a GEMM takes it
   int64_t begin_ = 0;

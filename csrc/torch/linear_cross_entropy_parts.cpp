@@ -87,6 +87,20 @@ void add_mixed_product(const Head& head, std::optional<Tensor>& scratch, const T
   }
 }
 
+// The same from row n on.
+LinearCrossEntropyGradientArgs from_row(LinearCrossEntropyGradientArgs args, int64_t n,
+                                        int64_t item) {
+  const auto skip = [](const void*& p, int64_t bytes) {
+    if (p) p = static_cast<const char*>(p) + bytes;
+  };
+  skip(args.grad_loss, args.grad_loss_stride * n * item);
+  skip(args.grad_lse, n * item);
+  skip(args.grad_logprob, n * item);
+  skip(args.row_max, n * item);
+  skip(args.row_sum, n * item);
+  return args;
+}
+
 template <class B>
 void scale_in_place(const Head& head, std::optional<Tensor>& t, double factor) {
   if constexpr (!B::kAddsMixedProducts) {  // a CPU has no float16 products, and no unit but 1
@@ -181,8 +195,10 @@ Gradients allocate_gradients(const Head& head, const Plan& plan, const Wanted& w
   Gradients grads;
   if (wanted.hidden) grads.hidden = matrix_on(head.hidden, head.R(), head.H(), head.acc);
   if (wanted.weight) {
-    // One product over all rows is rounded where it is made; sums of several are kept in Acc.
-    const ScalarType type = plan.rows >= head.R() ? weight_gradient_type(head) : head.acc;
+    // Rounded once: a tile's sum on the host, on a device a product over all rows where it is made.
+    // Where each chunk adds to all of dW, the sums are kept in Acc.
+    const bool whole = plan.rows >= head.R() || (Backend::kTiles && !plan.all_tiles);
+    const ScalarType type = whole ? weight_gradient_type(head) : head.acc;
     grads.weight = matrix_on(head.hidden, head.V(), head.H(), type);
   }
   if (wanted.bias) {
@@ -197,8 +213,7 @@ Gradients allocate_gradients(const Head& head, const Plan& plan, const Wanted& w
 }
 
 ScalarType weight_gradient_type(const Head& head) {
-  const bool rounded = !Backend::kTiles && head.mixed() && head.dtype == DType::kBFloat16;
-  return rounded ? head.hidden.scalar_type() : head.acc;
+  return head.dtype == DType::kBFloat16 ? head.hidden.scalar_type() : head.acc;
 }
 
 double unit_gradient(const Head& head, Reduction reduction) {
@@ -273,39 +288,75 @@ void Chunks::add_to_state(void* state, int64_t stride) {
   }
 }
 
-void Chunks::add_to_gradients(LinearCrossEntropyGradientArgs args, Gradients& grads) {
+void Chunks::add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads) {
   const int64_t tiles = (head_.V() + plan_.width - 1) / plan_.width;
-  for (int64_t tile = 0; tile < tiles; ++tile) {
-    // On the host from the last tile to the first: the last ones are still in cache. On a device
-    // the last one, which may be narrow, is what is added, in the slower way, to the others.
-    const int64_t first = (Backend::kTiles ? tiles - 1 - tile : tile) * plan_.width;
-    const int64_t width = std::min(plan_.width, head_.V() - first);
-    const Tensor logits = tile_memory(first, width);
-    Tensor weight;
-    if (grads.hidden || !plan_.all_tiles) weight = weight_operand(first, width);
-    if (!plan_.all_tiles) Backend::multiply(logits, *hidden_, transposed(weight), false);
-    Tensor dlogits = dlogits_ ? matrix_view(*dlogits_, 0, count_, width) : logits;
-    args.rows = head_.rows_from(begin_, count_);
-    args.tile = tile_at(first, logits);
-    args.grad_dtype = dlogits_ ? head_.dtype : head_.acc_dtype;
-    args.dlogits = dlogits.mutable_data_ptr();
-    Backend::run(args);
-    if (grads.hidden) {
-      accumulate(rows_view(*grads.hidden, begin_, count_), dlogits, weight, tile > 0);
+  for (int64_t i = 0; i < tiles; ++i) {
+    // On the host from the last tile to the first: the last ones are still in cache.
+    const int64_t first = (Backend::kTiles ? tiles - 1 - i : i) * plan_.width;
+    const Tile tile = make_tile(first, i > 0, grads);
+    add_part(args, tile, grads);
+    finish_tile(tile, grads);
+  }
+}
+
+void Chunks::add_rows_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads) {
+  // On a device the last tile, which may be narrow, is what is added, in the slower way, to the
+  // others.
+  for (int64_t first = 0; first < head_.V(); first += plan_.width) {
+    const Tile tile = make_tile(first, first > 0, grads);
+    for_each([&](int64_t, int64_t) { add_part(args, tile, grads); });
+    finish_tile(tile, grads);
+  }
+}
+
+Chunks::Tile Chunks::make_tile(int64_t first, bool continued, const Gradients& grads) {
+  Tile tile{.first = first,
+            .width = std::min(plan_.width, head_.V() - first),
+            .weight = {},
+            .dweight = {},
+            .continued = continued};
+  if (grads.hidden || !plan_.all_tiles) tile.weight = weight_operand(first, tile.width);
+  if (grads.weight) {
+    if (Backend::kTiles && grads.weight->scalar_type() != head_.acc) {
+      if (!dweight_scratch_) {
+        dweight_scratch_ = matrix_on(head_.hidden, plan_.width, head_.H(), head_.acc);
+      }
+      tile.dweight = matrix_view(*dweight_scratch_, 0, tile.width, head_.H());
+    } else {
+      tile.dweight = rows_view(*grads.weight, first, tile.width);
     }
-    if (grads.weight) {
-      accumulate(rows_view(*grads.weight, first, width), transposed(dlogits), *hidden_,
-                 begin_ != 0);
-    }
-    if (grads.bias) {
-      Tensor sums = narrowed(*grads.bias, first, width);
-      Backend::run(ColumnSumsArgs{.dtype = args.grad_dtype,
-                                  .N = count_,
-                                  .width = width,
-                                  .x = dlogits.const_data_ptr(),
-                                  .first = begin_ == 0,
-                                  .sum = sums.mutable_data_ptr()});
-    }
+  }
+  return tile;
+}
+
+void Chunks::finish_tile(const Tile& tile, const Gradients& grads) const {
+  if (!dweight_scratch_) return;
+  Tensor rounded = rows_view(*grads.weight, tile.first, tile.width);
+  torch::stable::copy_(rounded, *tile.dweight);
+}
+
+void Chunks::add_part(LinearCrossEntropyGradientArgs args, const Tile& tile, Gradients& grads) {
+  const Tensor logits = tile_memory(tile.first, tile.width);
+  if (!plan_.all_tiles) Backend::multiply(logits, *hidden_, transposed(tile.weight), false);
+  Tensor dlogits = dlogits_ ? matrix_view(*dlogits_, 0, count_, tile.width) : logits;
+  args = from_row(args, begin_, item_size(head_.acc));
+  args.rows = head_.rows_from(begin_, count_);
+  args.tile = tile_at(tile.first, logits);
+  args.grad_dtype = dlogits_ ? head_.dtype : head_.acc_dtype;
+  args.dlogits = dlogits.mutable_data_ptr();
+  Backend::run(args);
+  if (grads.hidden) {
+    accumulate(rows_view(*grads.hidden, begin_, count_), dlogits, tile.weight, tile.continued);
+  }
+  if (grads.weight) accumulate(*tile.dweight, transposed(dlogits), *hidden_, begin_ != 0);
+  if (grads.bias) {
+    Tensor sums = narrowed(*grads.bias, tile.first, tile.width);
+    Backend::run(ColumnSumsArgs{.dtype = args.grad_dtype,
+                                .N = count_,
+                                .width = tile.width,
+                                .x = dlogits.const_data_ptr(),
+                                .first = begin_ == 0,
+                                .sum = sums.mutable_data_ptr()});
   }
 }
 

@@ -10,8 +10,9 @@ constexpr int64_t kMiB = 1 << 20;
 // docs/math/linear_cross_entropy.md.
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
-// With 16-bit operands a GEMM takes less time than the packing of a weight for few rows: then a
-// chunk has more of them, and its logits are made twice instead of kept.
+// With 16-bit operands a GEMM takes less time than the packing of a weight for few rows, or than
+// adding to a dW in memory: then a chunk has all rows if they fit, and else more of them, and its
+// logits are made twice instead of kept.
 constexpr int64_t kFewestMixedRows = 256;
 // The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
 // and then over the tiles.
@@ -24,6 +25,8 @@ constexpr int64_t kNarrowestTile = 1600;
 // Products of 16-bit operands take so little time that the threads' meetings, some for each tile,
 // count.
 constexpr int64_t kMixedTile = 4000;
+// Where a tile's part of dW is finished with the tile: half as wide, as more of it stays in cache.
+constexpr int64_t kFinishedTile = 2000;
 // CUDA: large GEMMs.
 constexpr int64_t kCudaChunk = 128 * kMiB;
 // Products of 16-bit operands: rows of a chunk below which adding its part to dW (16 bytes of
@@ -62,20 +65,26 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   const int64_t item = item_size(head.acc);
   const int64_t R = std::max<int64_t>(1, head.R());
   const int64_t V = head.V();
+  const bool gradients = all_tiles;
   const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
   const int64_t wanted = std::max(all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
                                   kSmallChunk / row_bytes);
   int64_t rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
   if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
-  if (all_tiles && !chunk_bytes && head.mixed() && rows < std::min(R, kFewestMixedRows)) {
-    all_tiles = false;
-    rows = kMostRows;
+  if (all_tiles && !chunk_bytes && head.mixed()) {
+    if (R <= kMostRows && R * row_bytes <= kLargestChunk) {
+      rows = R;
+    } else if (rows < std::min(R, kFewestMixedRows)) {
+      all_tiles = false;
+      rows = kMostRows;
+    }
   }
   rows = std::clamp<int64_t>(rows, 1, R);
   const int64_t chunks = (R + rows - 1) / rows;
   rows = (R + chunks - 1) / chunks;  // the last one as large as the others
-  int64_t width =
-      std::max(head.mixed() ? kMixedTile : kNarrowestTile, kTile / (rows * item) / 64 * 64);
+  const bool finished = gradients && (rows >= R || !all_tiles);
+  const int64_t narrowest = !head.mixed() ? kNarrowestTile : finished ? kFinishedTile : kMixedTile;
+  int64_t width = std::max(narrowest, kTile / (rows * item) / 64 * 64);
   width = std::min({V, kWidestTile, width});
   return {.rows = rows, .width = width, .all_tiles = all_tiles};
 }

@@ -50,7 +50,21 @@ def test_how_a_device_cuts_16_bit_logits(
         assert_accurate(ours, theirs, exact, dtype)
 
 
-def test_a_device_rounds_the_gradient_of_a_bfloat16_weight_itself(backend: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("rows", [300, 700], ids=["one chunk", "two chunks"])
+def test_how_the_cpu_cuts_16_bit_logits(rows: int, reduction: str, dtype: torch.dtype) -> None:
+    """Several tiles: with a matrix unit the logits of few rows are kept, of more made twice."""
+    inputs = make(rows, 5, 4300, dtype, torch.device("cpu"))
+    loss, grads = run(ops.linear_cross_entropy, inputs, True, reduction=reduction)
+    torch_loss, torch_grads = run(plain, inputs, True, reduction=reduction)
+    exact_loss, exact_grads = run(plain, double(inputs), True, reduction=reduction)
+    assert_accurate(loss, torch_loss, exact_loss, torch.float32)
+    for ours, theirs, exact in zip(grads, torch_grads, exact_grads, strict=True):
+        assert_accurate(ours, theirs, exact, dtype)
+
+
+def test_the_gradient_of_a_bfloat16_weight_is_made_in_bfloat16(backend: Any) -> None:
     """In float32 it would be the largest tensor there is."""
     inputs = make(9, 4, 50, torch.bfloat16, backend.device)
     tensors = (inputs["hidden"], inputs["weight"], inputs["target"], None, None)
@@ -58,6 +72,5 @@ def test_a_device_rounds_the_gradient_of_a_bfloat16_weight_itself(backend: Any) 
     for chunk_bytes in (0, 9 * 16 * 6):
         forward = backend.ops.linear_cross_entropy_forward
         *_, dhidden, dweight, _ = forward(*tensors, *options, chunk_bytes)
-        on_device = backend.name != "cpu"
-        assert dweight.dtype == (torch.bfloat16 if on_device else torch.float32)
+        assert dweight.dtype == torch.bfloat16
         assert dhidden.dtype == torch.float32

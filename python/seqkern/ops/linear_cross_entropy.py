@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -137,7 +136,6 @@ def as_autocast(
 
 
 def _fake(
-    device_kernels: bool,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -168,23 +166,20 @@ def _fake(
         empty(rows if return_logprobs else (0,)),
         empty((2 * math.prod(rows) + (2 if reduced else 0),)),
         empty(hidden.shape if fused and grad_hidden else (0,)),
-        _fake_weight_gradient(device_kernels, hidden, weight)
-        if fused and grad_weight
-        else empty(0),
+        _fake_weight_gradient(hidden, weight) if fused and grad_weight else empty(0),
         empty(weight.shape[:1] if fused and grad_bias else (0,)),
     )
 
 
-def _fake_weight_gradient(device_kernels: bool, hidden: Tensor, weight: Tensor) -> Tensor:
-    """Float32 (float64 for float64), but rounded already where CUDA's kernels made it."""
-    rounded = hidden.dtype == torch.bfloat16 and (device_kernels or hidden.is_cuda)
+def _fake_weight_gradient(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Float32 (float64 for float64), but rounded already where it is of bfloat16."""
+    rounded = hidden.dtype == torch.bfloat16
     return weight.new_empty(
         weight.shape, dtype=hidden.dtype if rounded else accumulate_dtype(hidden)
     )
 
 
 def _fake_backward(
-    device_kernels: bool,
     grad_loss: Tensor | None,
     grad_lse: Tensor | None,
     grad_logprobs: Tensor | None,
@@ -199,7 +194,7 @@ def _fake_backward(
 
     return (
         empty(hidden.shape if grad_hidden else (0,)),
-        _fake_weight_gradient(device_kernels, hidden, weight) if grad_weight else empty(0),
+        _fake_weight_gradient(hidden, weight) if grad_weight else empty(0),
         empty(weight.shape[:1] if grad_bias else (0,)),
     )
 
@@ -349,12 +344,9 @@ class _LinearCrossEntropyBackward(torch.autograd.Function):
 @_registry.registration
 def register(namespace: str) -> None:
     """Add fakes and gradients to the ops of `namespace`."""
-    device_kernels = namespace != "seqkern"  # whatever the tensors' device
     for name in ("linear_cross_entropy", "linear_cross_entropy_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", partial(_fake, device_kernels))
-    torch.library.register_fake(
-        f"{namespace}::linear_cross_entropy_backward", partial(_fake_backward, device_kernels)
-    )
+        torch.library.register_fake(f"{namespace}::{name}", _fake)
+    torch.library.register_fake(f"{namespace}::linear_cross_entropy_backward", _fake_backward)
     torch.library.register_fake(f"{namespace}::linear_cross_entropy_state", _fake_state)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
