@@ -291,7 +291,8 @@ void Chunks::add_to_state(void* state, int64_t stride) {
 void Chunks::add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads) {
   const int64_t tiles = (head_.V() + plan_.width - 1) / plan_.width;
   for (int64_t i = 0; i < tiles; ++i) {
-    // On the host from the last tile to the first: the last ones are still in cache.
+    // On the host from the last tile to the first: the last ones are still in cache. On a device
+    // the last one, which may be narrow, is what is added, in the slower way, to the others.
     const int64_t first = (Backend::kTiles ? tiles - 1 - i : i) * plan_.width;
     const Tile tile = make_tile(first, i > 0, grads);
     add_part(args, tile, grads);
@@ -300,8 +301,6 @@ void Chunks::add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, 
 }
 
 void Chunks::add_rows_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads) {
-  // On a device the last tile, which may be narrow, is what is added, in the slower way, to the
-  // others.
   for (int64_t first = 0; first < head_.V(); first += plan_.width) {
     const Tile tile = make_tile(first, first > 0, grads);
     for_each([&](int64_t, int64_t) { add_part(args, tile, grads); });

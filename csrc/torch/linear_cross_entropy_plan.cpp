@@ -11,8 +11,8 @@ constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
 // With 16-bit operands a GEMM takes less time than the packing of a weight for few rows, or than
-// adding to a dW in memory: then a chunk has all rows if they fit, and else more of them, and its
-// logits are made twice instead of kept.
+// adding to a dW in memory. So up to kMostRows are one chunk; and where chunks would have fewer
+// rows than these, they have more of them, and logits are made twice instead of kept.
 constexpr int64_t kFewestMixedRows = 256;
 // The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
 // and then over the tiles.

@@ -52,16 +52,29 @@ def test_how_a_device_cuts_16_bit_logits(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-@pytest.mark.parametrize("rows", [300, 700], ids=["one chunk", "two chunks"])
+# A third of the rows is ignored, and left out.
+@pytest.mark.parametrize("rows", [300, 1000], ids=["one chunk", "two chunks"])
 def test_how_the_cpu_cuts_16_bit_logits(rows: int, reduction: str, dtype: torch.dtype) -> None:
     """Several tiles: with a matrix unit the logits of few rows are kept, of more made twice."""
-    inputs = make(rows, 5, 4300, dtype, torch.device("cpu"))
+    inputs = make(rows, 5, 4300, dtype, "cpu")
     loss, grads = run(ops.linear_cross_entropy, inputs, True, reduction=reduction)
     torch_loss, torch_grads = run(plain, inputs, True, reduction=reduction)
     exact_loss, exact_grads = run(plain, double(inputs), True, reduction=reduction)
     assert_accurate(loss, torch_loss, exact_loss, torch.float32)
     for ours, theirs, exact in zip(grads, torch_grads, exact_grads, strict=True):
         assert_accurate(ours, theirs, exact, dtype)
+
+
+def test_an_incoming_gradient_scales_what_is_rounded_already(backend: Any) -> None:
+    def scaled(function: Any) -> Any:
+        return lambda *args, **options: 0.3 * function(*args, **options)  # no power of two
+
+    inputs = make(90, 8, 50, torch.bfloat16, backend.device)
+    _, grads = run(scaled(ops.linear_cross_entropy), inputs, True)
+    _, torch_grads = run(scaled(plain), inputs, True)
+    _, exact_grads = run(scaled(plain), double(inputs), True)
+    for ours, theirs, exact in zip(grads, torch_grads, exact_grads, strict=True):
+        assert_accurate(ours, theirs, exact, torch.bfloat16)
 
 
 def test_the_gradient_of_a_bfloat16_weight_is_made_in_bfloat16(backend: Any) -> None:
