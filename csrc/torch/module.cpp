@@ -1,9 +1,28 @@
 // seqkern._C: importing it registers the CPU ops. It exports what is not an op.
 #include <pybind11/pybind11.h>
 
+#include <cstdlib>  // defines __GLIBC__ where that is the C library
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "cpu/isa.h"
 
 namespace py = pybind11;
+
+namespace {
+
+bool keep_freed_memory() {
+#ifdef __GLIBC__
+  // Blocks with a mapping of their own go back when they are freed, and malloc allows no threshold
+  // for that above 32 MiB; so none gets one. -1: what is free at the heap's end stays, too.
+  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, -1);
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "seqkern's CPU kernels (registered as torch.ops.seqkern on import) and build facts";
@@ -21,6 +40,8 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Instruction sets of this processor that there are CPU kernels for, the fastest first.");
+  m.def("keep_freed_memory", keep_freed_memory,
+        "Have malloc keep what this process frees; False where malloc cannot be told so.");
   m.def(
       "build_info",
       [] {

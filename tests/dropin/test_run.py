@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -21,8 +22,10 @@ TINY = {
 }
 
 
-def run(argv: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _our_path()}
+def run(
+    argv: list[str], cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _our_path(), **variables}
     return subprocess.run(
         argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
@@ -144,3 +147,39 @@ def test_mistakes(arguments: list[str], message: str) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith(f"seqkern: error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+GIVES_BACK = """\
+import re
+import torch
+
+def resident_mib():
+    with open("/proc/self/status") as file:
+        return int(re.search(r"VmRSS:\\s*(\\d+) kB", file.read())[1]) >> 10
+
+x = torch.ones(16 << 20)  # 64 MiB
+before = resident_mib()
+del x
+print("gives back", before - resident_mib())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told")
+@pytest.mark.parametrize(
+    ("python", "variables", "kept"),
+    [
+        (PLAIN, {}, False),
+        (OURS, {}, True),
+        (OURS, {"MALLOC_ARENA_MAX": "4"}, False),
+        (OURS, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=4"}, False),
+    ],
+)
+def test_freed_memory_stays_unless_the_environment_rules(
+    tmp_path: Path, python: list[str], variables: dict[str, str], kept: bool
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(GIVES_BACK)
+    result = run([*python, str(script)], tmp_path, **variables)
+    assert result.returncode == 0, result.stderr
+    given_back = int(result.stdout.rsplit(maxsplit=1)[-1])
+    assert (given_back < 4) if kept else (given_back > 60)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from seqkern.cli import demo, doctor, evaluate, examples, forecast, generate, prepare, run, train
+from seqkern.cli.memory import keep_freed_memory
 from seqkern.errors import UserError
 
 _COMMANDS = (prepare, train, generate, evaluate, examples, forecast, run, demo, doctor)
@@ -25,7 +26,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command; the exit code.
+
+    Args:
+        argv: the command line; None: this process', which then is the command's own.
+    """
+    if argv is None:
+        keep_freed_memory()
     # Text may hold characters that the terminal's encoding lacks.
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     errors = [stream.errors for stream in streams]

@@ -15,7 +15,9 @@ def add(commands: Any) -> None:
         help="run a PyTorch script with seqkern's kernels under it",
         description="Run an unmodified script as `python SCRIPT.py ARGS...` would, with "
         "seqkern.accelerate in force from its first line: the same arguments, exit code and "
-        "tracebacks. Processes that the script starts itself run plain.",
+        "tracebacks. Processes that the script starts itself run plain. Memory that the script "
+        "frees stays with its process; any setting of malloc's in the environment (MALLOC_..., "
+        "GLIBC_TUNABLES) leaves malloc as it says.",
     )
     parser.set_defaults(command=_run)
     parser.add_argument(
