@@ -18,6 +18,9 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const Group group;
   const int64_t n = group.row();
   if (n >= in.N) return;  // whole groups leave, so no reduction waits for them
+  const int V = static_cast<int>(in.V);
+  const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
+  prefetch_row<kUnroll<T, kTargetSums>>(x_n, V, group);
   Acc* row_loss = static_cast<Acc*>(a.row_loss) + n;
   Acc* row_max = static_cast<Acc*>(a.row_max) + n;
   Acc* row_log_sum = static_cast<Acc*>(a.row_log_sum) + n;
@@ -28,8 +31,6 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   }
 
   const Options<Acc> o(in);
-  const int V = static_cast<int>(in.V);
-  const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
   const T* p_n = in.target_probs
                      ? static_cast<const T*>(in.target_probs) + in.target_probs_rows.offset(n)
                      : nullptr;
@@ -124,15 +125,32 @@ __global__ void __launch_bounds__(kReduceThreads)
   const Acc* row_max = static_cast<const Acc*>(a.row_max);
   const Acc* row_log_sum = static_cast<const Acc*>(a.row_log_sum);
   const Acc* weight = static_cast<const Acc*>(in.weight);
+  constexpr int kAtOnce = sizeof(Acc) == 8 ? 2 : 4;  // rows whose loads are under way together
+  struct Row {
+    Target y;
+    Acc loss, max, log_sum;
+  };
   Totals t;
-  for (int64_t n = threadIdx.x; n < in.N; n += blockDim.x) {
-    const Target y(in.target, in.ignore_index, in.V, n);
-    if (y.ignored) continue;
-    t.ce += row_loss[n];
-    const double lse = static_cast<double>(row_max[n]) + row_log_sum[n];
-    t.z += lse * lse;
-    t.weight += y.v >= 0 && weight ? weight[y.v] : Acc(1);
-    t.count += 1;
+  for (int64_t n0 = threadIdx.x; n0 < in.N; n0 += kAtOnce * kReduceThreads) {
+    Row row[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int64_t n = n0 + u * kReduceThreads;
+      if (n >= in.N) break;
+      row[u] = {Target(in.target, in.ignore_index, in.V, n), row_loss[n], row_max[n],
+                row_log_sum[n]};
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (n0 + u * kReduceThreads >= in.N) break;
+      const auto& [y, loss, max, log_sum] = row[u];
+      if (y.ignored) continue;
+      t.ce += loss;
+      const double lse = static_cast<double>(max) + log_sum;
+      t.z += lse * lse;
+      t.weight += y.v >= 0 && weight ? weight[y.v] : Acc(1);
+      t.count += 1;
+    }
   }
   t = BlockGroup().reduce(t, Totals{}, AddTotals{});
   if (threadIdx.x != 0) return;

@@ -5,6 +5,9 @@
 namespace seqkern::cuda {
 namespace {
 
+// Of what for_each_in_row's batches leave: more would not fit in registers.
+constexpr int kRestAtOnce = 1;
+
 // dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
 // derivative.
 template <class T, bool kTargetSums, class Group>
@@ -16,27 +19,33 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const int64_t n = group.row();
   if (n >= in.N) return;  // whole groups leave, so no reduction waits for them
   const int V = static_cast<int>(in.V);
+  const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
+  prefetch_row<kUnroll<T, kTargetSums>>(x_n, V, group);
   const Target y(in.target, in.ignore_index, in.V, n);
   const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
   const Acc* norm = static_cast<const Acc*>(a.norm);
-  const Acc g = y.ignored || !grad_loss ? Acc(0) : grad_loss[n * a.grad_loss_stride];
-  // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
-  const Acc g_ce = g == 0 ? Acc(0) : g * (norm ? norm[0] : Acc(1));
-  const Acc g_z = g == 0 ? Acc(0) : g * (norm ? norm[1] : Acc(1));
+  // Asked for before any of it is looked at: a round trip to memory for all.
+  const Acc g_row = grad_loss ? grad_loss[n * a.grad_loss_stride] : Acc(0);
+  const Acc norm_ce = norm ? norm[0] : Acc(1);
+  const Acc norm_z = norm ? norm[1] : Acc(1);
   const Acc g_lse = a.grad_lse ? static_cast<const Acc*>(a.grad_lse)[n] : Acc(0);
+  const Acc m = static_cast<const Acc*>(a.row_max)[n];
+  const Acc log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
+  const Acc g = y.ignored ? Acc(0) : g_row;
+  // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
+  const Acc g_ce = g == 0 ? Acc(0) : g * norm_ce;
+  const Acc g_z = g == 0 ? Acc(0) : g * norm_z;
   T* dx_n = static_cast<T*>(a.dlogits) + n * V;
-  const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
 
   if (y.ignored && g_lse == 0) {
     // The row's own split for the stores; what is loaded is not used, and the compiler drops the
     // loads.
-    for_each_in_row<kUnroll<T, kTargetSums>>(dx_n, V, group,
-                                             [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
-                                               const Acc zero[P] = {};
+    for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
+        dx_n, V, group, [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
+          const Acc zero[P] = {};
 #pragma unroll
-                                               for (int u = 0; u < U; ++u)
-                                                 store_run(dx_n + v + u * step, zero);
-                                             });
+          for (int u = 0; u < U; ++u) store_run(dx_n + v + u * step, zero);
+        });
     return;
   }
 
@@ -44,8 +53,6 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const T* p_n = in.target_probs
                      ? static_cast<const T*>(in.target_probs) + in.target_probs_rows.offset(n)
                      : nullptr;
-  const Acc m = static_cast<const Acc*>(a.row_max)[n];
-  const Acc log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
   Acc on_target = y.v >= 0 ? g_ce * o.keep * o.weight_of(y.v) : Acc(0);
   if (y.invalid) on_target = quiet_nan<Acc>();
   Acc mass = 0;
@@ -55,16 +62,16 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   }
   if constexpr (kTargetSums) {
     if (p_n) {
-      for_each_in_row<kUnroll<T, kTargetSums>>(p_n, V, group,
-                                               [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
+      for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
+          p_n, V, group, [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
 #pragma unroll
-                                                 for (int u = 0; u < U; ++u) {
-                                                   Acc q[P];
-                                                   target_weights(o, p_n, v + u * step, q);
+            for (int u = 0; u < U; ++u) {
+              Acc q[P];
+              target_weights(o, p_n, v + u * step, q);
 #pragma unroll
-                                                   for (int i = 0; i < P; ++i) mass += q[i];
-                                                 }
-                                               });
+              for (int i = 0; i < P; ++i) mass += q[i];
+            }
+          });
       mass = group.reduce(mass, Acc(0), Add<Acc>{});
     }
   }
@@ -72,12 +79,12 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const Acc rest = g_ce * mass + z + g_lse;
   const Acc scale = on_target + rest;
 
-  for_each_in_row<kUnroll<T, kTargetSums>>(
+  for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
       x_n, V, group, [&]<int U, int P>(int v0, int step, Acc(&x)[U][P]) {
 #pragma unroll
         for (int u = 0; u < U; ++u) {
           const int v = v0 + u * step;
-          Acc cap_derivative[P];  // set and used with a cap only
+          Acc cap_derivative[P] = {};
           if (o.softcap > 0) {
 #pragma unroll
             for (int i = 0; i < P; ++i) {

@@ -172,12 +172,19 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
     return p ? static_cast<const Acc*>(p)[i] : Acc(0);
   };
   const Acc* norm = static_cast<const Acc*>(a.norm);
-  const Acc g = y.ignored ? Acc(0) : at_row(a.grad_loss, n * a.grad_loss_stride);
-  // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
-  const Acc g_ce = g == 0 ? Acc(0) : g * (norm ? norm[0] : Acc(1));
-  const Acc g_z = g == 0 ? Acc(0) : g * (norm ? norm[1] : Acc(1));
+  // Asked for before any of it is looked at: a round trip to memory for all.
+  const Acc g_row = at_row(a.grad_loss, n * a.grad_loss_stride);
+  const Acc norm_ce = norm ? norm[0] : Acc(1);
+  const Acc norm_z = norm ? norm[1] : Acc(1);
   const Acc g_lse = at_row(a.grad_lse, n);
-  const Acc g_logprob = y.ignored ? Acc(0) : at_row(a.grad_logprob, n);
+  const Acc g_logprob_row = at_row(a.grad_logprob, n);
+  const Acc m = at_row(a.row_max, n);
+  const Acc sum = at_row(a.row_sum, n);
+  const Acc g = y.ignored ? Acc(0) : g_row;
+  const Acc g_logprob = y.ignored ? Acc(0) : g_logprob_row;
+  // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
+  const Acc g_ce = g == 0 ? Acc(0) : g * norm_ce;
+  const Acc g_z = g == 0 ? Acc(0) : g * norm_z;
   const Acc* x_n = static_cast<const Acc*>(a.tile.logits) + n * width;
   G* dx_n = static_cast<G*>(a.dlogits) + n * width;
 
@@ -195,8 +202,6 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
   const TileOptions<Acc> o(rows, a.tile);
   const Acc smoothing = static_cast<Acc>(rows.label_smoothing);
   const Acc uniform = smoothing / static_cast<Acc>(rows.V);
-  const Acc m = at_row(a.row_max, n);
-  const Acc sum = at_row(a.row_sum, n);
   const Acc log_sum = log_of(sum);
   const Acc* weight = static_cast<const Acc*>(rows.class_weight);
   const Acc weight_y = y.v < 0 ? Acc(0) : weight ? weight[y.v] : Acc(1);
@@ -248,23 +253,41 @@ __global__ void __launch_bounds__(Group::kMaxThreads, 1)
 
 // ---------------------------------------------------------------- sums
 
-// A column per thread, its rows added up in groups: a sum's rounding grows with its terms.
+// A warp's lanes take neighbouring columns, the block's warps share the rows: a chunk has some
+// thousand columns, too few for a thread each. A warp's rows are added up in groups, as a sum's
+// rounding grows with its terms.
+constexpr int kColumnWarps = 32;
+
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kColumnWarps* kWarp)
     column_sums_kernel(const __grid_constant__ ColumnSumsArgs a) {
   using Acc = AccOf<T>;
-  constexpr int64_t kGroup = 32;
-  const int64_t v = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (v >= a.width) return;
-  const T* x = static_cast<const T*>(a.x) + v;
+  struct Parts {
+    Acc of[kColumnWarps][kWarp + 1];  // + 1: a column's parts are in different banks
+  };
+  static_assert(kColumnWarps == kWarp);  // a warp adds up the parts of a column
+  constexpr int64_t kGroup = 32 * kColumnWarps;
+  Parts& parts = shared<Parts>();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarp;
   Acc total = 0;
-  for (int64_t row = 0; row < a.N; row += kGroup) {
-    const int64_t last = row + kGroup < a.N ? row + kGroup : a.N;
-    Acc s = 0;
-    for (int64_t n = row; n < last; ++n) s += load1(x + n * a.width);
-    total += s;
+  if (first + lane < a.width) {
+    const T* x = static_cast<const T*>(a.x) + first + lane;
+    for (int64_t row = warp; row < a.N; row += kGroup) {
+      const int64_t end = row + kGroup < a.N ? row + kGroup : a.N;
+      Acc s = 0;
+#pragma unroll 8
+      for (int64_t n = row; n < end; n += kColumnWarps) s += load1(x + n * a.width);
+      total += s;
+    }
   }
-  Acc& sum = static_cast<Acc*>(a.sum)[v];
+  parts.of[warp][lane] = total;
+  // Orders the parts before they are added up.
+  __syncthreads();
+  total = warp_reduce(parts.of[lane][warp], Add<Acc>{});
+  if (lane != 0 || first + warp >= a.width) return;
+  Acc& sum = static_cast<Acc*>(a.sum)[first + warp];
   sum = a.first ? total : sum + total;
 }
 
@@ -344,7 +367,12 @@ void linear_cross_entropy_gradient(const LinearCrossEntropyGradientArgs& a, Stre
 
 void linear_cross_entropy_column_sums(const ColumnSumsArgs& a, Stream stream) {
   dispatch_dtype(a.dtype, [&]<class T>(TypeTag<T>) {
-    launch(column_sums_kernel<T>, one_per_thread(a.width, stream), a);
+    launch(column_sums_kernel<T>,
+           {.name = kName,
+            .grid = static_cast<unsigned>(ceil_div<int64_t>(a.width, kWarp)),
+            .block = kColumnWarps * kWarp,
+            .stream = stream},
+           a);
   });
 }
 

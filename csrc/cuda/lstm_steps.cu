@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kStepWarps* kWarp)
   const int64_t gate = r.H * r.P;
   const T* h = s > 0 ? state.h + s % 2 * r.B * r.P : static_cast<const T*>(r.h0);
   Acc gates[4] = {};
-  const auto rows = [&](int64_t b) { return h ? h + b * r.P : nullptr; };
+  const auto rows = [&](int64_t b) { return h && s < length_of(r, b) ? h + b * r.P : nullptr; };
   step_products<4>({w, w + gate, w + 2 * gate, w + 3 * gate}, rows, r.P, task, gates);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kStepWarps* kWarp)
   const StepTask task(r.P, r.B);
   if (task.j >= r.P) return;
   Acc h[1] = {};
-  const auto rows = [&](int64_t b) { return state.m + b * r.H; };
+  const auto rows = [&](int64_t b) { return s < length_of(r, b) ? state.m + b * r.H : nullptr; };
   step_products<1>({static_cast<const T*>(a.in.w_hr) + task.j * r.H}, rows, r.H, task, h);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   if (lane >= task.rows) return;

@@ -38,17 +38,21 @@ __device__ __forceinline__ double erfc_of(double x) { return ::erfc(x); }
 __device__ __forceinline__ float exp_of(float x) { return ::expf(x); }
 __device__ __forceinline__ double exp_of(double x) { return ::exp(x); }
 
+// Of x >= 1, which may be infinite.
+__device__ __forceinline__ float reciprocal(float x) { return rcp_approx(x); }
+__device__ __forceinline__ double reciprocal(double x) { return 1 / x; }
+
 // Where e^-x is infinite, 0 as it should be.
 template <class Acc>
 __device__ __forceinline__ Acc sigmoid_of(Acc x) {
-  return Acc(1) / (Acc(1) + exp_of(-x));
+  return reciprocal(Acc(1) + exp_of(-x));
 }
 
 // 1 - tanh^2, without the subtraction that cancels where tanh is near 1.
 template <class Acc>
 __device__ __forceinline__ Acc tanh_derivative(Acc x) {
   const Acc e = softmax_exp(-2 * (x < 0 ? -x : x));
-  const Acc s = 1 / (1 + e);
+  const Acc s = reciprocal(1 + e);
   return 4 * e * s * s;
 }
 

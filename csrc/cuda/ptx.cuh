@@ -1,6 +1,6 @@
 // Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
-// ex2 and the memory consistency model.
+// ex2, rcp and the memory consistency model.
 //
 // mma m16n8k16 needs sm_80. For older GPUs it compiles to a trap: attention.cu, attention_step.cu
 // and resident.h do not choose the kernels that use it there. cp.async becomes a copy that is over
@@ -15,7 +15,7 @@
 
 namespace seqkern::cuda {
 
-// ---------------------------------------------------------------- ex2
+// ---------------------------------------------------------------- ex2, rcp
 
 // 2^x with a relative error of about 2^-22; subnormal operands and results are flushed to 0.
 __device__ __forceinline__ float ex2_approx(float x) {
@@ -26,6 +26,19 @@ __device__ __forceinline__ float ex2_approx(float x) {
 #else
   const float y = std::exp2(x);
   return y < 1.17549435e-38f ? 0.0f : y;  // NaN is not below
+#endif
+}
+
+// 1 / x with a relative error of 2^-23; subnormal operands and results are flushed to 0. A division
+// is exact to half a bit, and branches for what an approximation cannot.
+__device__ __forceinline__ float rcp_approx(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  const float y = 1 / x;
+  return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;  // NaN is not below
 #endif
 }
 
@@ -181,6 +194,25 @@ __device__ __forceinline__ uint32_t load_acquire(uint32_t* flag) {
   return x;
 #else
   return emulator::atomic_update(flag, [](uint32_t x) { return x; });
+#endif
+}
+
+// Between two polls of a flag, the n-th and the next. A GPU polls on at once, but not for ever:
+// after some 20 seconds what it waits for has failed, and the kernel ends with an error.
+__device__ __forceinline__ void between_polls([[maybe_unused]] uint32_t n) {
+#if defined(__CUDACC__)
+  if (n >= 1u << 26) __trap();
+#else
+  __nanosleep(20);  // runs other threads
+#endif
+}
+
+// ---------------------------------------------------------------- prefetch
+
+// Asks for the line of p, which must be readable, to be brought to second-level cache.
+__device__ __forceinline__ void prefetch_l2([[maybe_unused]] const void* p) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 #endif
 }
 

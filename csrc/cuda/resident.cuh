@@ -7,7 +7,7 @@
 // rounds a block has exchanged of the pass.
 //
 // Ordering, for a value that block X exchanges in round n and block Y reads in round n + 1:
-//   X: threads store values; __syncthreads; thread 0: store_release(flag of X, n + 1)
+//   X: threads store values; __syncthreads; a thread: store_release(flag of X, n + 1)
 //   Y: a lane: load_acquire(flag of X) >= n + 1; __syncwarp; the warp's lanes copy values
 // The release takes along what the barrier ordered before it, and the acquire goes on to the warp
 // through __syncwarp, so each store happens before the copies are started (cp.async of 16 bytes,
@@ -54,6 +54,7 @@ class Resident {
     first_ = first_row + static_cast<int64_t>(batch_group) * plan.rows;
     const int64_t rows = r.B - first_;
     rows_ = static_cast<int>(rows < 0 ? 0 : rows < plan.rows ? rows : int64_t{plan.rows});
+    first_block_ = product_.first_unit() / (plan.groups * kUnits);
     char* base = static_cast<char*>(workspace);
     own_rows_ = reinterpret_cast<T*>(base) +
                 static_cast<int64_t>(batch_group) * plan.rows * plan.row_elements;
@@ -63,7 +64,7 @@ class Resident {
 
   // ---------------------------------------------------------------- extent
 
-  __device__ int passes() const { return (rows_ + plan_.pass_rows - 1) / plan_.pass_rows; }
+  __device__ int passes() const { return (rows_ + plan_.pass_rows - 1) >> plan_.pass_shift(); }
   __device__ int sets() const { return plan_.sets(); }
 
   // Rows of the pass, rounded up to tiles.
@@ -72,13 +73,16 @@ class Resident {
     return min(plan_.pass_rows, (rest + kTileRows - 1) / kTileRows * kTileRows);
   }
 
-  // Neighbouring threads have neighbouring units.
+  // Neighbouring threads have neighbouring units, of one group after the other; the first rows are
+  // those of the first warps, so that few rows are on as many schedulers as there are.
   __device__ Cell cell(int pass, int set) const {
     Cell c;
-    c.place = static_cast<int>(threadIdx.x) / kUnits;
-    c.row = c.place % plan_.pass_rows;
+    const int n = static_cast<int>(threadIdx.x) / kUnits;
+    const int in_set = n & (plan_.span - 1);
+    c.row = n >> (plan_.span - 1);
+    c.place = in_set * plan_.pass_rows + c.row;
     c.u = static_cast<int>(threadIdx.x) % kUnits;
-    const int group = set * plan_.span + c.place / plan_.pass_rows;
+    const int group = set * plan_.span + in_set;
     c.unit = (unit_block_ * plan_.groups + group) * kUnits + c.u;
     c.b = first_ + pass * plan_.pass_rows + c.row;
     c.valid = c.unit < r_.H && pass * plan_.pass_rows + c.row < rows_;
@@ -139,11 +143,13 @@ class Resident {
   __device__ void wait(int pass, int round) {
     if (round == 0) return;  // start() has ordered it
     const int per_block = plan_.groups * kUnits;
-    const int first = product_.first_unit() / per_block + static_cast<int>(threadIdx.x) % kWarp;
+    const int first = first_block_ + static_cast<int>(threadIdx.x) % kWarp;
     const int end = min(product_.end_unit(), static_cast<int>(r_.H));
     uint32_t* flags = flags_ + pass * plan_.unit_blocks;
     for (int block = first; block * per_block < end; block += kWarp) {
-      while (load_acquire(flags + block) < static_cast<uint32_t>(round)) __nanosleep(20);
+      for (uint32_t polls = 0; load_acquire(flags + block) < static_cast<uint32_t>(round);) {
+        between_polls(++polls);
+      }
     }
     // Orders what the lanes acquired before the copies of all lanes.
     __syncwarp();
@@ -169,9 +175,10 @@ class Resident {
     store1(row + Product::position(c.unit, q), value);
   }
 
-  // After a barrier that follows all of the block's exchanges of the pass in this round.
+  // After a barrier that follows all of the block's exchanges of the pass in this round. By the
+  // warp that is the last to get cells: a release waits for what the block has stored.
   __device__ void publish(int pass, int round) {
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == kProductThreads - kWarp) {
       store_release(flags_ + pass * plan_.unit_blocks + unit_block_,
                     static_cast<uint32_t>(round) + 1);
     }
@@ -184,6 +191,7 @@ class Resident {
   const RecurrentInputs& r_;
   WarpProduct<Product> product_;
   int unit_block_;
+  int first_block_;  // which has the first unit that the warp reads
   int64_t first_;    // the batch group's first row
   int rows_;         // and how many
   T* own_rows_;      // [2 (buffer_elements() apart), rows, row_elements]

@@ -12,11 +12,13 @@
 
 namespace seqkern::cuda {
 
-inline constexpr int kGates = 4;      // places for them; of a cell with fewer the rest is zero
-inline constexpr int kUnits = 8;      // hidden units of a group: with their gates, one product
-inline constexpr int kTileRows = 8;   // batch rows that products leave out together
-inline constexpr int kPassRows = 32;  // batch rows of a pass and group: a thread per unit and row
-inline constexpr int kProductWarps = 8;  // which share the inner dimension of a product
+inline constexpr int kGates = 4;     // places for them; of a cell with fewer the rest is zero
+inline constexpr int kUnits = 8;     // hidden units of a group: with their gates, one product
+inline constexpr int kTileRows = 8;  // batch rows that products leave out together
+inline constexpr int kPassShift = 5;
+inline constexpr int kPassRows = 1 << kPassShift;  // rows of a pass: a thread per unit and row
+inline constexpr int kMostSpan = 2;                // groups of a set
+inline constexpr int kProductWarps = 8;            // which share the inner dimension of a product
 inline constexpr int kProductThreads = kProductWarps * 32;
 inline constexpr int kSlotBytes = 64 * kProductThreads;  // a chunk of every thread
 static_assert(kProductThreads == kUnits * kPassRows);
@@ -27,10 +29,10 @@ inline constexpr int kStageBytes = kStagePieces * 32 * 16;
 struct ResidentPlan {
   int unit_blocks;   // blocks that share the units of a batch group
   int groups;        // of kUnits units, per block (the last block may have fewer)
-  int span;          // groups of a set, which a pass multiplies together; groups is a multiple
+  int span;          // groups of a set, 1 or 2, which a pass multiplies; groups is a multiple
   int batch_groups;  // of rows; each has unit_blocks blocks of its own, with all weights
   int rows;          // batch rows of a batch group, a multiple of kTileRows
-  int pass_rows;     // kPassRows / span: together a thread per unit and row, too
+  int pass_rows;     // kPassRows / span = 2^pass_shift(): together a thread per unit and row, too
   int passes;        // over the rows, in each step
   int chunks;        // of the inner dimension, per warp
   int gates;         // rows of the weights per unit, kGates at most
@@ -42,7 +44,9 @@ struct ResidentPlan {
   int64_t flags_at, slots_at, bytes;  // of the workspace, where the exchanged rows come first
 
   SEQKERN_HD int blocks() const { return unit_blocks * batch_groups; }
-  SEQKERN_HD int sets() const { return groups / span; }
+  // Without divisions by what only the plan knows: they stand in each step.
+  SEQKERN_HD int sets() const { return span == 1 ? groups : groups / kMostSpan; }
+  SEQKERN_HD int pass_shift() const { return span == 1 ? kPassShift : kPassShift - 1; }
   SEQKERN_HD int states() const { return passes * sets(); }
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
 };
@@ -104,7 +108,7 @@ template <class Product>
 ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
   const ResidentPlan one = plan_span<Product>(r, device, gates, 1);
   if (Product::kMostTiles == 1 || one.blocks() == 0) return one;
-  const ResidentPlan two = plan_span<Product>(r, device, gates, 2);
+  const ResidentPlan two = plan_span<Product>(r, device, gates, kMostSpan);
   const bool fewer = two.blocks() > 0 && two.rows * two.sets() < one.rows * one.sets() &&
                      two.launch_rows() >= std::min(r.B, one.launch_rows());
   return fewer && two.slots == two.shared_slots ? two : one;

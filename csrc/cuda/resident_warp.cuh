@@ -256,7 +256,7 @@ class WarpProduct {
   }
   // Of chunk c of a group; in the first set those that are not held follow each other.
   __device__ __forceinline__ int slot_number(int group, int c) const {
-    const int held = min(plan_.chunks, Product::kHeldChunks / plan_.span);  // of each group
+    const int held = min(plan_.chunks, Product::kHeldChunks >> (plan_.span - 1));  // of each group
     return group * plan_.chunks + c - min(group + 1, plan_.span) * held;
   }
   __device__ __forceinline__ uint4* shared_slot(int n) const {

@@ -9,6 +9,7 @@ namespace seqkern::cuda {
 // What the class index of row n says; without indices (class probabilities) neither ignored nor a
 // class.
 struct Target {
+  Target() = default;
   __device__ Target(const int64_t* target, int64_t ignore_index, int64_t V, int64_t n) {
     if (!target) return;
     const int64_t y = target[n];

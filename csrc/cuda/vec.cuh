@@ -139,10 +139,21 @@ __device__ __forceinline__ void store_run(T* p, const AccOf<T> (&x)[n]) {
 // ---------------------------------------------------------------- a row shared by a group of
 // threads
 
+// The group asks for as much of the row's begin and of its end as it loads in a batch: its first
+// batch, while what decides about the row is itself under way, and what batches leave over.
+template <int kUnroll, class T, class Group>
+__device__ __forceinline__ void prefetch_row(const T* x_n, int V, const Group& group) {
+  constexpr int kLine = 128 / sizeof(T);
+  const int v = group.rank() * kLine;
+  if (group.rank() >= kUnroll * group.size() * 16 / 128 || v >= V) return;
+  prefetch_l2(x_n + v);
+  prefetch_l2(x_n + (V - 1 - v));
+}
+
 // Calls f(v, step, x) until the group (at least 32 threads) has seen each element of the row x_n
 // [V] once: x[u][i] is element v + u * step + i, in the accumulator type. The kUnroll loads of a
 // call are independent and issued before the first use, which is what hides the latency of memory.
-template <int kUnroll, class T, class Group, class F>
+template <int kUnroll, int kRest = (kUnroll > 1 ? kUnroll - 1 : 1), class T, class Group, class F>
 __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group& group, F&& f) {
   using Acc = AccOf<T>;
   constexpr int P = kPack<T>;
@@ -150,13 +161,12 @@ __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group
       static_cast<int>((16 - reinterpret_cast<uintptr_t>(x_n) % 16) % 16 / sizeof(T));
   const int head = before < V ? before : V;
   const int packs = (V - head) / P;
-  const int tail = V - head - packs * P;
 
   // Head and tail have under 2 P <= 16 elements together: one per thread.
-  if (group.rank() < head + tail) {
-    const int v = group.rank() < head ? group.rank() : V - head - tail + group.rank();
-    Acc x[1][1] = {{load1(x_n + v)}};
-    f(v, 0, x);
+  const int edge = group.rank() < head ? group.rank() : packs * P + group.rank();
+  if (edge < V) {
+    Acc x[1][1] = {{load1(x_n + edge)}};
+    f(edge, 0, x);
   }
 
   const T* body = x_n + head;
@@ -171,10 +181,21 @@ __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group
     for (int u = 0; u < kUnroll; ++u) unpack(TypeTag<T>{}, bits[u], x[u]);
     f(head + i * P, size * P, x);
   }
-  for (; i < packs; i += size) {
-    Acc x[1][P];
-    unpack(TypeTag<T>{}, load_bits(body + i * P), x[0]);
-    f(head + i * P, 0, x);
+
+  // What is left: fewer packs per thread than a batch, of which kRest are under way together.
+  for (; i < packs; i += kRest * size) {
+    uint4 bits[kRest];
+#pragma unroll
+    for (int u = 0; u < kRest; ++u) {
+      if (i + u * size < packs) bits[u] = load_bits(body + (i + u * size) * P);
+    }
+#pragma unroll
+    for (int u = 0; u < kRest; ++u) {
+      if (i + u * size >= packs) break;
+      Acc x[1][P];
+      unpack(TypeTag<T>{}, bits[u], x[0]);
+      f(head + (i + u * size) * P, 0, x);
+    }
   }
 }
 

@@ -176,6 +176,12 @@ bool ex2() {
          cuda::ex2_approx(-std::numeric_limits<float>::infinity()) == 0.0f;
 }
 
+bool rcp() {
+  const float inf = std::numeric_limits<float>::infinity();
+  return cuda::rcp_approx(4.0f) == 0.25f && cuda::rcp_approx(inf) == 0.0f &&
+         cuda::rcp_approx(0x1p127f) == 0.0f && std::isnan(cuda::rcp_approx(std::nanf("")));
+}
+
 // Every 16-bit pattern back from the float it stands for, and floats between neighbours to the even
 // one.
 template <class T>
@@ -215,6 +221,7 @@ std::vector<Case> ptx_cases() {
       {"cp_async_waits_too_few", [] { return pipeline_is_right<float, Wrong::kWaitTooFew>(); }},
       {"cp_async_without_barrier", [] { return pipeline_is_right<float, Wrong::kNoBarrier>(); }},
       {"ex2", ex2},
+      {"rcp", rcp},
       {"conversions_float16", conversions<Half>},
       {"conversions_bfloat16", conversions<BFloat16>},
   };

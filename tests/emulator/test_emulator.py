@@ -48,6 +48,7 @@ RIGHT = [
 #: Cases without threads that could be reordered.
 RIGHT_ONCE = [
     "ex2",
+    "rcp",
     "conversions_float16",
     "conversions_bfloat16",
     "rows_float32",
