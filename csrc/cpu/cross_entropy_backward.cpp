@@ -44,7 +44,9 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
     const T* p_n = probs ? probs + in.target_probs_rows.offset(n) : nullptr;
     const Acc m = row_max[n];
     const Acc log_sum = row_log_sum[n];
-    const Acc on_target = in.target ? g_ce * (Acc(1) - o.smoothing) * o.weight_of(y) : Acc(0);
+    // An ignored row's target need not be a class: it has neither a weight nor an element.
+    const bool on_class = in.target && !ignored;
+    const Acc on_target = on_class ? g_ce * (Acc(1) - o.smoothing) * o.weight_of(y) : Acc(0);
     Acc mass = in.target ? o.smoothing * o.weight_sum / static_cast<Acc>(in.V) : Acc(0);
     if (p_n) {
       TargetSums<Acc> sums;

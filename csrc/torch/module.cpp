@@ -25,6 +25,11 @@ bool keep_freed_memory() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  // A name that is no instruction set of this processor is an error here, where it can be read: the
+  // first kernel would ask in the middle of a parallel region.
+  if (const char* forced = std::getenv("SEQKERN_FORCE_ISA"); forced && *forced) {
+    (void)seqkern::cpu::active_isa();
+  }
   m.doc() = "seqkern's CPU kernels (registered as torch.ops.seqkern on import) and build facts";
   m.def(
       "cpu_isa", [] { return seqkern::cpu::isa_name(seqkern::cpu::active_isa()); },

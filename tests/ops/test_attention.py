@@ -169,6 +169,19 @@ def test_packed(
 
 
 @native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("D", [6, 12, 20, 40, 64, 80])
+def test_packed_with_ends_anywhere(backend: Any, dtype: torch.dtype, D: int) -> None:
+    # Sequences end in the middle of any tile, whose height depends on D.
+    for seed in range(6):
+        lengths = torch.randint(1, 40, (12,), generator=torch.Generator().manual_seed(seed))
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        T = int(starts[-1])
+        qkv = make(Sizes(B=1, NH=2, NKV=1, Tq=T, Tk=T, D=D), dtype, backend.device)
+        check(qkv, cu_seqlens=starts.to(backend.device), window=9 if seed % 2 else None)
+
+
+@native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 20])
 def test_packed_is_each_sequence_alone(

@@ -116,3 +116,19 @@ def test_logits_changed_before_backward(backend: Any) -> None:
         logits.zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 1, 7, 150])
+def test_an_ignored_target_is_no_class_of_a_weighted_loss(backend: Any, ignore_index: int) -> None:
+    # What lies beside the weights is not theirs; their gradient is that of the others.
+    beside = torch.full((301,), torch.nan, device=backend.device)
+    weight = beside[150:157].fill_(1.5)
+    logits = torch.randn(40, 7, device=backend.device, requires_grad=True)
+    target = torch.randint(0, 7, (40,), device=backend.device)
+    target[30] = ignore_index
+    options = {"weight": weight, "ignore_index": ignore_index}
+    loss, lse = ops.cross_entropy(logits, target, return_lse=True, **options)
+    (grad,) = torch.autograd.grad(loss + lse.sum(), logits)
+    plain = F.cross_entropy(logits, target, **options) + logits.logsumexp(1).sum()
+    (expected,) = torch.autograd.grad(plain, logits)
+    torch.testing.assert_close(grad, expected)

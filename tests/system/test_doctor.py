@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from seqkern import doctor, nn, ops
@@ -35,3 +39,18 @@ def test_every_public_op_and_layer_is_in_the_report() -> None:
     assert {f"nn.{name}" for name in nn.__all__} <= named
     assert "lacks this kernel" not in text
     assert text.count("    cpu   seqkern's") == len(doctor.OPERATIONS)
+
+
+def test_an_unknown_instruction_set_is_named_on_import() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import seqkern"],
+        env={**os.environ, "SEQKERN_FORCE_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "ImportError: SEQKERN_FORCE_ISA must be baseline, avx2, avx512, avx512_bf16 or amx, got "
+        "'AVX2'"
+    )

@@ -84,7 +84,7 @@ def causal_attention(
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: how many keys a query sees at most, itself among them; None for all.
         softcap: bound of the scores; 0 for none.
-        alibi_slopes: [NH] or [B, NH], floating point. They get no gradient.
+        alibi_slopes: [NH] or [B, NH], floating point, rounded to float32. They get no gradient.
         dropout_p: probability in [0, 1) with which a weight is dropped; the others are divided by
             1 - dropout_p.
         lengths: int32 or int64 [B], how many keys of each row exist (the rest is padding on the
