@@ -198,8 +198,8 @@ SEQKERN_INLINE BandGroup band_group(int64_t row, int64_t rows, int64_t columns,
   const int64_t left = begin[row], right = end[row + g.height - 1];
   g.first = left / L * L;
   g.last = least(round_up<Acc>(right), columns);
-  // Products take rows in groups of up to kMostRows, of other bounds than these, over all columns of
-  // the group's rows; or they take columns so.
+  // Products take rows in groups of up to kMostRows, of other bounds than these, over all columns
+  // of the group's rows; or they take columns so.
   const int64_t before = begin[most<int64_t>(row - kMostRows, 0)];
   const int64_t after = end[least(row + g.height - 1 + kMostRows, rows - 1)];
   g.low = most<int64_t>(least(left - kMostRows, before), 0) / L * L;
