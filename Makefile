@@ -22,8 +22,8 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa build emulator cuda \
-        without-nvcc bench clean
+.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa poison poisoned build \
+        emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
@@ -39,6 +39,13 @@ isa: $(VENV)/.built $(VENV)/.requires-test
 	set -e; $(foreach isa,$(OTHER_ISAS),SEQKERN_FORCE_ISA=$(isa) $(BIN)/python -m pytest tests/ops \
 	   -k "$(call isa_tests,$(isa))" $(PYTEST_ARGS);)
 	$(BIN)/python tools/check_isa_symbols.py build
+
+# The CPU kernels over memory that holds NaN and large values where nothing was written: in an environment
+# and a build of their own.
+poison:
+	$(MAKE) VENV=.venv-poison POISON=ON poisoned
+poisoned: $(VENV)/.built $(VENV)/.requires-test
+	SEQKERN_TEST_FILL=1 $(BIN)/python -m pytest tests/ops tests/nn -k "not emu and not cuda" $(PYTEST_ARGS)
 
 quick: $(VENV)/.built $(VENV)/.requires-test emulator
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -93,7 +100,8 @@ $(VENV)/.requires-%: pyproject.toml $(VENV)/.torch
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.requires
-	$(PIP) install --no-build-isolation --no-deps -e . --config-settings=cmake.define.SEQKERN_WERROR=$(WERROR)
+	$(PIP) install --no-build-isolation --no-deps -e . --config-settings=cmake.define.SEQKERN_WERROR=$(WERROR) \
+	   $(if $(POISON),--config-settings=cmake.define.SEQKERN_POISON=ON --config-settings=build-dir=build/poison)
 	@touch $@
 
 build: $(VENV)/.built

@@ -17,6 +17,10 @@ from seqkern.ops import _registry
 # Chosen at its first use, and for good: before a test sets the variable that forces another.
 _C.cpu_isa()
 
+# torch then fills what it has not written with NaN, outputs of ours among it (`make poison`).
+if os.environ.get("SEQKERN_TEST_FILL"):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
 EMULATOR = Path(__file__).parent.parent / "build" / "emulator"
 
 

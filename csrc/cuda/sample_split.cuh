@@ -28,6 +28,9 @@ template <class T>
 inline constexpr int kMassUnroll = kPack<T> > 4 ? 1 : 2;
 
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of a score of -inf
+// Scores below are taken for a mask's (-1e4, -1e9, the least of a type), which says nothing of how
+// far the others lie apart.
+inline constexpr float kMasked = -5000;
 
 struct SamplePlan {
   int64_t first;  // row of the launch, and
@@ -221,7 +224,7 @@ struct Depth {
   }
 };
 
-// Of the runs' largest scores: the largest, and the smallest of those above -inf.
+// Of the runs' largest scores: the largest, and the smallest of those that are not masked.
 struct Extent {
   float max, least;
   bool finite;
@@ -231,11 +234,13 @@ __device__ inline Extent extent_of(const SamplePlan& plan, const RowSpace& space
   KeyRange range = kNoKeys;
   for (int run = group.rank(); run < plan.runs; run += group.size()) {
     const uint32_t key = space.run_keys[run];
-    if (key > kLowestKey) range = both(range, {key, key});
+    const bool spreads = key >= key_of(kMasked);
+    if (key > kLowestKey) range = both(range, {spreads ? key : kNoKeys.low, key});
   }
   range = group.reduce(range, kNoKeys, both);
   const float max = score_of_key(range.high);
-  return {max, score_of_key(range.low), range.high > 0 && is_finite(max)};
+  const float least = range.low < range.high ? score_of_key(range.low) : max;
+  return {max, least, range.high > 0 && is_finite(max)};
 }
 
 // The bins of a row's histogram. Beyond e^-31 no mass is left. Of many random scores the runs'

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "torch/check.h"
@@ -81,6 +82,9 @@ class KeptMemory {
     const size_t size = (static_cast<size_t>(bytes) + kHugePage - 1) & ~(kHugePage - 1);
     if (size <= Kept::kMost) kept_ = take(size);
     if (!kept_) own_ = Mapping::of(size);
+#if defined(SEQKERN_POISON)
+    std::memset(data(), 0xff, size);  // NaN in every type
+#endif
   }
   ~KeptMemory() {
     own_.release();

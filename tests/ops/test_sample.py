@@ -174,9 +174,11 @@ def assert_no_distribution(backend: Any, logits: Tensor, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("options", LONG_OPTIONS, ids=str)
-@pytest.mark.parametrize("kind", ["equal", "ties", "banned", "no distribution"])
+@pytest.mark.parametrize("kind", ["equal", "ties", "banned", "masked", "no distribution"])
 def test_long_rows_of_special_scores(backend: Any, options: dict[str, Any], kind: str) -> None:
-    """More tokens of one score than a list takes; most tokens at -inf; NaN and infinities."""
+    """More tokens of one score than a list takes; most tokens at -inf; runs of the largest mask
+    there is; NaN and infinities.
+    """
     logits = logits_of(4, 6000)
     if kind == "equal":
         logits.zero_()
@@ -184,6 +186,10 @@ def test_long_rows_of_special_scores(backend: Any, options: dict[str, Any], kind
         logits.round_()
     elif kind == "banned":
         logits[:, torch.arange(6000) % 1000 != 7] = -torch.inf
+    elif kind == "masked":
+        logits[:2, 2000:] = torch.finfo(torch.float32).min
+        logits[2] -= 1e6
+        logits[3] = -1e9
     else:
         assert_no_distribution(backend, logits, options)
         return
