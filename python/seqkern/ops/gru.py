@@ -13,7 +13,7 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._recurrent import (
     GRU,
-    DifferentiableBackward,
+    differentiable,
     eager_function,
     fake_hidden_backward,
     needs,
@@ -125,7 +125,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
         plain = partial(reference.gru, reverse=ctx.reverse)
-        found = DifferentiableBackward.apply(op, plain, GRU, wanted, *grads[:2], *inputs)  # type: ignore[no-untyped-call]
+        found = differentiable(op, plain, grads[:2], inputs, wanted, GRU)
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, GRU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._recurrent import (
+    differentiable,
     eager_function,
     fake_gradients,
     needs,
-    second_derivative,
     states_before,
     unpack,
 )
@@ -186,17 +187,18 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     if not ctx.save_gates:
         gates = _preactivations(output, inputs, ctx.reverse)
     input, h0, c0, w_ih, w_hh, _, _, w_hr, lengths = inputs
-    arguments = (
+    wanted = needs(ctx.needs_input_grad)
+    op = partial(
+        ctx.ops.lstm_backward,
         *(grad_output, grad_h_n, grad_c_n, grad_cells),
         *(input, h0, c0, w_ih, w_hh, w_hr, lengths, output, cells, gates),
-        *(ctx.save_gates, ctx.reverse, needs(ctx.needs_input_grad)),
+        *(ctx.save_gates, ctx.reverse, wanted),
     )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        found = _LstmBackward.apply(
-            ctx.ops, arguments[-1], ctx.reverse, arguments, *grads[:4], *inputs
-        )  # type: ignore[no-untyped-call]
+        plain = partial(reference.lstm, reverse=ctx.reverse)
+        found = differentiable(op, plain, grads[:4], inputs, wanted)
     else:
-        found = ctx.ops.lstm_backward(*arguments)
+        found = op()
     return unpack(found, ctx.needs_input_grad, 12)
 
 
@@ -209,33 +211,6 @@ def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> T
     before = states_before(output, h0, lengths, reverse)
     x = without_padding(input, lengths)
     return input_product(x, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
-
-
-class _LstmBackward(torch.autograd.Function):
-    """The gradients as differentiable functions: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ops: Any, wanted: int, reverse: bool, arguments: Any, *sources: Any
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*(s for s in sources if s is not None))
-        ctx.given = [s is not None for s in sources]
-        ctx.needs, ctx.reverse = wanted, reverse
-        ctx.set_materialize_grads(False)
-        return ops.lstm_backward(*arguments)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grads: Any) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        sources = [next(saved) if given else None for given in ctx.given]
-        grads, inputs = sources[:4], sources[4:]
-
-        def forward(*tensors: Any) -> tuple[Tensor, ...]:
-            plain: Any = reference.lstm
-            return plain(*tensors, ctx.reverse)  # type: ignore[no-any-return]
-
-        found = second_derivative(forward, grads, inputs, grad_grads, ctx.needs)
-        return (None, None, None, None, *found)
 
 
 @_registry.registration

@@ -12,7 +12,7 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._recurrent import (
     RNN,
-    DifferentiableBackward,
+    differentiable,
     eager_function,
     fake_hidden_backward,
     needs,
@@ -110,7 +110,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
         nonlinearity = "relu" if ctx.relu else "tanh"
         plain = partial(reference.rnn, reverse=ctx.reverse, nonlinearity=nonlinearity)
-        found = DifferentiableBackward.apply(op, plain, RNN, wanted, *grads, *inputs)  # type: ignore[no-untyped-call]
+        found = differentiable(op, plain, grads, inputs, wanted, RNN)
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, RNN)
