@@ -122,4 +122,5 @@ def eager_function(
         def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
             return backward_of(ctx, *grads)  # type: ignore[no-any-return]
 
+    Eager.__name__ = forward_op.removesuffix("_forward").title().replace("_", "")
     return Eager
