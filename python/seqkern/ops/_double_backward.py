@@ -31,7 +31,7 @@ def differentiable_backward(
         upstream: the gradient of each of `plain`'s outputs; None: not part of it.
         inputs: all tensors that `plain` takes.
     """
-    if any(g is not None and _is_batched(g) for g in upstream):
+    if any(g is not None and is_batched(g) for g in upstream):
         # Many gradients at once, in which a Function's result would have no graph.
         sources = [t if t is None or not t.requires_grad else t.view_as(t) for t in inputs]
         return _gradients(plain(*sources), upstream, [i if i is None else sources[i] for i in made])
@@ -82,7 +82,7 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, None, *second)
 
 
-def _is_batched(t: Tensor) -> bool:
+def is_batched(t: Tensor) -> bool:
     """Whether it is what `is_grads_batched` or `torch.func.vmap` make of a gradient."""
     keys = torch._C._dispatch_keys(t)
     return any(keys.has(key) for key in _BATCHED)

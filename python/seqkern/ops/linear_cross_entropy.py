@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._double_backward import differentiable_backward, is_batched
 from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
@@ -229,8 +229,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if made is None or torch.is_grad_enabled() or grad_loss is None:
             return _backward(ctx, *grads)
         tensors = ctx.saved_tensors[:4]
-        # On the CPU a factor of 1 is seen and costs no pass over the gradients.
-        if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
+        if is_batched(grad_loss):  # many factors, for which there is no place
+            made = [grad * grad_loss for grad in made]
+        # On the CPU a factor of 1 is seen and costs no pass over the gradients; a fake's is not.
+        elif (
+            type(grad_loss) is not Tensor or grad_loss.device.type != "cpu" or grad_loss.item() != 1
+        ):
             made = [grad.mul_(grad_loss) for grad in made]
         return _in_place_of_inputs(made, tensors, ctx.grads)
 
