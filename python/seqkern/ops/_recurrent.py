@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape
 
 # Which gradients the kernels' torch layer (csrc/torch) is asked for, by position of the input. Bit
 # 2^n is result n of the backward op; where both biases have the same gradient, they share one.
@@ -72,6 +73,31 @@ def differentiable(
         if wanted & bit and position < len(inputs) and inputs[position] is not None:
             made[bit.bit_length() - 1] = position
     return differentiable_backward(op, plain, made, upstream, inputs)
+
+
+def check_layer(
+    op: str, gates: int, tensors: Sequence[Any], w_hr: Tensor | None = None
+) -> tuple[int, int]:
+    """H and P, after a look at the shapes of input, h0, w_ih, w_hh, b_ih, b_hh and lengths.
+
+    For fakes. Those of another device have been refused before (`register_fake`).
+    """
+    input, h0, w_ih, w_hh, b_ih, b_hh, lengths = tensors
+    features = [None] if input.is_floating_point() else []
+    check_shape(op, "input", input, (None, None, *features))
+    check_shape(op, "w_hh", w_hh, (None, None))
+    B, G = input.shape[1], w_hh.shape[0]
+    H = P = w_hh.shape[1]
+    if w_hr is not None:
+        H = G // gates
+        check_shape(op, "w_hr", w_hr, (P, H))
+    check_shape(op, "w_hh", w_hh, (gates * H, P))
+    check_shape(op, "w_ih", w_ih, (G, input.shape[2] if features else None))
+    check_shape(op, "h0", h0, (B, P))
+    check_shape(op, "b_ih", b_ih, (G,))
+    check_shape(op, "b_hh", b_hh, (G,))
+    check_shape(op, "lengths", lengths, (B,))
+    return H, P
 
 
 def fake_gradients(

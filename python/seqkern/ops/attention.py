@@ -11,6 +11,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape, register_fake
 
 
 @overload
@@ -145,7 +146,13 @@ def causal_attention(
 # ---------------------------------------------------------------- fakes
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    check_shape("attention", "q", q, (None,) * 4)
+    check_shape("attention", "k", k, (q.shape[0], None, None, q.shape[3]))
+    check_shape("attention", "v", v, k.shape)
+    check_shape("attention", "lengths", lengths, q.shape[:1])
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
     return _empty_heads(q), q.new_empty(q.shape[:3], dtype=acc)
 
@@ -242,9 +249,9 @@ def register(namespace: str) -> None:
 
     No autocast rule: the kernels accumulate in float32 from any inputs.
     """
-    torch.library.register_fake(f"{namespace}::attention", _fake)
-    torch.library.register_fake(f"{namespace}::attention_forward", _fake)
-    torch.library.register_fake(f"{namespace}::attention_backward", _fake_backward)
+    register_fake(namespace, "attention", _fake)
+    register_fake(namespace, "attention_forward", _fake)
+    register_fake(namespace, "attention_backward", _fake_backward)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

@@ -12,6 +12,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape, register_fake
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 REDUCTION_NAMES = tuple(REDUCTIONS)
@@ -158,7 +159,11 @@ def _fake(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     acc = accumulate_dtype(logits)
-    rows = logits.shape[:-1]
+    *rows, V = logits.shape
+    check_shape(
+        "cross_entropy", "target", target, (*rows, V) if target.is_floating_point() else rows
+    )
+    check_shape("cross_entropy", "weight", weight, (V,))
     reduced = reduction != REDUCTIONS["none"]
     saved = 2 * math.prod(rows) + (2 if reduced else 0)
     return (
@@ -267,9 +272,9 @@ def register(namespace: str) -> None:
     so casting bfloat16 logits up first, as autocast does for torch's own, would only move twice
     the bytes.
     """
-    torch.library.register_fake(f"{namespace}::cross_entropy", _fake)
-    torch.library.register_fake(f"{namespace}::cross_entropy_forward", _fake)
-    torch.library.register_fake(f"{namespace}::cross_entropy_backward", _fake_backward)
+    register_fake(namespace, "cross_entropy", _fake)
+    register_fake(namespace, "cross_entropy_forward", _fake)
+    register_fake(namespace, "cross_entropy_backward", _fake_backward)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

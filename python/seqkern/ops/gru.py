@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import register_fake
 from seqkern.ops._recurrent import (
     GRU,
+    check_layer,
     differentiable,
     eager_function,
     fake_hidden_backward,
@@ -88,10 +90,10 @@ def gru(
 # ---------------------------------------------------------------- fakes
 
 
-def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    H, _ = check_layer("gru", 3, args[:7])
+    input, w_hh, save_gates = args[0], args[3], args[-1]
     T, B = input.shape[:2]
-    H = w_hh.shape[1]
-    save_gates = rest[-1]
     return (
         w_hh.new_empty(T, B, H),
         w_hh.new_empty(B, H),
@@ -156,6 +158,6 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("gru", "gru_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::gru_backward", fake_hidden_backward(GRU))
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "gru_backward", fake_hidden_backward(GRU))
     torch.library.register_autograd(f"{namespace}::gru", _backward, setup_context=setup)

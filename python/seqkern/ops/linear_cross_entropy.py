@@ -12,6 +12,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward, is_batched
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
@@ -154,7 +155,11 @@ def _fake(
     grad_bias: bool,
     chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
-    rows = hidden.shape[:-1]
+    *rows, H = hidden.shape
+    check_shape("linear_cross_entropy", "weight", weight, (None, H))
+    check_shape("linear_cross_entropy", "target", target, rows)
+    for name, t in (("bias", bias), ("class_weight", class_weight)):
+        check_shape("linear_cross_entropy", name, t, weight.shape[:1])
     reduced = reduction != REDUCTIONS["none"]
     fused = reduced and not return_lse and not return_logprobs
 
@@ -314,9 +319,9 @@ def _plain(
 def register(namespace: str) -> None:
     """Add fakes and gradients to the ops of `namespace`."""
     for name in ("linear_cross_entropy", "linear_cross_entropy_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::linear_cross_entropy_backward", _fake_backward)
-    torch.library.register_fake(f"{namespace}::linear_cross_entropy_state", _fake_state)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "linear_cross_entropy_backward", _fake_backward)
+    register_fake(namespace, "linear_cross_entropy_state", _fake_state)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._recurrent import (
+    check_layer,
     differentiable,
     eager_function,
     fake_gradients,
@@ -149,8 +151,9 @@ def _fake(
     save_gates: bool,
     save_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    H, P = check_layer("lstm", 4, (input, h0, w_ih, w_hh, b_ih, b_hh, lengths), w_hr)
     T, B = input.shape[:2]
-    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    check_shape("lstm", "c0", c0, (B, H))
     return (
         w_hh.new_empty(T, B, P),
         w_hh.new_empty(B, P),
@@ -223,6 +226,6 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("lstm", "lstm_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::lstm_backward", _fake_backward)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "lstm_backward", _fake_backward)
     torch.library.register_autograd(f"{namespace}::lstm", _backward, setup_context=setup)

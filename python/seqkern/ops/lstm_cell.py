@@ -11,6 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._recurrent import LSTM_CELL, differentiable, eager_function, needs, unpack
 
 State = tuple[Tensor, Tensor]
@@ -111,7 +112,16 @@ def _count_optimizer_step(*_: Any) -> None:
 def _fake(
     input: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    save_gates = rest[-1]
+    (B, H), (w_hh, b_ih, b_hh), save_gates = h.shape, rest[:3], rest[-1]
+    check_shape("lstm_cell", "input", input, (B, None))
+    check_shape("lstm_cell", "c", c, (B, H))
+    for name, t, shape in (
+        ("w_ih", w_ih, (4 * H, input.shape[1])),
+        ("w_hh", w_hh, (4 * H, H)),
+        ("b_ih", b_ih, (4 * H,)),
+        ("b_hh", b_hh, (4 * H,)),
+    ):
+        check_shape("lstm_cell", name, t, shape)
     gates = (input.shape[0], w_ih.shape[0]) if save_gates else (0,)
     return input.new_empty(h.shape), input.new_empty(c.shape), input.new_empty(gates)
 
@@ -167,7 +177,7 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("lstm_cell", "lstm_cell_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::lstm_cell_backward", _fake_backward)
-    torch.library.register_fake(f"{namespace}::lstm_cell_pack", _fake_pack)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "lstm_cell_backward", _fake_backward)
+    register_fake(namespace, "lstm_cell_pack", _fake_pack)
     torch.library.register_autograd(f"{namespace}::lstm_cell", _backward, setup_context=setup)
