@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import seqkern
-from seqkern import nn, ops
+from seqkern import nn, ops, reference
 
 
 @dataclass(frozen=True)
 class Case:
-    """`call` on the tensors of `make(n)`; `sizes` says which dimensions of each are n."""
+    """`call` on the tensors of `make(n)`; `sizes` says which dimensions of each are n.
+
+    `plain` is the same of PyTorch's own operations, which every op with gradients has.
+    """
 
     make: Callable[[int], list[Tensor]]
     sizes: list[dict[int, str]]
     call: Callable[..., Any]
     gradients: bool = True
+    plain: Callable[..., Any] | None = None
 
 
 def randn(*size: int) -> Tensor:
@@ -52,20 +57,38 @@ def step(q: Tensor, k: Tensor, v: Tensor, cache: Tensor, lengths: Tensor) -> Ten
     return ops.attention_step(q, k, v, k_cache, v_cache, lengths)
 
 
+def smoothed(x: Tensor, y: Tensor) -> Tensor:
+    """The case of cross_entropy by PyTorch's own, whose z-loss there is none of."""
+    return F.cross_entropy(x, y, label_smoothing=0.1) + 1e-3 * x.logsumexp(-1).square().mean()
+
+
+def windowed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    T = q.shape[2]
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return scores.masked_fill((distance < 0) | (distance >= 3), -torch.inf).softmax(-1) @ v
+
+
 N, T = "n", "n"
 OPS = {
     "cross_entropy": Case(
         lambda n: [randn(n, 7), classes(n)],
         [{0: N}, {0: N}],
         lambda x, y: ops.cross_entropy(x, y, label_smoothing=0.1, z_loss=1e-3),
+        plain=smoothed,
     ),
     "linear_cross_entropy": Case(
         lambda n: [randn(n, 5), randn(7, 5), classes(n), randn(7)],
         [{0: N}, {}, {0: N}, {}],
         ops.linear_cross_entropy,
+        plain=lambda h, w, y, b: F.cross_entropy(F.linear(h, w, b), y),
     ),
     "causal_attention": Case(
-        heads, [{2: T}] * 3, lambda q, k, v: ops.causal_attention(q, k, v, window=3)
+        heads,
+        [{2: T}] * 3,
+        lambda q, k, v: ops.causal_attention(q, k, v, window=3),
+        plain=windowed,
     ),
     "attention_step": Case(
         lambda n: [
@@ -95,24 +118,38 @@ OPS = {
         gates,
         [{0: T}, {}, {}, {}, {}, {}],
         lambda x, h, c, *weights: ops.lstm(x, (h, c), *weights, weights[-1]),
+        plain=lambda x, h, c, *weights: reference.lstm(x, h, c, *weights, weights[-1])[:3],
     ),
     "lstm_cell": Case(
         lambda n: [randn(n, 5), randn(n, 4), randn(n, 4), randn(16, 5), randn(16, 4)],
         [{0: N}, {0: N}, {0: N}, {}, {}],
         lambda x, h, c, *weights: ops.lstm_cell(x, (h, c), *weights),
+        plain=lambda x, h, c, *weights: torch.lstm_cell(x, (h, c), *weights),
     ),
     "gru": Case(
         lambda n: [randn(n, 3, 5), randn(3, 4), randn(12, 5), randn(12, 4)],
         [{0: T}, {}, {}, {}],
         ops.gru,
+        plain=reference.gru,
     ),
     "rnn": Case(
         lambda n: [randn(n, 3, 5), randn(3, 4), randn(4, 5), randn(4, 4)],
         [{0: T}, {}, {}, {}],
         ops.rnn,
+        plain=reference.rnn,
     ),
-    "softmax": Case(lambda n: [randn(n, 9)], [{0: N}], lambda x: ops.softmax(x)),
-    "log_softmax": Case(lambda n: [randn(3, n)], [{1: N}], lambda x: ops.log_softmax(x)),
+    "softmax": Case(
+        lambda n: [randn(n, 9)],
+        [{0: N}],
+        lambda x: ops.softmax(x),
+        plain=lambda x: x.softmax(-1),
+    ),
+    "log_softmax": Case(
+        lambda n: [randn(3, n)],
+        [{1: N}],
+        lambda x: ops.log_softmax(x),
+        plain=lambda x: x.log_softmax(-1),
+    ),
     "sample": Case(
         lambda n: [randn(n, 33)],
         [{0: N}],

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern.reference.inputs import without_padding
+from seqkern.reference.inputs import valid_tokens
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def prepare(
             states = tuple(s.index_select(1, packed.sorted_indices) for s in states)
         states = autocast(*states)
     if embedding is not None and not _is_worth_a_table(x, embedding):
-        x, embedding = F.embedding(without_padding(x, lengths), embedding), None
+        x, embedding = F.embedding(valid_tokens(x, lengths), embedding), None
     if embedding is None:
         (x,) = autocast(x)
     else:

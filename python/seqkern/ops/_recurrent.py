@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape
 
 # Which gradients the kernels' torch layer (csrc/torch) is asked for, by position of the input. Bit
 # 2^n is result n of the backward op; where both biases have the same gradient, they share one.
-LSTM = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 32, 7: 64}
+LSTM_CELL = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 32, 6: 32}
+LSTM = {**LSTM_CELL, 7: 64}
 GRU = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 32}
 RNN = {0: 1, 1: 2, 2: 4, 3: 8, 4: 16, 5: 16}
 
@@ -27,7 +30,7 @@ def needs(needed: tuple[bool, ...], layout: Mapping[int, int] = LSTM) -> int:
 
 
 def unpack(
-    grads: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
     needed: tuple[bool, ...],
     inputs: int,
     layout: Mapping[int, int] = LSTM,
@@ -54,90 +57,47 @@ def states_before(
     return torch.where((times == lengths - 1).unsqueeze(-1), first, before)
 
 
-def second_derivative(
-    forward: Any,
-    grads: list[Tensor | None],
-    inputs: list[Tensor | None],
-    grad_grads: tuple[Tensor | None, ...],
-    wanted_bits: int,
+def differentiable(
+    op: Callable[[], tuple[Tensor, ...]],
+    plain: Callable[..., tuple[Tensor, ...]],
+    upstream: Sequence[Tensor | None],
+    inputs: Sequence[Tensor | None],
+    wanted: int,
     layout: Mapping[int, int] = LSTM,
-) -> list[Tensor | None]:
-    """Gradients, at `grads` and `inputs`, of the first derivative of `forward`, whose kernel
-    returned what `wanted_bits` says.
+) -> tuple[Tensor | None, ...]:
+    """The backward op as a differentiable function (see `differentiable_backward`), for the bits
+    that it was asked for.
     """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        positions = {
-            bit: position
-            for position, bit in reversed(list(layout.items()))
-            if wanted_bits & bit and position < len(inputs) and inputs[position] is not None
-        }
-        tensors: list[Any] = [
-            t if t is None or t.requires_grad or i not in positions.values()
-            else t.detach().requires_grad_()
-            for i, t in enumerate(inputs)
-        ]  # fmt: skip
-        outputs = forward(*tensors)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
-        order = sorted(positions)
-        first = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [tensors[positions[bit]] for bit in order],
-            [g for _, g in pairs],
-            create_graph=True,
-            allow_unused=True,
-        )
-        results = [
-            (d, grad_grads[bit.bit_length() - 1])
-            for bit, d in zip(order, first, strict=True)
-            if d is not None and d.requires_grad and grad_grads[bit.bit_length() - 1] is not None
-        ]
-        sources: list[Any] = [*grads, *tensors]
-        wanted = [i for i, s in enumerate(sources) if s is not None and s.requires_grad]
-        found = torch.autograd.grad(
-            [d for d, _ in results],
-            [sources[i] for i in wanted],
-            [g for _, g in results],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    given: list[Tensor | None] = [None] * len(sources)
-    for i, grad in zip(wanted, found, strict=True):
-        given[i] = grad
-    return given
+    made: list[int | None] = [None] * max(layout.values()).bit_length()
+    for position, bit in reversed(list(layout.items())):
+        if wanted & bit and position < len(inputs) and inputs[position] is not None:
+            made[bit.bit_length() - 1] = position
+    return differentiable_backward(op, plain, made, upstream, inputs)
 
 
-class DifferentiableBackward(torch.autograd.Function):
-    """A backward op of a layer whose state is h alone, as a differentiable function.
+def check_layer(
+    op: str, gates: int, tensors: Sequence[Any], w_hr: Tensor | None = None
+) -> tuple[int, int]:
+    """H and P, after a look at the shapes of input, h0, w_ih, w_hh, b_ih, b_hh and lengths.
 
-    The kernel forward; backward differentiates the reference. Inputs: the backward op with its
-    arguments bound, the reference, the layout, the bits of what is wanted; then what may need
-    gradients: those of the two outputs, and the op's tensors.
+    For fakes. Those of another device have been refused before (`register_fake`).
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        op: Callable[[], tuple[Tensor, ...]],
-        plain: Callable[..., tuple[Tensor, ...]],
-        layout: Mapping[int, int],
-        wanted: int,
-        *sources: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*(s for s in sources if s is not None))
-        ctx.given = [s is not None for s in sources]
-        ctx.plain, ctx.layout, ctx.wanted = plain, layout, wanted
-        ctx.set_materialize_grads(False)
-        return op()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grads: Any) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        sources = [next(saved) if given else None for given in ctx.given]
-        found = second_derivative(
-            ctx.plain, sources[:2], sources[2:], grad_grads, ctx.wanted, ctx.layout
-        )
-        return (None, None, None, None, *found)
+    input, h0, w_ih, w_hh, b_ih, b_hh, lengths = tensors
+    features = [None] if input.is_floating_point() else []
+    check_shape(op, "input", input, (None, None, *features))
+    check_shape(op, "w_hh", w_hh, (None, None))
+    B, G = input.shape[1], w_hh.shape[0]
+    H = P = w_hh.shape[1]
+    if w_hr is not None:
+        H = G // gates
+        check_shape(op, "w_hr", w_hr, (P, H))
+    check_shape(op, "w_hh", w_hh, (gates * H, P))
+    check_shape(op, "w_ih", w_ih, (G, input.shape[2] if features else None))
+    check_shape(op, "h0", h0, (B, P))
+    check_shape(op, "b_ih", b_ih, (G,))
+    check_shape(op, "b_hh", b_hh, (G,))
+    check_shape(op, "lengths", lengths, (B,))
+    return H, P
 
 
 def fake_gradients(
@@ -188,4 +148,5 @@ def eager_function(
         def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
             return backward_of(ctx, *grads)  # type: ignore[no-any-return]
 
+    Eager.__name__ = forward_op.removesuffix("_forward").title().replace("_", "")
     return Eager

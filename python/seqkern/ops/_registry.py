@@ -6,11 +6,15 @@ to the host emulator's `torch.ops.seqkern_emu`, which registers the same ops.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+from torch.autograd import forward_ad
 
 active: Any = torch.ops.seqkern
 
@@ -22,7 +26,19 @@ def call(op: Any, *args: Any) -> Any:
 
     The text of such an error begins with its kind (csrc/common/errors.h): torch turns C++
     exceptions into Python ones differently from version to version.
+
+    No op has a forward-mode derivative. Those without a graph would return results without a
+    tangent, which count as constants, so that is refused here.
     """
+    if (
+        forward_ad._current_level >= 0
+        and torch._C._is_fwd_grad_enabled()
+        and any(_has_tangent(t) for t in _tensors(args))
+    ):
+        raise NotImplementedError(
+            f"{_name(op)}: no forward-mode derivative; differentiate in reverse mode, use "
+            "PyTorch's own functions, or detach() the arguments"
+        )
     try:
         return op(*args)
     except RuntimeError as error:
@@ -30,6 +46,41 @@ def call(op: Any, *args: Any) -> Any:
             if str(error).startswith(prefix):
                 raise kind(str(error).removeprefix(prefix)) from None
         raise
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:
+    for arg in args:
+        if isinstance(arg, Tensor):
+            yield arg
+        elif isinstance(arg, list | tuple):
+            yield from _tensors(arg)
+
+
+def _has_tangent(t: Tensor) -> bool:
+    """At any level of forward-mode differentiation that is active."""
+    unpack: Any = forward_ad.unpack_dual
+    functorch = torch._C._functorch
+    transform = functorch.peek_interpreter_stack()
+    if transform is None:
+        return unpack(t).tangent is not None
+    # Inside torch.func only the innermost transform is asked, and vmap cannot answer.
+    if transform.key() == functorch.TransformType.Jvp and unpack(t).tangent is not None:
+        return True
+    if (
+        functorch.is_functorch_wrapped_tensor(t)
+        and functorch.maybe_get_level(t) == transform.level()
+    ):
+        t = functorch.get_unwrapped(t)
+    with temporarily_pop_interpreter_stack():
+        return _has_tangent(t)
+
+
+def _name(op: Any) -> str:
+    """What errors call an op by, or the op of an `autograd.Function` whose `apply` this is."""
+    if isinstance(op, torch._ops.OpOverloadPacket):
+        return op.__name__.removesuffix("_forward")
+    words = re.findall("[A-Z][a-z]*", op.__self__.__name__)
+    return "_".join(words).lower()
 
 
 _registrations: list[Callable[[str], None]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape, register_fake
 
 
 @overload
@@ -144,7 +146,13 @@ def causal_attention(
 # ---------------------------------------------------------------- fakes
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    check_shape("attention", "q", q, (None,) * 4)
+    check_shape("attention", "k", k, (q.shape[0], None, None, q.shape[3]))
+    check_shape("attention", "v", v, k.shape)
+    check_shape("attention", "lengths", lengths, q.shape[:1])
     acc = torch.float64 if q.dtype == torch.float64 else torch.float32
     return _empty_heads(q), q.new_empty(q.shape[:3], dtype=acc)
 
@@ -191,51 +199,48 @@ def _backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tenso
     q, k, v, *others, out, lse = ctx.saved_tensors
     if dout is None and dlse is None:
         return (None,) * 11
-    inputs = (dout, dlse, q, k, v, out, lse, *others, *ctx.options)
+    op = partial(ctx.ops.attention_backward, dout, dlse, q, k, v, out, lse, *others, *ctx.options)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        grads = _AttentionBackward.apply(ctx.ops, *inputs)  # type: ignore[no-untyped-call]
+        scale, window, softcap, dropout_p = ctx.options
+        plain = partial(_plain, scale=scale, window=window, softcap=softcap, dropout_p=dropout_p)
+        made = [i if needed else None for i, needed in enumerate(ctx.needs_input_grad[:3])]
+        grads = differentiable_backward(op, plain, made, (dout, dlse), (q, k, v, *others))
     else:
-        grads = ctx.ops.attention_backward(*inputs)
+        grads = op()
     wanted = zip(grads, ctx.needs_input_grad, strict=False)
     return *(grad if needed else None for grad, needed in wanted), *(None,) * 8
 
 
-class _AttentionBackward(torch.autograd.Function):
-    """The gradient as a differentiable function: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(ctx: Any, ops: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        dout, dlse, q, k, v, _, _, *others = inputs
-        ctx.save_for_backward(dout, dlse, q, k, v, *others[:4])
-        ctx.options = others[4:]
-        return ops.attention_backward(*inputs)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        create_graph = torch.is_grad_enabled()
-        dout, dlse, q, k, v, lengths, cu_seqlens, alibi_slopes, seed = ctx.saved_tensors
-        scale, window, softcap, dropout_p = ctx.options
-        acc = torch.promote_types(q.dtype, torch.float32)
-        with torch.enable_grad():
-            qkv = [leaf(t) for t in (q, k, v)]
-            out, lse = reference.causal_attention(
-                qkv[0].to(acc),
-                qkv[1].to(acc),
-                qkv[2].to(acc),
-                scale=scale,
-                window=window or None,
-                softcap=softcap,
-                alibi_slopes=alibi_slopes,
-                dropout_p=dropout_p,
-                lengths=lengths,
-                cu_seqlens=cu_seqlens,
-                dropout_seed=seed,
-            )
-        upstream = (dout, dlse)
-        outputs = (out.to(q.dtype), lse)
-        return second_derivative(
-            outputs, upstream, qkv, grads, (*upstream, *qkv), ctx, create_graph
-        )
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor | None,
+    cu_seqlens: Tensor | None,
+    alibi_slopes: Tensor | None,
+    seed: Tensor | None,
+    *,
+    scale: float,
+    window: int,
+    softcap: float,
+    dropout_p: float,
+) -> tuple[Tensor, Tensor]:
+    """The reference, in the precision of the kernels."""
+    acc = torch.promote_types(q.dtype, torch.float32)
+    out, lse = reference.causal_attention(
+        q.to(acc),
+        k.to(acc),
+        v.to(acc),
+        scale=scale,
+        window=window or None,
+        softcap=softcap,
+        alibi_slopes=alibi_slopes,
+        dropout_p=dropout_p,
+        lengths=lengths,
+        cu_seqlens=cu_seqlens,
+        dropout_seed=seed,
+    )
+    return out.to(q.dtype), lse
 
 
 @_registry.registration
@@ -244,9 +249,9 @@ def register(namespace: str) -> None:
 
     No autocast rule: the kernels accumulate in float32 from any inputs.
     """
-    torch.library.register_fake(f"{namespace}::attention", _fake)
-    torch.library.register_fake(f"{namespace}::attention_forward", _fake)
-    torch.library.register_fake(f"{namespace}::attention_backward", _fake_backward)
+    register_fake(namespace, "attention", _fake)
+    register_fake(namespace, "attention_forward", _fake)
+    register_fake(namespace, "attention_backward", _fake_backward)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

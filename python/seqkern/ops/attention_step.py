@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 
 #: New tokens per row that a step takes at most.
 MAX_STEP_TOKENS = 16
@@ -99,12 +100,19 @@ def attention_step(
     return out
 
 
-def _fake(q: Tensor, *_: Any) -> Tensor:
+def _fake(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any
+) -> Tensor:
     B, NH, S, D = q.shape
+    check_shape("attention_step", "k_new", k_new, (B, None, S, D))
+    check_shape("attention_step", "v_new", v_new, k_new.shape)
+    check_shape("attention_step", "k_cache", k_cache, (B, k_new.shape[1], None, D))
+    check_shape("attention_step", "v_cache", v_cache, k_cache.shape)
+    check_shape("attention_step", "positions", rest[0], (B,))
     return q.new_empty(B, S, NH, D).transpose(1, 2)
 
 
 @_registry.registration
 def register(namespace: str) -> None:
     """Add the fake."""
-    torch.library.register_fake(f"{namespace}::attention_step", _fake)
+    register_fake(namespace, "attention_step", _fake)

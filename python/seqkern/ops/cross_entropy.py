@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._double_backward import differentiable_backward
+from seqkern.ops._fakes import check_shape, register_fake
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 REDUCTION_NAMES = tuple(REDUCTIONS)
@@ -157,7 +159,11 @@ def _fake(
     return_lse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     acc = accumulate_dtype(logits)
-    rows = logits.shape[:-1]
+    *rows, V = logits.shape
+    check_shape(
+        "cross_entropy", "target", target, (*rows, V) if target.is_floating_point() else rows
+    )
+    check_shape("cross_entropy", "weight", weight, (V,))
     reduced = reduction != REDUCTIONS["none"]
     saved = 2 * math.prod(rows) + (2 if reduced else 0)
     return (
@@ -211,11 +217,13 @@ def _backward(
     logits, target, weight, saved = ctx.saved_tensors
     dlogits = dtarget = None
     if ctx.needs_input_grad[0]:
-        inputs = (grad_loss, grad_lse, logits, target, weight, saved, *ctx.options)
+        upstream, inputs = (grad_loss, grad_lse), (logits, target, weight)
+        op = partial(ctx.ops.cross_entropy_backward, *upstream, *inputs, saved, *ctx.options)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            dlogits = _CrossEntropyBackward.apply(ctx.ops, *inputs)  # type: ignore[no-untyped-call]
+            plain = partial(_plain, options=ctx.options)
+            (dlogits,) = differentiable_backward(lambda: (op(),), plain, [0], upstream, inputs)
         else:
-            dlogits = ctx.ops.cross_entropy_backward(*inputs)
+            dlogits = op()
     if ctx.needs_input_grad[1] and grad_loss is not None:
         dtarget = _dtarget(grad_loss, logits, weight, ctx.options)
     return dlogits, dtarget, *(None,) * 7
@@ -237,33 +245,23 @@ def _dtarget(
     return (dtarget if weight is None else dtarget * weight.to(x.dtype)).to(logits.dtype)
 
 
-class _CrossEntropyBackward(torch.autograd.Function):
-    """The gradient as a differentiable function: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(ctx: Any, ops: Any, *inputs: Any) -> Tensor:
-        ctx.save_for_backward(*inputs[:5])
-        ctx.options = inputs[6:]
-        return ops.cross_entropy_backward(*inputs)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        create_graph = torch.is_grad_enabled()
-        grad_loss, grad_lse, logits, target, weight = ctx.saved_tensors
-        ignore_index, reduction, *options = ctx.options
-        with torch.enable_grad():
-            x = leaf(logits)
-            outputs = reference.cross_entropy(
-                x.to(accumulate_dtype(x)),
-                target,
-                weight,
-                ignore_index,
-                REDUCTION_NAMES[reduction],
-                *options,
-            )
-        upstream = (grad_loss, grad_lse)
-        sources = (*upstream, x, target)
-        return second_derivative(outputs, upstream, [x], grads, sources, ctx, create_graph)
+def _plain(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    *,
+    options: list[Any],
+) -> tuple[Tensor, Tensor]:
+    """The reference, in the precision of the kernels."""
+    ignore_index, reduction, *others = options
+    return reference.cross_entropy(
+        logits.to(accumulate_dtype(logits)),
+        target,
+        weight,
+        ignore_index,
+        REDUCTION_NAMES[reduction],
+        *others,
+    )
 
 
 @_registry.registration
@@ -274,9 +272,9 @@ def register(namespace: str) -> None:
     so casting bfloat16 logits up first, as autocast does for torch's own, would only move twice
     the bytes.
     """
-    torch.library.register_fake(f"{namespace}::cross_entropy", _fake)
-    torch.library.register_fake(f"{namespace}::cross_entropy_forward", _fake)
-    torch.library.register_fake(f"{namespace}::cross_entropy_backward", _fake_backward)
+    register_fake(namespace, "cross_entropy", _fake)
+    register_fake(namespace, "cross_entropy_forward", _fake)
+    register_fake(namespace, "cross_entropy_backward", _fake_backward)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops.linear_step import ACTIVATIONS
 
 
@@ -82,11 +83,13 @@ def decoder_step(
     return y
 
 
-def _fake(x: Tensor, *_: Any) -> Tensor:
+def _fake(x: Tensor, parameters: Any, cache: Tensor, lengths: Tensor, *_: Any) -> Tensor:
+    check_shape("decoder_step", "cache", cache, (None, 2, x.shape[0], None, None, None))
+    check_shape("decoder_step", "lengths", lengths, x.shape[:1])
     return x.new_empty(x.shape)
 
 
 @_registry.registration
 def register(namespace: str) -> None:
     """Add the fake."""
-    torch.library.register_fake(f"{namespace}::decoder_step", _fake)
+    register_fake(namespace, "decoder_step", _fake)

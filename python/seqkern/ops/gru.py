@@ -11,16 +11,18 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import register_fake
 from seqkern.ops._recurrent import (
     GRU,
-    DifferentiableBackward,
+    check_layer,
+    differentiable,
     eager_function,
     fake_hidden_backward,
     needs,
     states_before,
     unpack,
 )
-from seqkern.reference.inputs import input_product, without_padding
+from seqkern.reference.inputs import input_product, valid_tokens
 
 
 def gru(
@@ -88,10 +90,10 @@ def gru(
 # ---------------------------------------------------------------- fakes
 
 
-def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def _fake(*args: Any) -> tuple[Tensor, ...]:
+    H, _ = check_layer("gru", 3, args[:7])
+    input, w_hh, save_gates = args[0], args[3], args[-1]
     T, B = input.shape[:2]
-    H = w_hh.shape[1]
-    save_gates = rest[-1]
     return (
         w_hh.new_empty(T, B, H),
         w_hh.new_empty(B, H),
@@ -125,7 +127,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
         plain = partial(reference.gru, reverse=ctx.reverse)
-        found = DifferentiableBackward.apply(op, plain, GRU, wanted, *grads[:2], *inputs)  # type: ignore[no-untyped-call]
+        found = differentiable(op, plain, grads[:2], inputs, wanted, GRU)
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, GRU)
@@ -140,7 +142,7 @@ def _preactivations(
     """Inputs of r, z, and n without its recurrent part [T, B, 3 H], and that part [T, B, H]."""
     input, h0, w_ih, w_hh, b_ih, b_hh, lengths = inputs
     H = w_hh.shape[1]
-    a = input_product(without_padding(input, lengths), w_ih, b_ih)
+    a = input_product(valid_tokens(input, lengths), w_ih, b_ih)
     u = F.linear(states_before(output, h0, lengths, reverse), w_hh, b_hh)
     a[..., : 2 * H] += u[..., : 2 * H]
     return a, u[..., 2 * H :].contiguous()
@@ -156,6 +158,6 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("gru", "gru_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::gru_backward", fake_hidden_backward(GRU))
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "gru_backward", fake_hidden_backward(GRU))
     torch.library.register_autograd(f"{namespace}::gru", _backward, setup_context=setup)

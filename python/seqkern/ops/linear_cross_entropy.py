@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._double_backward import differentiable_backward, is_batched
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
@@ -153,7 +155,11 @@ def _fake(
     grad_bias: bool,
     chunk_bytes: int,
 ) -> tuple[Tensor, ...]:
-    rows = hidden.shape[:-1]
+    *rows, H = hidden.shape
+    check_shape("linear_cross_entropy", "weight", weight, (None, H))
+    check_shape("linear_cross_entropy", "target", target, rows)
+    for name, t in (("bias", bias), ("class_weight", class_weight)):
+        check_shape("linear_cross_entropy", name, t, weight.shape[:1])
     reduced = reduction != REDUCTIONS["none"]
     fused = reduced and not return_lse and not return_logprobs
 
@@ -228,8 +234,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if made is None or torch.is_grad_enabled() or grad_loss is None:
             return _backward(ctx, *grads)
         tensors = ctx.saved_tensors[:4]
-        # On the CPU a factor of 1 is seen and costs no pass over the gradients.
-        if grad_loss.device.type != "cpu" or grad_loss.item() != 1:
+        if is_batched(grad_loss):  # many factors, for which there is no place
+            made = [grad * grad_loss for grad in made]
+        # On the CPU a factor of 1 is seen and costs no pass over the gradients; a fake's is not.
+        elif (
+            type(grad_loss) is not Tensor or grad_loss.device.type != "cpu" or grad_loss.item() != 1
+        ):
             made = [grad.mul_(grad_loss) for grad in made]
         return _in_place_of_inputs(made, tensors, ctx.grads)
 
@@ -265,89 +275,53 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     hidden, weight, target, bias, class_weight, saved, *_ = ctx.saved_tensors
     upstream = (grad_loss, grad_lse, grad_logprobs)
-    inputs = (*upstream, hidden, weight, bias, target, class_weight, saved)
-    arguments = (*inputs, ctx.options, ctx.grads, ctx.chunk_bytes)
+    whole = (0, 0)  # first_class, num_classes: weight is the whole vocabulary
+    op = partial(
+        ctx.ops.linear_cross_entropy_backward,
+        *(*upstream, hidden, weight, target, bias, class_weight, saved),
+        *(*ctx.options, *whole, *ctx.grads, ctx.chunk_bytes),
+    )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        made = _LinearCrossEntropyBackward.apply(ctx.ops, *arguments)  # type: ignore[no-untyped-call]
+        inputs = (hidden, weight, bias, target, class_weight)
+        plain = partial(_plain, options=ctx.options)
+        wanted = [i if wants else None for i, wants in enumerate(ctx.grads)]
+        made = differentiable_backward(op, plain, wanted, upstream, inputs)
     else:
-        made = _call_backward(ctx.ops, *arguments)
+        made = op()
     return _in_place_of_inputs(made, (hidden, weight, target, bias), ctx.grads)
 
 
-def _call_backward(
-    ops: Any,
-    grad_loss: Tensor | None,
-    grad_lse: Tensor | None,
-    grad_logprobs: Tensor | None,
+def _plain(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     target: Tensor,
     class_weight: Tensor | None,
-    saved: Tensor,
+    *,
     options: list[Any],
-    grads: tuple[bool, bool, bool],
-    chunk_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    whole = (0, 0)  # first_class, num_classes: weight is the whole vocabulary
-    return ops.linear_cross_entropy_backward(  # type: ignore[no-any-return]
-        grad_loss,
-        grad_lse,
-        grad_logprobs,
-        hidden,
-        weight,
+) -> tuple[Tensor, ...]:
+    """The reference, in the precision of the kernels."""
+    ignore_index, reduction, *others = options
+    acc = accumulate_dtype(hidden)
+    return reference.linear_cross_entropy(
+        hidden.to(acc),
+        weight.to(acc),
         target,
-        bias,
+        None if bias is None else bias.to(acc),
         class_weight,
-        saved,
-        *options,
-        *whole,
-        *grads,
-        chunk_bytes,
+        ignore_index,
+        REDUCTION_NAMES[reduction],
+        *others,
     )
-
-
-class _LinearCrossEntropyBackward(torch.autograd.Function):
-    """The gradient as a differentiable function: the kernels forward, the reference backward."""
-
-    @staticmethod
-    def forward(ctx: Any, ops: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*inputs[:8])
-        ctx.options, ctx.grads = inputs[9], inputs[10]
-        return _call_backward(ops, *inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        create_graph = torch.is_grad_enabled()
-        *upstream, hidden, weight, bias, target, class_weight = ctx.saved_tensors
-        ignore_index, reduction, *options = ctx.options
-        with torch.enable_grad():
-            sources = [None if t is None else leaf(t) for t in (hidden, weight, bias)]
-            h, w, b = (None if t is None else t.to(accumulate_dtype(t)) for t in sources)
-            assert h is not None
-            assert w is not None
-            outputs = reference.linear_cross_entropy(
-                h, w, target, b, class_weight, ignore_index, REDUCTION_NAMES[reduction], *options
-            )
-        made = [(s, g) for s, want, g in zip(sources, ctx.grads, grads, strict=True) if want]
-        return second_derivative(
-            outputs,
-            upstream,
-            [s for s, _ in made if s is not None],
-            [g for _, g in made],
-            (*upstream, *sources),
-            ctx,
-            create_graph,
-        )
 
 
 @_registry.registration
 def register(namespace: str) -> None:
     """Add fakes and gradients to the ops of `namespace`."""
     for name in ("linear_cross_entropy", "linear_cross_entropy_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::linear_cross_entropy_backward", _fake_backward)
-    torch.library.register_fake(f"{namespace}::linear_cross_entropy_state", _fake_state)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "linear_cross_entropy_backward", _fake_backward)
+    register_fake(namespace, "linear_cross_entropy_state", _fake_state)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

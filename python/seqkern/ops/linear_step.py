@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 
 _NORMS = {None: 0, "layer_norm": 1, "rms_norm": 2}
 #: By name; decoder_step has the same.
@@ -96,11 +97,15 @@ def linear_step(
 
 
 def _fake(x: Tensor, weight: Tensor, *args: Any) -> Tensor:
-    gated = args[6]
-    return x.new_empty(*x.shape[:-1], weight.shape[0] // 2 if gated else weight.shape[0])
+    bias, gated, residual = args[0], args[6], args[7]
+    check_shape("linear_step", "weight", weight, (None, x.shape[-1]))
+    check_shape("linear_step", "bias", bias, weight.shape[:1])
+    M = weight.shape[0] // 2 if gated else weight.shape[0]
+    check_shape("linear_step", "residual", residual, (*x.shape[:-1], M))
+    return x.new_empty(*x.shape[:-1], M)
 
 
 @_registry.registration
 def register(namespace: str) -> None:
     """Add the fake."""
-    torch.library.register_fake(f"{namespace}::linear_step", _fake)
+    register_fake(namespace, "linear_step", _fake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -10,15 +11,17 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._recurrent import (
+    check_layer,
+    differentiable,
     eager_function,
     fake_gradients,
     needs,
-    second_derivative,
     states_before,
     unpack,
 )
-from seqkern.reference.inputs import input_product, without_padding
+from seqkern.reference.inputs import input_product, valid_tokens
 
 State = tuple[Tensor, Tensor]
 
@@ -148,8 +151,9 @@ def _fake(
     save_gates: bool,
     save_cells: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    H, P = check_layer("lstm", 4, (input, h0, w_ih, w_hh, b_ih, b_hh, lengths), w_hr)
     T, B = input.shape[:2]
-    H, P = w_hh.shape[0] // 4, w_hh.shape[1]
+    check_shape("lstm", "c0", c0, (B, H))
     return (
         w_hh.new_empty(T, B, P),
         w_hh.new_empty(B, P),
@@ -186,17 +190,18 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     if not ctx.save_gates:
         gates = _preactivations(output, inputs, ctx.reverse)
     input, h0, c0, w_ih, w_hh, _, _, w_hr, lengths = inputs
-    arguments = (
+    wanted = needs(ctx.needs_input_grad)
+    op = partial(
+        ctx.ops.lstm_backward,
         *(grad_output, grad_h_n, grad_c_n, grad_cells),
         *(input, h0, c0, w_ih, w_hh, w_hr, lengths, output, cells, gates),
-        *(ctx.save_gates, ctx.reverse, needs(ctx.needs_input_grad)),
+        *(ctx.save_gates, ctx.reverse, wanted),
     )
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        found = _LstmBackward.apply(
-            ctx.ops, arguments[-1], ctx.reverse, arguments, *grads[:4], *inputs
-        )  # type: ignore[no-untyped-call]
+        plain = partial(reference.lstm, reverse=ctx.reverse)
+        found = differentiable(op, plain, grads[:4], inputs, wanted)
     else:
-        found = ctx.ops.lstm_backward(*arguments)
+        found = op()
     return unpack(found, ctx.needs_input_grad, 12)
 
 
@@ -207,35 +212,8 @@ def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> T
     """W_ih x_t + b_ih + W_hh h_{t-1} + b_hh of all steps [T, B, 4 H], from the output."""
     input, h0, _, w_ih, w_hh, b_ih, b_hh, _, lengths = inputs
     before = states_before(output, h0, lengths, reverse)
-    x = without_padding(input, lengths)
+    x = valid_tokens(input, lengths)
     return input_product(x, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
-
-
-class _LstmBackward(torch.autograd.Function):
-    """The gradients as differentiable functions: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ops: Any, wanted: int, reverse: bool, arguments: Any, *sources: Any
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*(s for s in sources if s is not None))
-        ctx.given = [s is not None for s in sources]
-        ctx.needs, ctx.reverse = wanted, reverse
-        ctx.set_materialize_grads(False)
-        return ops.lstm_backward(*arguments)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grads: Any) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        sources = [next(saved) if given else None for given in ctx.given]
-        grads, inputs = sources[:4], sources[4:]
-
-        def forward(*tensors: Any) -> tuple[Tensor, ...]:
-            plain: Any = reference.lstm
-            return plain(*tensors, ctx.reverse)  # type: ignore[no-any-return]
-
-        found = second_derivative(forward, grads, inputs, grad_grads, ctx.needs)
-        return (None, None, None, None, *found)
 
 
 @_registry.registration
@@ -248,6 +226,6 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("lstm", "lstm_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::lstm_backward", _fake_backward)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "lstm_backward", _fake_backward)
     torch.library.register_autograd(f"{namespace}::lstm", _backward, setup_context=setup)

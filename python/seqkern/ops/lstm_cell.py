@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._recurrent import eager_function, needs, second_derivative, unpack
+from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._recurrent import LSTM_CELL, differentiable, eager_function, needs, unpack
 
 State = tuple[Tensor, Tensor]
 
@@ -110,7 +112,16 @@ def _count_optimizer_step(*_: Any) -> None:
 def _fake(
     input: Tensor, h: Tensor, c: Tensor, w_ih: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    save_gates = rest[-1]
+    (B, H), (w_hh, b_ih, b_hh), save_gates = h.shape, rest[:3], rest[-1]
+    check_shape("lstm_cell", "input", input, (B, None))
+    check_shape("lstm_cell", "c", c, (B, H))
+    for name, t, shape in (
+        ("w_ih", w_ih, (4 * H, input.shape[1])),
+        ("w_hh", w_hh, (4 * H, H)),
+        ("b_ih", b_ih, (4 * H,)),
+        ("b_hh", b_hh, (4 * H,)),
+    ):
+        check_shape("lstm_cell", name, t, shape)
     gates = (input.shape[0], w_ih.shape[0]) if save_gates else (0,)
     return input.new_empty(h.shape), input.new_empty(c.shape), input.new_empty(gates)
 
@@ -141,41 +152,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> No
 def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     *inputs, c1, gates = ctx.saved_tensors
     wanted = needs(ctx.needs_input_grad[:7])
-    arguments = (*grads[:2], *inputs[:5], c1, gates, wanted)
+    op = partial(ctx.ops.lstm_cell_backward, *grads[:2], *inputs[:5], c1, gates, wanted)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        apply: Any = _LstmCellBackward.apply
-        found = apply(ctx.ops, wanted, arguments, *grads[:2], *inputs)
+        found = differentiable(op, _plain, grads[:2], inputs, wanted, LSTM_CELL)
     else:
-        found = ctx.ops.lstm_cell_backward(*arguments)
+        found = op()
     return unpack(found, ctx.needs_input_grad, len(ctx.needs_input_grad))
 
 
 _LstmCell = eager_function("lstm_cell_forward", _setup, _backward)
 
 
-class _LstmCellBackward(torch.autograd.Function):
-    """The gradients as differentiable functions: the kernel forward, the reference backward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ops: Any, wanted: int, arguments: Any, *sources: Any
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*(s for s in sources if s is not None))
-        ctx.given = [s is not None for s in sources]
-        ctx.needs = wanted
-        ctx.set_materialize_grads(False)
-        return ops.lstm_cell_backward(*arguments)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grad_grads: Any) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        sources = [next(saved) if given else None for given in ctx.given]
-
-        def forward(*tensors: Any) -> tuple[Tensor, ...]:
-            return reference.lstm_cell(tensors[0], tensors[1:3], *tensors[3:])
-
-        found = second_derivative(forward, sources[:2], sources[2:], grad_grads, ctx.needs)
-        return (None, None, None, *found)
+def _plain(input: Tensor, h: Tensor, c: Tensor, *weights: Any) -> State:
+    return reference.lstm_cell(input, (h, c), *weights)
 
 
 @_registry.registration
@@ -188,7 +177,7 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("lstm_cell", "lstm_cell_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::lstm_cell_backward", _fake_backward)
-    torch.library.register_fake(f"{namespace}::lstm_cell_pack", _fake_pack)
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "lstm_cell_backward", _fake_backward)
+    register_fake(namespace, "lstm_cell_pack", _fake_pack)
     torch.library.register_autograd(f"{namespace}::lstm_cell", _backward, setup_context=setup)

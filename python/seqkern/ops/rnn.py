@@ -10,9 +10,11 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import register_fake
 from seqkern.ops._recurrent import (
     RNN,
-    DifferentiableBackward,
+    check_layer,
+    differentiable,
     eager_function,
     fake_hidden_backward,
     needs,
@@ -85,9 +87,10 @@ def rnn(
 # ---------------------------------------------------------------- gradients
 
 
-def _fake(input: Tensor, h0: Any, w_ih: Any, w_hh: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    H, _ = check_layer("rnn", 1, args[:7])
+    input, w_hh = args[0], args[3]
     T, B = input.shape[:2]
-    H = w_hh.shape[1]
     return w_hh.new_empty(T, B, H), w_hh.new_empty(B, H)
 
 
@@ -110,7 +113,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
         nonlinearity = "relu" if ctx.relu else "tanh"
         plain = partial(reference.rnn, reverse=ctx.reverse, nonlinearity=nonlinearity)
-        found = DifferentiableBackward.apply(op, plain, RNN, wanted, *grads, *inputs)  # type: ignore[no-untyped-call]
+        found = differentiable(op, plain, grads, inputs, wanted, RNN)
     else:
         found = op()
     return unpack(found, ctx.needs_input_grad, 9, RNN)
@@ -129,6 +132,6 @@ def register(namespace: str) -> None:
         ctx.ops = ops
 
     for name in ("rnn", "rnn_forward"):
-        torch.library.register_fake(f"{namespace}::{name}", _fake)
-    torch.library.register_fake(f"{namespace}::rnn_backward", fake_hidden_backward(RNN))
+        register_fake(namespace, name, _fake)
+    register_fake(namespace, "rnn_backward", fake_hidden_backward(RNN))
     torch.library.register_autograd(f"{namespace}::rnn", _backward, setup_context=setup)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._fakes import check_shape, register_fake
 
 _LOGPROBS = {"drawn": False, "model": True}
 
@@ -104,7 +105,9 @@ def sample(
     return result
 
 
-def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake(logits: Tensor, token_counts: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    check_shape("sample", "logits", logits, (None, None))
+    check_shape("sample", "token_counts", token_counts, logits.shape)
     B = logits.shape[0]
     return logits.new_empty(B, dtype=torch.int64), logits.new_empty(B, dtype=torch.float32)
 
@@ -112,4 +115,4 @@ def _fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 @_registry.registration
 def register(namespace: str) -> None:
     """Add the fake. A draw has no gradient."""
-    torch.library.register_fake(f"{namespace}::sample", _fake)
+    register_fake(namespace, "sample", _fake)

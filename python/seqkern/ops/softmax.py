@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._fakes import register_fake
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -99,9 +100,9 @@ def _fake_backward(dy: Tensor, y: Tensor, log: bool) -> Tensor:
 @_registry.registration
 def register(namespace: str) -> None:
     """Add fakes and gradients to the ops of `namespace`."""
-    torch.library.register_fake(f"{namespace}::softmax", _fake)
-    torch.library.register_fake(f"{namespace}::softmax_forward", _fake)
-    torch.library.register_fake(f"{namespace}::softmax_backward", _fake_backward)
+    register_fake(namespace, "softmax", _fake)
+    register_fake(namespace, "softmax_forward", _fake)
+    register_fake(namespace, "softmax_backward", _fake_backward)
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)

@@ -26,6 +26,12 @@ def causal_attention(
     """
     B, NH, Tq, D = q.shape
     NKV, Tk = k.shape[1:3]
+    seen = visible(B, Tq, Tk, window, lengths, cu_seqlens, q.device)[:, None]  # [B, 1, Tq, Tk]
+    any_seen = seen.any(-1)  # [B, 1, Tq]
+    # What nobody reads may be anything, NaN among it, and a gradient of zero times NaN is NaN: it
+    # is overwritten before anything is computed with it.
+    q = q.masked_fill(~any_seen[..., None], 0.0)
+    k, v = (x.masked_fill(~seen.any(-2)[..., None], 0.0) for x in (k, v))  # seen: [B, 1, Tk]
     k = k.repeat_interleave(NH // NKV, dim=1)  # [B, NH, Tk, D]
     v = v.repeat_interleave(NH // NKV, dim=1)  # [B, NH, Tk, D]
     s = (q @ k.transpose(-1, -2)) * (D**-0.5 if scale is None else scale)  # [B, NH, Tq, Tk]
@@ -35,8 +41,6 @@ def causal_attention(
     j = torch.arange(Tk, device=q.device)  # [Tk]
     if alibi_slopes is not None:
         s = s - alibi_slopes.to(s.dtype).reshape(-1, NH, 1, 1) * (p - j).to(s.dtype)
-    seen = visible(B, Tq, Tk, window, lengths, cu_seqlens, q.device)[:, None]  # [B, 1, Tq, Tk]
-    any_seen = seen.any(-1)  # [B, 1, Tq]
     # A row that sees nothing gets finite scores here and zeros below: derivatives of a softmax over
     # minus infinities would be NaN.
     s = s.masked_fill(~seen & any_seen[..., None], -torch.inf)
@@ -47,7 +51,8 @@ def causal_attention(
         assert dropout_seed is not None
         keep = dropout_keep(dropout_seed, dropout_p, B, NH, Tq, Tk)
         weights = weights * keep / (1 - dropout_p)
-    return weights @ v, lse.masked_fill(~any_seen, -torch.inf)
+    out = (weights @ v).masked_fill(~any_seen[..., None], 0.0)
+    return out, lse.masked_fill(~any_seen, -torch.inf)
 
 
 def visible(

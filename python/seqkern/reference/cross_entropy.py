@@ -20,8 +20,8 @@ def cross_entropy(
 
     `target` holds classes [...] or, when floating point, class probabilities [..., V].
     """
-    if softcap > 0:
-        logits = softcap * torch.tanh(logits / softcap)
+    every_lse = torch.logsumexp(capped(logits, softcap), -1)
+    logits = capped(without_ignored(logits, target, ignore_index), softcap)
     V = logits.shape[-1]
     lse = torch.logsumexp(logits, -1)
     nll = lse.unsqueeze(-1) - logits  # [..., V], -log p
@@ -42,8 +42,24 @@ def cross_entropy(
     ce = torch.where(valid, ce, 0.0)
     z = torch.where(valid, z_loss * lse**2, 0.0)
     if reduction == "none":
-        return ce + z, lse
+        return ce + z, every_lse
     if reduction == "sum":
-        return ce.sum() + z.sum(), lse
+        return ce.sum() + z.sum(), every_lse
     loss = ce.sum() / row_weight.sum()
-    return (loss + z.sum() / valid.sum() if z_loss else loss), lse
+    return (loss + z.sum() / valid.sum() if z_loss else loss), every_lse
+
+
+def capped(logits: Tensor, softcap: float) -> Tensor:
+    """The logits within the bound `softcap`; 0 for none."""
+    return softcap * torch.tanh(logits / softcap) if softcap > 0 else logits
+
+
+def without_ignored(rows: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """`rows` [..., n], with 0 where a target class [...] is to be ignored.
+
+    Before the loss is computed: what such a row holds may be NaN, and a gradient of zero times NaN
+    is NaN.
+    """
+    if target.is_floating_point():
+        return rows
+    return rows.masked_fill((target == ignore_index).unsqueeze(-1), 0.0)

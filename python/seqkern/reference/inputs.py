@@ -15,9 +15,26 @@ def input_product(input: Tensor, w_ih: Tensor, b_ih: Tensor | None) -> Tensor:
     return columns if b_ih is None else columns + b_ih
 
 
-def without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
+def valid_tokens(input: Tensor, lengths: Tensor | None) -> Tensor:
     """The input; if tokens [T, B], then 0 at times t >= lengths[b], where there may be none."""
-    if lengths is None or input.is_floating_point():
+    return input if input.is_floating_point() else without_padding(input, lengths)
+
+
+def without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
+    """The input, [T, B, I] or tokens [T, B], with 0 at times t >= lengths[b].
+
+    Before anything is computed with it: results can be masked afterwards, but their gradients are
+    products of zero with what was there, NaN perhaps.
+    """
+    if lengths is None:
         return input
     times = torch.arange(input.shape[0], device=input.device).unsqueeze(-1)  # [T, 1]
-    return input.masked_fill(times >= lengths, 0)
+    padding = times >= lengths  # [T, B]
+    return input.masked_fill(padding.unsqueeze(-1) if input.dim() == 3 else padding, 0)
+
+
+def without_absent_state(state: Tensor, lengths: Tensor | None) -> Tensor:
+    """The state [B, H] before the first step, with 0 in rows that have no step."""
+    if lengths is None:
+        return state
+    return state.masked_fill((lengths <= 0).unsqueeze(-1), 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqkern.reference.cross_entropy import cross_entropy
+from seqkern.reference.cross_entropy import capped, cross_entropy, without_ignored
 
 
 def linear_cross_entropy(
@@ -22,7 +22,9 @@ def linear_cross_entropy(
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, log-sum-exp and log-probability of the target (0 where it is ignored)."""
-    logits = F.linear(hidden, weight, bias)  # [..., V]
+    # Ignored rows have a log-sum-exp of their own, but no part in the rest: see without_ignored.
+    every_lse = torch.logsumexp(capped(F.linear(hidden, weight, bias), softcap), -1)
+    logits = F.linear(without_ignored(hidden, target, ignore_index), weight, bias)  # [..., V]
     loss, lse = cross_entropy(
         logits,
         target,
@@ -33,9 +35,7 @@ def linear_cross_entropy(
         z_loss,
         softcap,
     )
-    if softcap > 0:
-        logits = softcap * torch.tanh(logits / softcap)
     valid = target != ignore_index
     y = torch.where(valid, target, 0).long().unsqueeze(-1)
-    logprobs = torch.where(valid, logits.gather(-1, y).squeeze(-1) - lse, 0.0)
-    return loss, lse, logprobs
+    chosen = capped(logits, softcap).gather(-1, y).squeeze(-1)
+    return loss, every_lse, torch.where(valid, chosen - lse, 0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqkern.reference.inputs import input_product, without_padding
+from seqkern.reference.inputs import input_product, without_absent_state, without_padding
 
 
 def lstm_cell(
@@ -52,6 +52,8 @@ def lstm(
     input = without_padding(input, lengths)
     h = w_hh.new_zeros(B, w_hh.shape[1]) if h0 is None else h0
     c = w_hh.new_zeros(B, H) if c0 is None else c0
+    before = (h, c)
+    h, c = (without_absent_state(s, lengths) for s in before)
     outputs: list[Tensor] = [h] * T
     cells: list[Tensor] = [c] * T
     for t in reversed(range(T)) if reverse else range(T):
@@ -65,6 +67,9 @@ def lstm(
             valid = (lengths > t).unsqueeze(-1)  # [B, 1]
             h, c = torch.where(valid, h_t, h), torch.where(valid, c_t, c)
             outputs[t], cells[t] = torch.where(valid, h, 0.0), torch.where(valid, c, 0.0)
+    if lengths is not None:
+        has_steps = (lengths > 0).unsqueeze(-1)
+        h, c = (torch.where(has_steps, s, b) for s, b in zip((h, c), before, strict=True))
     if T == 0:
         return w_hh.new_zeros(0, B, h.shape[1]), h, c, w_hh.new_zeros(0, B, H)
     return torch.stack(outputs), h, c, torch.stack(cells)

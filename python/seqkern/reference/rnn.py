@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seqkern.reference.inputs import input_product, without_padding
+from seqkern.reference.inputs import input_product, without_absent_state, without_padding
 
 
 def rnn_cell(
@@ -59,6 +59,7 @@ def over_sequence(
     """
     T = input.shape[0]
     input = without_padding(input, lengths)
+    before, h = h, without_absent_state(h, lengths)
     outputs: list[Tensor] = [h] * T
     for t in reversed(range(T)) if reverse else range(T):
         h_t = cell(input[t], h)
@@ -68,6 +69,8 @@ def over_sequence(
             valid = (lengths > t).unsqueeze(-1)  # [B, 1]
             h = torch.where(valid, h_t, h)
             outputs[t] = torch.where(valid, h, 0.0)
+    if lengths is not None:
+        h = torch.where((lengths > 0).unsqueeze(-1), h, before)
     if T == 0:
         return h.new_zeros(0, *h.shape), h
     return torch.stack(outputs), h
