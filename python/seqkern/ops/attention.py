@@ -10,6 +10,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._mistakes import checked
 
 
 @overload
@@ -48,6 +49,7 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked("attention")
 def causal_attention(
     q: Tensor,
     k: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._mistakes import checked
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 REDUCTION_NAMES = tuple(REDUCTIONS)
@@ -46,6 +47,7 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked("cross_entropy")
 def cross_entropy(
     logits: Tensor,
     target: Tensor,

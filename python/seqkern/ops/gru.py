@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
     DifferentiableBackward,
@@ -23,6 +24,7 @@ from seqkern.ops._recurrent import (
 from seqkern.reference.inputs import input_product, without_padding
 
 
+@checked("gru")
 def gru(
     input: Tensor,
     h0: Tensor | None,

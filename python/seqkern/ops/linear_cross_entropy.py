@@ -11,9 +11,11 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
+from seqkern.ops._mistakes import checked
 from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
+@checked("linear_cross_entropy")
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

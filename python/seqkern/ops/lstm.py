@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     eager_function,
     fake_gradients,
@@ -57,6 +58,7 @@ def lstm(
 ) -> tuple[Tensor, State, Tensor]: ...
 
 
+@checked("lstm")
 def lstm(
     input: Tensor,
     state: State | None,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
     DifferentiableBackward,
@@ -20,6 +21,7 @@ from seqkern.ops._recurrent import (
 )
 
 
+@checked("rnn")
 def rnn(
     input: Tensor,
     h0: Tensor | None,

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._mistakes import checked
 
 
+@checked("softmax")
 def softmax(x: Tensor) -> Tensor:
     r"""Softmax over the last dimension.
 
@@ -37,6 +39,7 @@ def softmax(x: Tensor) -> Tensor:
     return _softmax(x, log=False)
 
 
+@checked("log_softmax")
 def log_softmax(x: Tensor) -> Tensor:
     r"""Logarithm of the softmax over the last dimension.
 
