@@ -173,6 +173,14 @@ def test_errors_of_the_steps_inside_name_the_arguments_of_the_whole(backend: Any
             r"cache must be float32 or bfloat16 or float16 with x float32, got float64 \[2, ",
         ),
         ({"cache": cache.memory[..., :0, :]}, "cache must hold at least the 1 new tokens, got fl"),
+        (
+            {"cache": cache.memory[0, 0], "counters": cache.counters},
+            r"cache must be \[layers, 2, 2, NH, L, D\] with NH D = 8, got float32 \[2, 2, 9, 4\]",
+        ),
+        (
+            {"cache": cache.memory[0, 0, 0], "counters": cache.counters},
+            r"cache must be \[layers, 2, 2, NH, L, D\] with NH D = 8, got float32 \[2, 9, 4\]",
+        ),
         ({"cache": wide(cache.memory)}, "cache must have stride 1 in its last dimension, got 2"),
         ({"lengths": cache.lengths.int()}, r"lengths must be int64 \[2\], got int32 \[2\]"),
         ({"lengths": cache.lengths[:1]}, r"lengths must be int64 \[2\], got int64 \[1\]"),

@@ -101,6 +101,17 @@ def test_counters_are_looked_at_on_every_device(backend: Any) -> None:
             )
 
 
+def test_new_tokens_that_need_gradients(backend: Any) -> None:
+    q = randn(B, NH, 1, D).to(backend.device).requires_grad_()
+    refused(
+        lambda: attention_step(backend.device, q=q),
+        ValueError,
+        r"attention_step: q, k_new, v_new .* must not need gradients; use torch.no_grad\(\)",
+    )
+    with torch.no_grad():
+        assert not attention_step(backend.device, q=q).requires_grad
+
+
 def test_caches_that_need_gradients(backend: Any) -> None:
     cache = randn(B, NKV, L, D).to(backend.device).requires_grad_()
     for name in ("k_cache", "v_cache"):

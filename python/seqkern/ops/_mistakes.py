@@ -34,20 +34,27 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def checked(
-    op: str | None = None, diagnosis: Diagnosis | None = None
+    op: str | None = None, diagnosis: Diagnosis | None = None, first: bool = False
 ) -> Callable[[Function], Function]:
-    """Decorate a public function, or without `op` a method, whose errors begin with its name."""
+    """Decorate a public function, or without `op` a method: errors begin with its class's name.
+
+    `first`: look at the types before the call, where that takes no time that matters.
+    """
+
+    def name(args: tuple[Any, ...]) -> str:
+        return op if op is not None else type(args[0]).__name__
 
     def decorate(function: Function) -> Function:
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
+                if first and (wrong := _explain(function, name(args), None, None, args, kwargs)):
+                    raise wrong
                 return function(*args, **kwargs)
             except Exception as error:
                 if torch.compiler.is_compiling():
                     raise
-                name = type(args[0]).__name__ if op is None and args else op or ""
-                found = _explain(function, name, diagnosis, error, args, kwargs)
+                found = _explain(function, name(args), diagnosis, error, args, kwargs)
                 if found is None:
                     raise
                 raise found from None
@@ -61,7 +68,7 @@ def _explain(
     function: Callable[..., Any],
     op: str,
     diagnosis: Diagnosis | None,
-    error: Exception,
+    error: Exception | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Exception | None:
@@ -72,7 +79,9 @@ def _explain(
         return None
     bound.apply_defaults()
     given = bound.arguments
-    is_ours = isinstance(error, ValueError | IndexError) and str(error).startswith(f"{op}: ")
+    is_ours = isinstance(error, ValueError | TypeError | IndexError) and str(error).startswith(
+        f"{op}: "
+    )
     if not is_ours:
         kinds = typing.get_type_hints(function)
         for name, value in given.items():
@@ -85,7 +94,7 @@ def _explain(
                     f"{op}: {name} must be a dense tensor on the CPU or a GPU, "
                     f"got {value.layout} on {value.device}"
                 )
-    return diagnosis(error, **given) if diagnosis is not None else None
+    return diagnosis(error, **given) if diagnosis is not None and error is not None else None
 
 
 def _tensors(named: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Tensor]]:
@@ -178,9 +187,14 @@ def _is_number(value: Any) -> bool:
 def describe(value: Any) -> str:
     """A few words for what came: "None", "1.5", "'mean'", "float32 [3, 5]", "list of 3"."""
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"{dtype_name(value.dtype)} {list(value.shape)}"
     if value is None or isinstance(value, bool | int | float | complex | str):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
     size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
     return f"{type(value).__name__}{size}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As the kernels' torch layer says it: "float32"."""
+    return str(dtype).removeprefix("torch.")

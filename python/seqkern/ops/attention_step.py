@@ -110,7 +110,7 @@ def attention_step(
     if is_eager:
         _check_memory(k_cache, v_cache)
         if counters is not None and q.is_cpu:
-            B, NKV, *_ = k_cache.shape
+            B, NKV, _, _ = k_cache.shape
             check_counters("attention_step", counters, B * NKV)
     cos, sin = rotary if rotary is not None else (None, None)
     out: Tensor = _registry.call(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from seqkern.ops import _registry
-from seqkern.ops._mistakes import checked, describe
+from seqkern.ops._mistakes import checked, describe, dtype_name
 from seqkern.ops.attention_step import MAX_STEP_TOKENS, check_counters, check_places
 from seqkern.ops.linear_step import ACTIVATIONS
 
@@ -82,10 +81,6 @@ def _diagnosis(error: Exception, **given: Any) -> Exception | None:
     return None if found is None else ValueError(f"decoder_step: {found}")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _mistakes(
     x: Tensor,
     parameters: Sequence[Tensor],
@@ -103,13 +98,15 @@ def _mistakes(
         yield f"x must be float32, float64, float16 or bfloat16, got {describe(x)}"
     if x.dtype == torch.float32:
         dtypes = (x.dtype, torch.bfloat16, torch.float16)
-    names = " or ".join(map(_name, dtypes))
+    names = " or ".join(map(dtype_name, dtypes))
     if not 1 <= S <= MAX_STEP_TOKENS:
         yield f"x must hold 1 to {MAX_STEP_TOKENS} new tokens, got {describe(x)}"
-    if cache.dim() == 6 and tuple(cache.shape[1:3]) == (2, B):
+    if cache.dim() != 6:
+        yield f"cache must be [layers, 2, {B}, NH, L, D] with NH D = {C}, got {describe(cache)}"
+    else:
         L, D = cache.shape[4:]
         if cache.dtype not in dtypes:
-            yield f"cache must be {names} with x {_name(x.dtype)}, got {describe(cache)}"
+            yield f"cache must be {names} with x {dtype_name(x.dtype)}, got {describe(cache)}"
         if not 1 <= D <= 256:
             yield f"cache must have a head width from 1 to 256, got {describe(cache)}"
         if L < S:
@@ -161,7 +158,7 @@ def _parameter_mistakes(
     if product < len(parameters) and t.dtype != parameters[product].dtype:
         yield (
             f"parameters[{n}] must have the dtype of parameters[{product}], "
-            f"{_name(parameters[product].dtype)}, got {describe(t)}"
+            f"{dtype_name(parameters[product].dtype)}, got {describe(t)}"
         )
     if t.dim() == 2 and t.shape[1] > 1 and t.stride(1) != 1:
         yield (f"parameters[{n}] must have stride 1 in its last dimension, got {t.stride(1)}")
@@ -190,7 +187,8 @@ def _decoder_step(
         if not cache.is_contiguous():
             check_places("decoder_step", "cache", cache)
         if counters is not None and x.is_cpu:
-            check_counters("decoder_step", counters, math.prod(cache.shape[2:4]))
+            _, _, B, NH, _, _ = cache.shape
+            check_counters("decoder_step", counters, B * NH)
         # Before the call, as one that fails may have stored tokens of some layers.
         increment_version(cache)
     y: Tensor = _registry.call(
