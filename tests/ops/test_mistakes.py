@@ -183,7 +183,40 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
     ("decoder_step", {"activation": []}, T, "activation must be a string or None, got list of 0$"),
     ("sample", {"logprobs": ["model"]}, T, "logprobs must be a string, got list of 1$"),
     ("rnn", {"nonlinearity": ["relu"]}, V, "nonlinearity must be 'tanh' or 'relu', got "),
+    ("causal_attention", {"scale": []}, T, "scale must be a number or None, got list of 0$"),
+    (
+        "cross_entropy",
+        {"reduction": torch.ones(2, 2)},
+        T,
+        "reduction must be a string, got float32 ",
+    ),
+    (
+        "decoder_step",
+        {"parameters": torch.ones(())},
+        T,
+        "parameters must be a list of tensors, got",
+    ),
+    ("decoder_step", {"eps": float("nan")}, V, "eps must be at least 0, got nan$"),
+    ("log_softmax", {"x": torch.ones(())}, V, r"x must be \[\.\.\., V\], got a scalar$"),
     # what no kernel takes
+    (
+        "cross_entropy",
+        {"target": torch.zeros(3, 5, dtype=torch.float8_e5m2)},
+        V,
+        "target of class probabilities must be float32, float64, float16 or bfloat16, got float8_",
+    ),
+    (
+        "softmax",
+        {"x": torch.nested.nested_tensor([randn(2), randn(3)])},
+        V,
+        "x must be a dense .*, got a nested tensor$",
+    ),
+    (
+        "linear_step",
+        {"eps": torch.nested.nested_tensor([randn(2)])},
+        V,
+        "eps must be a dense .*, got a nested tensor$",
+    ),
     (
         "cross_entropy",
         {"logits": lambda x: x.to_sparse()},
@@ -284,8 +317,9 @@ def test_what_is_nobodys_mistake_stays_as_it_is() -> None:
         def __torch_function__(cls, *args: Any, **kwargs: Any) -> Any:
             raise LookupError("odd\ntensor")
 
-    with pytest.raises(LookupError, match="odd\ntensor"):
+    with pytest.raises(LookupError, match="odd\ntensor") as raised:
         ops.softmax(randn(3).as_subclass(Odd))
+    assert raised.value.__context__ is None
 
 
 def test_a_cell_of_no_state_starts_at_zero(backend: Any) -> None:

@@ -54,7 +54,8 @@ def checked(
             except Exception as error:
                 if torch.compiler.is_compiling():
                     raise
-                found = _explain(function, name(args), diagnosis, error, args, kwargs)
+                with torch._C.DisableTorchFunctionSubclass():  # subclasses may have an opinion
+                    found = _explain(function, name(args), diagnosis, error, args, kwargs)
                 if found is None:
                     raise
                 raise found from None
@@ -79,21 +80,22 @@ def _explain(
         return None
     bound.apply_defaults()
     given = bound.arguments
-    is_ours = isinstance(error, ValueError | TypeError | IndexError) and str(error).startswith(
-        f"{op}: "
+    text = str(error)
+    is_ours = (
+        isinstance(error, ValueError | TypeError | IndexError)
+        and text.startswith(f"{op}: ")
+        and "\n" not in text  # the value of an option may bring some
     )
     if not is_ours:
+        for name, value in _tensors(given.items()):
+            if came := _unusable(value):
+                return ValueError(
+                    f"{op}: {name} must be a dense tensor on the CPU or a GPU, got {came}"
+                )
         kinds = typing.get_type_hints(function)
         for name, value in given.items():
             if name in kinds and (found := _mistake(f"{op}: {name}", value, kinds[name])):
                 return found
-    if isinstance(error, NotImplementedError):
-        for name, value in _tensors(given.items()):
-            if value.layout != torch.strided or value.device.type not in ("cpu", "cuda"):
-                return ValueError(
-                    f"{op}: {name} must be a dense tensor on the CPU or a GPU, "
-                    f"got {value.layout} on {value.device}"
-                )
     return diagnosis(error, **given) if diagnosis is not None and error is not None else None
 
 
@@ -103,6 +105,18 @@ def _tensors(named: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Tensor]]:
             yield name, value
         elif isinstance(value, tuple | list):
             yield from _tensors((f"{name}[{n}]", part) for n, part in enumerate(value))
+
+
+def _unusable(value: Tensor) -> str:
+    """What a tensor is that has no memory with one place for each element, or "" if it has."""
+    if value.is_nested:
+        return "a nested tensor"
+    if value.is_quantized:
+        return "a quantized tensor"
+    if value.layout != torch.strided:
+        return f"{value.layout} on {value.device}"
+    is_known = value.device.type in ("cpu", "cuda", "meta")
+    return "" if is_known else f"one on {value.device}"
 
 
 def _mistake(name: str, value: Any, kind: Any) -> Exception | None:
@@ -126,7 +140,8 @@ def _mistake(name: str, value: Any, kind: Any) -> Exception | None:
     if Tensor in kinds and isinstance(getattr(value, "weight", None), Tensor):
         hint = "; pass its weight"
     wrong: type[Exception] = TypeError
-    if any(map(_is_sequence, kinds)) and isinstance(value, tuple | list | Tensor):
+    has_pair = any(typing.get_origin(k) is tuple for k in kinds)
+    if has_pair and isinstance(value, tuple | list | Tensor):
         wrong = ValueError  # of a wrong length
     return wrong(f"{name} must be {expected}, got {describe(value)}{hint}")
 
@@ -154,8 +169,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, k) for k in kinds)
     if _is_sequence(kind):
         wanted = typing.get_args(kind)
-        if isinstance(value, Tensor):  # unpacks along its first dimension
-            return value.dim() > 0 and len(value) == len(wanted)
+        if isinstance(value, Tensor):  # a pair of tensors may be one, as that can be unpacked
+            is_pair = typing.get_origin(kind) is tuple
+            return is_pair and value.dim() > 0 and len(value) == len(wanted)
         if not isinstance(value, tuple | list):
             return False
         if typing.get_origin(kind) is tuple:

@@ -129,7 +129,7 @@ def causal_attention(
         cu_seqlens,
         alibi_slopes,
         dropout_seed if dropout_p > 0 else None,
-        q.shape[-1] ** -0.5 if scale is None and q.dim() and q.shape[-1] else scale or 0.0,
+        scale if scale is not None else q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 0.0,
         window or 0,
         softcap,
         dropout_p,

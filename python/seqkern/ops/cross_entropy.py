@@ -11,10 +11,19 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import leaf, second_derivative
-from seqkern.ops._mistakes import checked
+from seqkern.ops._mistakes import checked, describe
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 REDUCTION_NAMES = tuple(REDUCTIONS)
+
+
+def _diagnosis(error: Exception, target: Tensor, **_: Any) -> Exception | None:
+    if "Promotion" not in str(error):  # of dtypes that torch adds to nothing
+        return None
+    return ValueError(
+        "cross_entropy: target of class probabilities must be float32, float64, float16 or "
+        f"bfloat16, got {describe(target)}"
+    )
 
 
 @overload
@@ -47,7 +56,7 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]: ...
 
 
-@checked("cross_entropy")
+@checked("cross_entropy", _diagnosis)
 def cross_entropy(
     logits: Tensor,
     target: Tensor,

@@ -64,9 +64,9 @@ def decoder_step(
         ...     seqkern.ops.decoder_step(x, parameters, cache.memory, cache.lengths).shape
         torch.Size([1, 1, 8])
     """
-    if not isinstance(parameters, list | tuple) and isinstance(parameters, Iterable):
+    if not isinstance(parameters, list | tuple | Tensor) and isinstance(parameters, Iterable):
         parameters = tuple(parameters)  # what `module.parameters()` returns can be read once
-    return _decoder_step(x, parameters, cache, lengths, eps, activation, counters)
+    return _decoder_step(x, parameters, cache, lengths, eps, activation, counters)  # type: ignore[arg-type]
 
 
 _OF_BLOCK = 12  # parameters
@@ -115,7 +115,7 @@ def _mistakes(
             yield f"cache must have stride 1 in its last dimension, got {cache.stride(5)}"
     if lengths.dtype != torch.int64 or tuple(lengths.shape) != (B,):
         yield f"lengths must be int64 [{B}], got {describe(lengths)}"
-    if eps < 0:
+    if not eps >= 0:
         yield f"eps must be at least 0, got {eps}"
     for n, t in enumerate(parameters):
         yield from _parameter_mistakes(n, t, parameters, C, dtypes, names)

@@ -39,7 +39,12 @@ def softmax(x: Tensor) -> Tensor:
     return _softmax(x, log=False)
 
 
-@checked("log_softmax")
+def _diagnosis(error: Exception, x: Tensor) -> Exception | None:
+    text = str(error)  # of the op that both functions are
+    return ValueError(f"log_{text}") if text.startswith("softmax: ") else None
+
+
+@checked("log_softmax", _diagnosis)
 def log_softmax(x: Tensor) -> Tensor:
     r"""Logarithm of the softmax over the last dimension.
 
