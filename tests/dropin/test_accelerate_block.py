@@ -247,3 +247,29 @@ def test_table_says_what_ran_where() -> None:
         f"  {ATTENTION}          3 calls            torch: not causal",
     ]
     assert table(Counts()) == "seqkern: no call that it knows was made"
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell"])
+def test_states_that_torch_refuses_are_refused_by_torch(name: str) -> None:
+    """In torch's words, and so are the dtypes that autocast leaves different."""
+    module = getattr(torch.nn, name)(5, 7)
+    x = randn(3, 5, dtype=torch.float32)
+    h = randn(3, 7, dtype=torch.float32)
+    if name != "LSTMCell":
+        x, h = x[None], h[None]
+    pairs = name.startswith("LSTM")
+    for hx in [h, (h, h, h), ()] if pairs else [(h, h), (h,), [h], ()]:
+        with pytest.raises(Exception) as plain:  # noqa: PT011
+            module(x, hx)
+        with seqkern.accelerate(), pytest.raises(type(plain.value)) as ours:
+            module(x, hx)
+        assert str(ours.value) == str(plain.value)
+    with torch.autocast("cpu", torch.bfloat16):
+        for wrong in (lambda: module.double()(x), lambda: module.float()(x.double())):
+            with pytest.raises(RuntimeError) as plain:
+                wrong()
+            with seqkern.accelerate(), pytest.raises(RuntimeError) as ours:
+                wrong()
+            assert str(ours.value) == str(plain.value)
+        with seqkern.accelerate():
+            assert module.double()(x.double())[0].dtype == torch.float64

@@ -172,7 +172,7 @@ def test_bad_calls(backend: Any, kind: str) -> None:
     name = MODULES[kind][0]
     with pytest.raises(ValueError, match=rf"{name}: input must have 5 features .* \[4, 3, 4\]"):
         module(x[..., :4])
-    with pytest.raises(ValueError, match=r"hx\[0\] must be \[1, 3, 7\], got \[1, 2, 7\]"):
+    with pytest.raises(ValueError, match=rf"{name}: hx must be \[1, 3, 7\], got \[1, 2, 7\]"):
         module(x, x.new_zeros(1, 2, 7))
     with pytest.raises(ValueError, match="lengths must be None with unbatched input"):
         module(x[0], lengths=torch.tensor([1]))

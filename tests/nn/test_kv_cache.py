@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from mistakes import refused
 from seqkern import ops
 from seqkern.nn import KVCache
 
@@ -45,3 +46,76 @@ def test_truncate_and_reorder() -> None:
 def test_sizes_are_checked() -> None:
     with pytest.raises(ValueError, match="KVCache: kv_heads must be at least 1, got 0"):
         KVCache(1, 1, 0, 8, 8)
+
+
+MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
+    "integers": (
+        lambda c: KVCache(1, 1, 1, 8, 8, dtype=torch.int32),
+        ValueError,
+        "dtype must be float32, float64, float16 or bfloat16, got int32$",
+    ),
+    "a-size-that-is-none": (
+        lambda c: KVCache(1, 1, None, 8, 8),  # type: ignore[arg-type]
+        TypeError,
+        "kv_heads must be an integer, got None$",
+    ),
+    "advance-negative": (
+        lambda c: c.advance(-1),
+        ValueError,
+        r"tokens must be in \[0, 4\], got -1$",
+    ),
+    "advance-far": (lambda c: c.advance(5), ValueError, r"tokens must be in \[0, 4\], got 5$"),
+    "advance-beyond": (
+        lambda c: c.advance(2),
+        ValueError,
+        r"tokens must leave lengths in \[0, 4\], got 5 for row 2$",
+    ),
+    "advance-rows": (
+        lambda c: c.advance(torch.tensor([3, 3, 1])),
+        ValueError,
+        r"tokens must leave lengths in \[0, 4\], got 5 for row 1$",
+    ),
+    "advance-negative-rows": (
+        lambda c: c.advance(torch.tensor([1, -1, 0])),
+        ValueError,
+        r"tokens must be in \[0, 4\], got -1 for row 1$",
+    ),
+    "advance-shape": (
+        lambda c: c.advance(torch.tensor([1, 1])),
+        ValueError,
+        r"tokens must be an integer or int64 \[3\], got int64 \[2\]$",
+    ),
+    "advance-dtype": (
+        lambda c: c.advance(torch.ones(3)),
+        ValueError,
+        r"tokens must be an integer or int64 \[3\], got float32 \[3\]$",
+    ),
+    "advance-type": (
+        lambda c: c.advance(1.5),
+        TypeError,
+        r"tokens must be an integer or int64 \[3\], got 1.5$",
+    ),
+    "truncate-negative": (
+        lambda c: c.truncate(-1),
+        ValueError,
+        r"lengths must be in \[0, 4\], got -1$",
+    ),
+    "truncate-beyond": (
+        lambda c: c.truncate(torch.tensor([0, 9, 0])),
+        ValueError,
+        r"lengths must be in \[0, 4\], got 9 for row 1$",
+    ),
+    "truncate-type": (
+        lambda c: c.truncate(None),
+        TypeError,
+        r"lengths must be an integer or int64 \[3\], got None$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_change_nothing(call: Any, error: type[Exception], message: str) -> None:
+    cache = KVCache(1, 3, 1, 4, 2)
+    cache.advance(torch.tensor([1, 2, 3]))
+    refused(lambda: call(cache), error, f"KVCache: {message}")
+    assert cache.lengths.tolist() == [1, 2, 3]

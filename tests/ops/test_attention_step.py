@@ -394,10 +394,3 @@ def test_errors(
         options = {"rotary": tuple(t.to(backend.device) for t in options["rotary"])}
     with pytest.raises(ValueError, match=f"^attention_step: {message}"):
         ops.attention_step(*replaced(step, **tensors), **options)  # type: ignore[arg-type]
-
-
-def test_gradients_are_refused() -> None:
-    step = make("cpu").to(torch.float32)
-    step.q.requires_grad_()
-    with pytest.raises(ValueError, match=r"must not need gradients; use torch.no_grad\(\)"):
-        ops.attention_step(*step.tensors)

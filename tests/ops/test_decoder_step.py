@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional as F
 
+from mistakes import refused
 from seqkern import ops
 from seqkern.nn import KVCache
 
@@ -146,4 +147,86 @@ def test_errors(backend: Any) -> None:
         [p.requires_grad_() for p in parameters],
         memory,
         lengths,
+    )
+
+
+def test_errors_of_the_steps_inside_name_the_arguments_of_the_whole(backend: Any) -> None:
+    x, parameters, cache = make(1, backend.device, torch.float32, torch.float32)
+    right = {"x": x, "parameters": parameters, "cache": cache.memory, "lengths": cache.lengths}
+    last = 12 * (LAYERS - 1)
+
+    def parameter(n: int, change: Any) -> dict[str, Any]:
+        return {"parameters": [change(p) if i == n else p for i, p in enumerate(parameters)]}
+
+    def wide(t: Tensor) -> Tensor:
+        return t.repeat_interleave(2, -1)[..., ::2]
+
+    wrong: list[tuple[dict[str, Any], str]] = [
+        (
+            {"x": x.long()},
+            r"x must be float32, float64, float16 or bfloat16, got int64 \[2, 1, 8\]",
+        ),
+        ({"x": x.repeat(1, 17, 1)}, r"x must hold 1 to 16 new tokens, got float32 \[2, 17, 8\]"),
+        ({"x": x[:, :0]}, r"x must hold 1 to 16 new tokens, got float32 \[2, 0, 8\]"),
+        (
+            {"cache": cache.memory.double()},
+            r"cache must be float32 or bfloat16 or float16 with x float32, got float64 \[2, ",
+        ),
+        ({"cache": cache.memory[..., :0, :]}, "cache must hold at least the 1 new tokens, got fl"),
+        (
+            {"cache": cache.memory[0, 0], "counters": cache.counters},
+            r"cache must be \[layers, 2, 2, NH, L, D\] with NH D = 8, got float32 \[2, 2, 9, 4\]",
+        ),
+        (
+            {"cache": cache.memory[0, 0, 0], "counters": cache.counters},
+            r"cache must be \[layers, 2, 2, NH, L, D\] with NH D = 8, got float32 \[2, 9, 4\]",
+        ),
+        ({"cache": wide(cache.memory)}, "cache must have stride 1 in its last dimension, got 2"),
+        ({"lengths": cache.lengths.int()}, r"lengths must be int64 \[2\], got int32 \[2\]"),
+        ({"lengths": cache.lengths[:1]}, r"lengths must be int64 \[2\], got int64 \[1\]"),
+        ({"eps": -1.0}, "eps must be at least 0, got -1.0"),
+        (parameter(0, lambda p: p[1:]), r"parameters\[0\] must be \[8\], got float32 \[7\]"),
+        (
+            parameter(last + 10, lambda p: p.T),
+            rf"parameters\[{last + 10}\] must be \[8, 32\], got float32 \[32, 8\]",
+        ),
+        (
+            parameter(last + 9, lambda p: p.half()),
+            rf"parameters\[{last + 9}\] must have the dtype of parameters\[{last + 8}\], float32, "
+            r"got float16 \[32\]",
+        ),
+        (
+            parameter(4, lambda p: p.double()),
+            r"parameters\[4\] must be float32 or bfloat16 or float16, got float64 \[8, 8\]",
+        ),
+        (
+            parameter(2, wide),
+            r"parameters\[2\] must have stride 1 in its last dimension, got 2",
+        ),
+    ]
+    if backend.name == "cpu":
+        lengths = torch.tensor([3, 9])
+        wrong.append(
+            (
+                {"lengths": lengths},
+                r"lengths must be in \[0, 8\] for 1 new tokens in a cache of 9, got 9 for row 1",
+            )
+        )
+    for changed, message in wrong:
+        refused(
+            lambda changed=changed: ops.decoder_step(**right | changed),
+            ValueError,
+            f"decoder_step: {message}",
+        )
+
+
+def test_parameters_that_can_be_read_once() -> None:
+    x, parameters, cache = make(1, "cpu", torch.float32, torch.float32)
+    expected = ops.decoder_step(x, parameters, cache.memory.clone(), cache.lengths)
+    made = ops.decoder_step(x, iter(parameters), cache.memory.clone(), cache.lengths)
+    assert torch.equal(made, expected)
+    refused(
+        lambda: ops.decoder_step(x, iter(parameters[:12]), cache.memory, cache.lengths),
+        ValueError,
+        "decoder_step: parameters must be 12 for each of 2 layers, got 12$",
     )

@@ -6,6 +6,8 @@ fails with torch's words. Whatever torch itself would refuse is left to it as we
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -201,7 +203,7 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
     first = module.weight_ih_l0
     assert isinstance(first, Tensor)
     autocast = _casts(data)
-    if data.dtype != first.dtype and not (autocast and first.dtype in _DTYPES):
+    if data.dtype != first.dtype and not (autocast and _are_cast(data, first)):
         return "tensors of different dtypes"
     directions = module.num_layers * (2 if module.bidirectional else 1)
     if isinstance(input, PackedSequence):
@@ -224,7 +226,9 @@ def cell(module: torch.nn.RNNCellBase, input: Tensor, hx: object = None) -> str:
     if input.dim() not in (1, 2) or input.numel() == 0 or input.shape[-1] != module.input_size:
         return "arguments that do not fit"
     autocast = _casts(input)
-    if input.dtype != module.weight_ih.dtype and not autocast:
+    if input.dtype != module.weight_ih.dtype and not (
+        autocast and _are_cast(input, module.weight_ih)
+    ):
         return "tensors of different dtypes"
     shape = [*input.shape[:-1], module.hidden_size]
     reason = _states(hx, [shape, shape], input, autocast)
@@ -236,14 +240,21 @@ def _casts(t: Tensor) -> bool:
     return device in _DEVICES and torch.is_autocast_enabled(device)
 
 
+def _are_cast(*tensors: Tensor) -> bool:
+    """Whether autocast, which leaves float64 alone, gives them one dtype."""
+    return all(t.dtype in _DTYPES and t.dtype != torch.float64 for t in tensors)
+
+
 def _states(hx: object, shapes: list[list[int]], data: Tensor, autocast: bool) -> str:
     if hx is None:
         return ""
-    states = tuple(hx) if isinstance(hx, (tuple, list)) else (hx,)
+    states: list[Any] = list(hx) if isinstance(hx, (tuple, list)) else [hx]
+    if (len(shapes) == 1) != isinstance(hx, Tensor):  # one state is no tuple, two are no tensor
+        return "arguments that do not fit"
     for state in states:
         if not isinstance(state, Tensor):
             return "arguments that do not fit"
-        if state.dtype != data.dtype and not autocast:
+        if state.dtype != data.dtype and not (autocast and _are_cast(state, data)):
             return "tensors of different dtypes"
         reason = refusal(state)
         if reason:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from seqkern import ops
+from seqkern.ops._mistakes import checked, describe, dtype_name
+
+
+def _diagnosis(error: Exception, self: CausalSelfAttention, x: Tensor, **_: Any) -> Any:
+    weight = self.qkv.weight
+    if x.dim() != 3 or x.shape[-1] != self.embed_dim:
+        return ValueError(
+            f"CausalSelfAttention: x must be [B, T, {self.embed_dim}], got {describe(x)}"
+        )
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        return ValueError(
+            f"CausalSelfAttention: x must be {dtype_name(weight.dtype)} like the weights, "
+            f"got {describe(x)}"
+        )
+    return None
 
 
 class CausalSelfAttention(torch.nn.Module):
@@ -37,6 +54,7 @@ class CausalSelfAttention(torch.nn.Module):
         torch.Size([2, 10, 64])
     """
 
+    @checked(first=True)
     def __init__(
         self,
         embed_dim: int,
@@ -49,7 +67,7 @@ class CausalSelfAttention(torch.nn.Module):
         window: int | None = None,
         softcap: float = 0.0,
         scale: float | None = None,
-        device: torch.device | str | None = None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -66,20 +84,34 @@ class CausalSelfAttention(torch.nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"CausalSelfAttention: dropout must be in [0, 1), got {dropout}")
+        if embed_dim < 1:
+            raise ValueError(f"CausalSelfAttention: embed_dim must be at least 1, got {embed_dim}")
+        width = embed_dim // num_heads if head_dim is None else head_dim
+        if not 1 <= width <= 256:
+            raise ValueError(f"CausalSelfAttention: head_dim must be from 1 to 256, got {width}")
+        if window is not None and window < 1:
+            raise ValueError(
+                f"CausalSelfAttention: window must be at least 1 or None, got {window}"
+            )
+        if not softcap >= 0:
+            raise ValueError(f"CausalSelfAttention: softcap must be at least 0, got {softcap}")
+        if scale is not None and scale != scale:
+            raise ValueError(f"CausalSelfAttention: scale must be a number, got {scale}")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        self.head_dim = width
         self.dropout = dropout
         self.window = window
         self.softcap = softcap
         self.scale = scale
-        width = (num_heads + 2 * num_kv_heads) * self.head_dim
-        self.qkv = torch.nn.Linear(embed_dim, width, bias=bias, device=device, dtype=dtype)
+        rows = (num_heads + 2 * num_kv_heads) * self.head_dim
+        self.qkv = torch.nn.Linear(embed_dim, rows, bias=bias, device=device, dtype=dtype)
         self.out = torch.nn.Linear(
             num_heads * self.head_dim, embed_dim, bias=bias, device=device, dtype=dtype
         )
 
+    @checked(diagnosis=_diagnosis)
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern.nn import recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.ops._mistakes import checked
 
 
 class GRU(torch.nn.GRU):
@@ -43,6 +44,7 @@ class GRU(torch.nn.GRU):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
         input: Tensor | PackedSequence,

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern.nn import recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.ops._mistakes import checked
 from seqkern.ops.lstm_cell import PackedWeights, step
 
 State = tuple[Tensor, Tensor]
@@ -47,6 +48,7 @@ class LSTM(torch.nn.LSTM):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -146,23 +148,25 @@ class LSTMCell(torch.nn.LSTMCell):
             state["_packed"] = PackedWeights()
         return state
 
+    @checked()
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""
         if input.dim() not in (1, 2):
             raise ValueError(f"LSTMCell: input must be [B, I] or [I], got {list(input.shape)}")
-        if hx is not None and any(s.dim() != input.dim() for s in hx):
+        states = recurrent.states_of(self, hx)
+        if states is not None and any(s.dim() != input.dim() for s in states):
             raise ValueError(
                 f"LSTMCell: hx must have {input.dim()} dimensions like input, "
-                f"got {[list(s.shape) for s in hx]}"
+                f"got {[list(s.shape) for s in states]}"
             )
         x = input if input.dim() == 2 else input.unsqueeze(0)
         weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
         x, *rest = recurrent.autocast(x, *weights)
-        if hx is None:
+        if states is None:
             zeros = x.new_zeros(x.shape[0], self.hidden_size)
             state = (zeros, zeros)
         else:
-            h, c = recurrent.autocast(*hx)
+            h, c = recurrent.autocast(*states)
             state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
         packed = None
         kept = getattr(self, "_packed", None)  # seqkern.accelerate calls this on torch's module

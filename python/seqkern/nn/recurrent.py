@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from seqkern.ops._mistakes import describe
 from seqkern.reference.inputs import valid_tokens
 
 
@@ -55,13 +56,32 @@ class Call:
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where that is on: one precision for a layer, as the kernels
-    take it.
+    take it. Float64 is left alone, as autocast leaves it.
     """
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None else t.to(dtype) for t in tensors)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def states_of(
+    module: torch.nn.RNNBase | torch.nn.RNNCellBase, hx: Any
+) -> tuple[Tensor, ...] | None:
+    """`hx` as a tuple, of the type and number of tensors that torch's module takes."""
+    name = type(module).__name__
+    if hx is None:
+        return None
+    if isinstance(module, torch.nn.LSTM | torch.nn.LSTMCell):
+        is_pair = isinstance(hx, tuple | list) and len(hx) == 2
+        if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
+            return tuple(hx)
+        error = TypeError if is_pair or not isinstance(hx, tuple | list) else ValueError
+        given = ", ".join(map(describe, hx)) if is_pair else describe(hx)
+        raise error(f"{name}: hx must be a pair (h, c) of tensors or None, got {given}")
+    if not isinstance(hx, Tensor):
+        raise TypeError(f"{name}: hx must be a tensor or None, got {describe(hx)}")
+    return (hx,)
 
 
 def prepare(
@@ -111,7 +131,7 @@ def prepare(
         x = x.unsqueeze(1)
     elif transposed:
         x = x.transpose(0, 1)
-    states = None if hx is None else hx if isinstance(hx, tuple) else (hx,)
+    states = states_of(module, hx)
     if states is not None:
         states = tuple(_state(module, s, i, x.shape[1], unbatched) for i, s in enumerate(states))
         if packed is not None and packed.sorted_indices is not None:
@@ -135,10 +155,41 @@ def _check_tokens(module: torch.nn.RNNBase, tokens: Tensor, embedding: Tensor) -
             f"{name}: embedding must be [V, {module.input_size}], got {list(embedding.shape)}"
         )
     weight = module.weight_ih_l0
-    if embedding.dtype != weight.dtype and not torch.is_autocast_enabled(tokens.device.type):
+    ours, theirs = autocast(weight, embedding)
+    if ours.dtype != theirs.dtype:
         raise ValueError(
             f"{name}: embedding must be {weight.dtype} like the weights, got {embedding.dtype}"
         )
+
+
+def diagnosis(
+    error: Exception,
+    self: torch.nn.RNNBase,
+    input: Tensor | PackedSequence,
+    lengths: Tensor | None = None,
+    embedding: Tensor | None = None,
+    **_: Any,
+) -> Exception | None:
+    """The token that is no row of the embedding: rows are looked up by torch or by the op of a
+    layer, and each says so in its own words.
+    """
+    outside = isinstance(error, IndexError) or ": input must be in [" in str(error)
+    tokens = input.data if isinstance(input, PackedSequence) else input
+    if embedding is None or not outside or not tokens.is_cpu:
+        return None
+    wrong = (tokens < 0) | (tokens >= embedding.shape[0])
+    if lengths is not None and tokens.dim() == 2:  # what is padding is not looked at
+        times = torch.arange(tokens.shape[int(self.batch_first)])
+        exists = times < lengths[:, None]  # [B, T]
+        wrong &= exists if self.batch_first else exists.T
+    places = wrong.nonzero().tolist()
+    if not places:
+        return None
+    token = int(tokens[tuple(places[0])])
+    return ValueError(
+        f"{type(self).__name__}: input must be in [0, {embedding.shape[0]}), "
+        f"got {token} at {places[0]}"
+    )
 
 
 def _is_worth_a_table(tokens: Tensor, embedding: Tensor) -> bool:
@@ -157,8 +208,9 @@ def _state(module: torch.nn.RNNBase, state: Tensor, index: int, B: int, unbatche
     width = module.proj_size if index == 0 and module.proj_size else module.hidden_size
     expected = [rows, width] if unbatched else [rows, B, width]
     if list(state.shape) != expected:
+        name = f"hx[{index}]" if isinstance(module, torch.nn.LSTM) else "hx"
         raise ValueError(
-            f"{type(module).__name__}: hx[{index}] must be {expected}, got {list(state.shape)}"
+            f"{type(module).__name__}: {name} must be {expected}, got {list(state.shape)}"
         )
     return state.unsqueeze(1) if unbatched else state
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern.nn import recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.ops._mistakes import checked
 
 
 class RNN(torch.nn.RNN):
@@ -45,6 +46,7 @@ class RNN(torch.nn.RNN):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
         input: Tensor | PackedSequence,

@@ -12,6 +12,7 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked
 
 
 @overload
@@ -50,6 +51,7 @@ def causal_attention(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked("attention")
 def causal_attention(
     q: Tensor,
     k: Tensor,
@@ -129,7 +131,7 @@ def causal_attention(
         cu_seqlens,
         alibi_slopes,
         dropout_seed if dropout_p > 0 else None,
-        q.shape[-1] ** -0.5 if scale is None and q.dim() and q.shape[-1] else scale or 0.0,
+        scale if scale is not None else q.shape[-1] ** -0.5 if q.dim() and q.shape[-1] else 0.0,
         window or 0,
         softcap,
         dropout_p,

@@ -6,14 +6,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from seqkern.ops import _registry
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked, describe
 
 #: New tokens per row that a step takes at most.
 MAX_STEP_TOKENS = 16
 
 
+def _diagnosis(error: Exception, **given: Any) -> Exception | None:
+    """Of what Python itself stumbles over before the kernels' torch layer looks at shapes."""
+    for name in ("q", "k_new", "v_new", "k_cache", "v_cache"):
+        if given[name].dim() != 4:
+            axes = {"q": "B, NH, S, D", "k_new": "B, NKV, S, D", "v_new": "B, NKV, S, D"}
+            expected = axes.get(name, "B, NKV, L, D")
+            return ValueError(
+                f"attention_step: {name} must be [{expected}], got {describe(given[name])}"
+            )
+    if isinstance(error, ZeroDivisionError):
+        q = describe(given["q"])
+        return ValueError(f"attention_step: q must have a head width from 1 to 256, got {q}")
+    return None
+
+
+@checked("attention_step", _diagnosis)
 def attention_step(
     q: Tensor,
     k_new: Tensor,
@@ -45,8 +63,9 @@ def attention_step(
         k_new: [B, NKV, S, D], NH a multiple of NKV.
         v_new: [B, NKV, S, D].
         k_cache: [B, NKV, L, D], L at least S, of q's dtype, or bfloat16 or float16 with a float32
-            q. Written at the new tokens' positions; what lies beyond them is not read.
-        v_cache: [B, NKV, L, D], likewise.
+            q. Written at the new tokens' positions, which autograd counts as a change in place;
+            what lies beyond them is not read.
+        v_cache: [B, NKV, L, D], likewise, in other memory.
         positions: int64 [B], how many tokens each row's cache holds. It is not changed.
         scale: 1 / sqrt(D) if None.
         window: keys a query sees at most, its own among them; None for all.
@@ -73,13 +92,27 @@ def attention_step(
         >>> seqkern.ops.attention_step(q, k, v, k_cache, v_cache, torch.tensor([0])).shape
         torch.Size([1, 8, 1, 64])
     """
-    if torch.is_grad_enabled() and (q.requires_grad or k_new.requires_grad or v_new.requires_grad):
+    if torch.is_grad_enabled() and (
+        q.requires_grad
+        or k_new.requires_grad
+        or v_new.requires_grad
+        or k_cache.requires_grad
+        or v_cache.requires_grad
+    ):
         raise ValueError(
-            "attention_step: q, k_new and v_new must not need gradients; "
+            "attention_step: q, k_new, v_new and the caches must not need gradients; "
             "use torch.no_grad(), or causal_attention to train"
         )
     if window is not None and window < 1:
         raise ValueError(f"attention_step: window must be at least 1 or None, got {window}")
+    if scale is not None and scale != scale:
+        raise ValueError(f"attention_step: scale must be a number, got {scale}")
+    is_eager = not torch.compiler.is_compiling()
+    if is_eager:
+        _check_memory(k_cache, v_cache)
+        if counters is not None and q.is_cpu:
+            B, NKV, _, _ = k_cache.shape
+            check_counters("attention_step", counters, B * NKV)
     cos, sin = rotary if rotary is not None else (None, None)
     out: Tensor = _registry.call(
         _registry.active.attention_step,
@@ -97,7 +130,49 @@ def attention_step(
         softcap,
         counters,
     )
+    if is_eager:  # compiled programs count it themselves: the op's schema says what it writes
+        increment_version((k_cache, v_cache))
     return out
+
+
+def _check_memory(k_cache: Tensor, v_cache: Tensor) -> None:
+    """Each element of the caches has a place of its own."""
+    if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
+        check_places("attention_step", "k_cache", k_cache)
+        check_places("attention_step", "v_cache", v_cache)
+    if k_cache.storage_offset() == v_cache.storage_offset() and (
+        # Fakes have no memory, and one that is asked for its address warns.
+        (k_cache is v_cache and k_cache.numel() > 0)
+        or (type(k_cache) is Tensor and k_cache.data_ptr() == v_cache.data_ptr() != 0)
+    ):
+        raise ValueError(
+            "attention_step: v_cache must be other memory than k_cache, got the same tensor"
+        )
+
+
+def check_places(op: str, name: str, cache: Tensor) -> None:
+    """Refuse an expanded cache, whose rows would overwrite one another."""
+    if any(
+        size > 1 and stride == 0 for size, stride in zip(cache.shape, cache.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{op}: {name} must have memory for each of its elements, got an expanded tensor "
+            f"{describe(cache)} of strides {list(cache.stride())}"
+        )
+
+
+def check_counters(op: str, counters: Tensor, count: int) -> None:
+    """What the GPU's kernels need of them, asked for also where the CPU's need none."""
+    if (
+        counters.dtype is not torch.int32
+        or not counters.is_contiguous()
+        or counters.numel() < count
+        or not counters.is_cpu
+    ):
+        raise ValueError(
+            f"{op}: counters must be contiguous int32 with at least {count} elements, all zero, "
+            f"on the CPU like q, got {describe(counters)} on {counters.device}"
+        )
 
 
 def _fake(

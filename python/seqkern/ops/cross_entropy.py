@@ -13,9 +13,19 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked, describe
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 REDUCTION_NAMES = tuple(REDUCTIONS)
+
+
+def _diagnosis(error: Exception, target: Tensor, **_: Any) -> Exception | None:
+    if "Promotion" not in str(error):  # of dtypes that torch adds to nothing
+        return None
+    return ValueError(
+        "cross_entropy: target of class probabilities must be float32, float64, float16 or "
+        f"bfloat16, got {describe(target)}"
+    )
 
 
 @overload
@@ -48,6 +58,7 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@checked("cross_entropy", _diagnosis)
 def cross_entropy(
     logits: Tensor,
     target: Tensor,

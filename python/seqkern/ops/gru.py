@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._fakes import register_fake
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
     check_layer,
@@ -25,6 +26,7 @@ from seqkern.ops._recurrent import (
 from seqkern.reference.inputs import input_product, valid_tokens
 
 
+@checked("gru")
 def gru(
     input: Tensor,
     h0: Tensor | None,

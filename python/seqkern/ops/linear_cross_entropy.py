@@ -13,9 +13,11 @@ from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward, is_batched
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked
 from seqkern.ops.cross_entropy import REDUCTION_NAMES, REDUCTIONS, accumulate_dtype
 
 
+@checked("linear_cross_entropy")
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -9,12 +9,23 @@ from torch import Tensor
 
 from seqkern.ops import _registry
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked, describe
 
 _NORMS = {None: 0, "layer_norm": 1, "rms_norm": 2}
 #: By name; decoder_step has the same.
 ACTIVATIONS = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4}
 
 
+def _diagnosis(error: Exception, x: Tensor, **_: Any) -> Exception | None:
+    if x.dim() and x.shape[-1] == 0:
+        return ValueError(
+            "linear_step: x must have at least one element in its last dimension, "
+            f"got {describe(x)}"
+        )
+    return None
+
+
+@checked("linear_step", _diagnosis)
 def linear_step(
     x: Tensor,
     weight: Tensor,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     check_layer,
     differentiable,
@@ -60,6 +61,7 @@ def lstm(
 ) -> tuple[Tensor, State, Tensor]: ...
 
 
+@checked("lstm")
 def lstm(
     input: Tensor,
     state: State | None,

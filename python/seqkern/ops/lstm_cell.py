@@ -12,14 +12,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import LSTM_CELL, differentiable, eager_function, needs, unpack
 
 State = tuple[Tensor, Tensor]
 
 
+@checked("lstm_cell")
 def lstm_cell(
     input: Tensor,
-    state: State,
+    state: State | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
@@ -29,7 +31,7 @@ def lstm_cell(
 
     Args:
         input: [B, I]; float32, float64, float16 or bfloat16, as all that follows.
-        state: h [B, H] and c [B, H].
+        state: h [B, H] and c [B, H]; None for zeros.
         w_ih: [4 H, I], gates i, f, g, o one after the other.
         w_hh: [4 H, H].
         b_ih: [4 H].
@@ -48,6 +50,9 @@ def lstm_cell(
         >>> w_ih, w_hh = torch.randn(32, 5), torch.randn(32, 8)
         >>> h, c = seqkern.ops.lstm_cell(torch.randn(3, 5), (h, c), w_ih, w_hh)
     """
+    if state is None:
+        zeros = input.new_zeros(*input.shape[:1], w_hh.shape[-1])
+        state = (zeros, zeros)
     return step(input, state, (w_ih, w_hh, b_ih, b_hh))
 
 

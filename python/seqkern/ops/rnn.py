@@ -11,6 +11,7 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._fakes import register_fake
+from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
     check_layer,
@@ -22,6 +23,7 @@ from seqkern.ops._recurrent import (
 )
 
 
+@checked("rnn")
 def rnn(
     input: Tensor,
     h0: Tensor | None,

@@ -9,10 +9,18 @@ from torch import Tensor
 
 from seqkern.ops import _registry
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._mistakes import checked
 
 _LOGPROBS = {"drawn": False, "model": True}
 
 
+def _diagnosis(error: Exception, **_: Any) -> Exception | None:
+    # The kernels count in int32, and what they say of counts is about those.
+    text = str(error).replace("int32 [", "int32 or int64 [")
+    return ValueError(text) if text.startswith("sample: token_counts must be ") else None
+
+
+@checked("sample", _diagnosis)
 def sample(
     logits: Tensor,
     *,

@@ -10,8 +10,10 @@ from torch import Tensor
 from seqkern import reference
 from seqkern.ops import _registry
 from seqkern.ops._fakes import register_fake
+from seqkern.ops._mistakes import checked
 
 
+@checked("softmax")
 def softmax(x: Tensor) -> Tensor:
     r"""Softmax over the last dimension.
 
@@ -38,6 +40,12 @@ def softmax(x: Tensor) -> Tensor:
     return _softmax(x, log=False)
 
 
+def _diagnosis(error: Exception, x: Tensor) -> Exception | None:
+    text = str(error)  # of the op that both functions are
+    return ValueError(f"log_{text}") if text.startswith("softmax: ") else None
+
+
+@checked("log_softmax", _diagnosis)
 def log_softmax(x: Tensor) -> Tensor:
     r"""Logarithm of the softmax over the last dimension.
 

@@ -9,10 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._mistakes import checked
 from seqkern.ops.cross_entropy import REDUCTIONS
 from seqkern.ops.linear_cross_entropy import as_autocast
 
 
+@checked("vocab_parallel_linear_cross_entropy")
 def vocab_parallel_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
