@@ -42,7 +42,7 @@ def softmax(x: Tensor) -> Tensor:
 
 def _diagnosis(error: Exception, x: Tensor) -> Exception | None:
     text = str(error)  # of the op that both functions are
-    return ValueError(f"log_{text}") if text.startswith("softmax: ") else None
+    return type(error)(f"log_{text}") if text.startswith("softmax: ") else None
 
 
 @checked("log_softmax", _diagnosis)
