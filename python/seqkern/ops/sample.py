@@ -15,7 +15,7 @@ _LOGPROBS = {"drawn": False, "model": True}
 
 def _diagnosis(error: Exception, **_: Any) -> Exception | None:
     # The kernels count in int32, and what they say of counts is about those.
-    text = str(error).replace("int32 [", "int32 or int64 [")
+    text = str(error).replace("int32 [", "int32 or int64 [", 1)
     return ValueError(text) if text.startswith("sample: token_counts must be ") else None
 
 
