@@ -26,6 +26,7 @@ from seqkern.errors import UserError, require
 from seqkern.files import replace_content
 from seqkern.metrics import read_metrics
 from seqkern.models import LanguageModel, build_model
+from seqkern.models.size import check_batch_fits, check_fits
 from seqkern.parallel import Parallel
 from seqkern.plot import PlotLabels, plot_losses
 from seqkern.train import Trainer, load_parameters
@@ -73,6 +74,12 @@ def start_run(
     check_vocabulary(tokenizer)
     config = replace(config, tokenizer=tokenizer.kind)
     sizes = config.sizes(tokenizer.vocab_size)
+    # On the CPU each parameter has a gradient and AdamW's two moments; on a GPU it is made here.
+    width = 8 if config.dtype == "float64" else 4
+    here = resolve_device(config.device).type == "cpu"
+    check_fits(config.model, sizes, 4 * width if here else 4)
+    row = config.hidden * width if here else 0
+    check_batch_fits(config.batch_size, config.context, row, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, sizes, config.backend)
     name = "embedded" if config.data is None else Path(config.data).stem
