@@ -9,6 +9,7 @@ import torch
 
 from seqkern.config import RunConfig
 from seqkern.errors import require
+from seqkern.machine import most_threads
 from seqkern.metrics import read_metrics
 from seqkern.run_folder import start_run
 from seqkern.speed import choose_threads, compare_backends
@@ -47,6 +48,11 @@ class DemoOptions:
         for name in ("max_seconds", "sample_characters", "threads"):
             value = getattr(self, name)
             require(value >= 0, f"{name} must be at least 0, got {value}")
+        most = most_threads()
+        require(
+            self.threads <= most,
+            f"threads must be at most {most} on this machine, got {self.threads}",
+        )
 
 
 PROMPT = "The "

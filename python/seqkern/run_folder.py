@@ -22,13 +22,17 @@ from seqkern.data import (
     train_tokenizer,
 )
 from seqkern.data.corpus import check_vocabulary, corpus_of_tokens
+from seqkern.data.token_file import refuse_cut_token_file
 from seqkern.errors import UserError, require
 from seqkern.files import replace_content
 from seqkern.metrics import read_metrics
 from seqkern.models import LanguageModel, build_model
+from seqkern.models.size import check_batch_fits, check_fits
 from seqkern.parallel import Parallel
 from seqkern.plot import PlotLabels, plot_losses
 from seqkern.train import Trainer, load_parameters
+
+VERIFIED_SIZE = 1 << 30  # bytes: two seconds
 
 _OURS = ("config.json", "tokenizer.json", "metrics.csv", "loss.png", "tensorboard")
 _TOKEN_NAMES = {"char": "character", "word": "word token", "bpe": "byte pair"}
@@ -70,9 +74,16 @@ def start_run(
     else:
         tokenizer = train_tokenizer(config.tokenizer or "char", source, config.vocab_size)
     corpus = _corpus(source, tokenizer, config)
+    _verify(source, parallel)
     check_vocabulary(tokenizer)
     config = replace(config, tokenizer=tokenizer.kind)
     sizes = config.sizes(tokenizer.vocab_size)
+    # On the CPU each parameter has a gradient and AdamW's two moments; on a GPU it is made here.
+    width = 8 if config.dtype == "float64" else 4
+    here = resolve_device(config.device).type == "cpu"
+    check_fits(config.model, sizes, 4 * width if here else 4)
+    row = config.hidden * width if here else 0
+    check_batch_fits(config.batch_size, config.context, row, config.accumulate)
     torch.manual_seed(config.seed)
     model = build_model(config.model, sizes, config.backend)
     name = "embedded" if config.data is None else Path(config.data).stem
@@ -113,9 +124,10 @@ def resume_run(run: Path, given: dict[str, Any], parallel: Parallel | None = Non
         f"cannot resume: {config.data or 'the embedded text'} is not the text {run} was started "
         "with",
     )
-    corpus = _corpus(source, load_tokenizer(run / "tokenizer.json"), config)
-    model = build_model(config.model, described["model"]["sizes"], config.backend)
     parallel = Parallel() if parallel is None else parallel
+    corpus = _corpus(source, load_tokenizer(run / "tokenizer.json"), config)
+    _verify(source, parallel)
+    model = build_model(config.model, described["model"]["sizes"], config.backend)
     parallel.check_batch(config.batch_size, config.accumulate)
     trainer = Trainer(run, config, model, corpus, parallel)
     trainer.restore()
@@ -177,6 +189,7 @@ def _read(config: RunConfig) -> str | TokenFile:
     if config.data is None:
         return embedded_text()
     if not is_token_file(config.data):
+        refuse_cut_token_file(config.data)
         return read_text(config.data)
     file = TokenFile(config.data)
     require(
@@ -185,6 +198,20 @@ def _read(config: RunConfig) -> str | TokenFile:
         f"out, got {config.tokenizer}",
     )
     return file
+
+
+def _verify(source: str | TokenFile, parallel: Parallel) -> None:
+    """Compare a token file with what was written, where that takes a moment; the first process.
+
+    Of larger ones the ids are checked as they are drawn.
+    """
+
+    def verify() -> str:
+        if isinstance(source, TokenFile) and source.path.stat().st_size <= VERIFIED_SIZE:
+            source.verify()
+        return ""
+
+    parallel.first(verify)
 
 
 def _digest(source: str | TokenFile) -> str:

@@ -101,6 +101,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.lr, config.weight_decay)
         self.sampler = make_sampler(corpus, config.context, config.batch_size, config.seed)
         self.step = 0
+        self._validated = False  # whether the ids held out were looked at
         if config.compile:
             self._forward = torch.compile(self._forward)  # type: ignore[assignment]
         # Reading a loss from a GPU waits for it: there only every tenth step.
@@ -271,6 +272,10 @@ class Trainer:
             tokens = tokens[: config.eval_tokens + 1]
         if len(tokens) < 2:
             return None
+        if self.corpus.file is not None and not self._validated:
+            for start in range(0, len(tokens), 1 << 20):
+                self.corpus.file.check_ids(tokens[start : start + (1 << 20)].long())
+        self._validated = True
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self._autocast():

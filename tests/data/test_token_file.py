@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seqkern.data import TokenFile, embedded_text, is_token_file, train_tokenizer, write_token_file
+from seqkern.data.token_file import refuse_cut_token_file
 from seqkern.errors import UserError
 
 TEXT = embedded_text()[:20_000]
@@ -93,6 +94,41 @@ def test_damage_is_named(token_file, damage):
     token_file.write_bytes(damage(token_file.read_bytes()))
     with pytest.raises(UserError, match=r"tokens.bin is damaged"):
         TokenFile(token_file)
+
+
+@pytest.mark.parametrize("size", [-1, -16, 40_000, 5_001, 3])
+def test_without_its_end_it_is_called_cut_short(token_file, size):
+    token_file.write_bytes(token_file.read_bytes()[:size])
+    for open_it in (TokenFile, refuse_cut_token_file):
+        with pytest.raises(UserError, match=r"tokens.bin: token file cut short"):
+            open_it(token_file)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"text", "caf\u00e9".encode("latin-1"), b"a null \0 in a text", "text".encode("utf-16")],
+)
+def test_other_files_are_not(tmp_path, raw):
+    (tmp_path / "file").write_bytes(raw)
+    refuse_cut_token_file(tmp_path / "file")
+    refuse_cut_token_file(tmp_path / "no")
+
+
+def test_verify_names_what_is_wrong(token_file):
+    TokenFile(token_file).verify()
+    whole = token_file.read_bytes()
+    token_file.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with pytest.raises(UserError, match=r"tokens.bin is damaged: its tokens are not those"):
+        TokenFile(token_file).verify()
+    TokenFile(token_file).check_ids(TokenFile(token_file).tokens[:200].long())
+    token_file.write_bytes(whole[:200] + b"\xff\xfe" + whole[202:])
+    message = (
+        r"tokens.bin is damaged: id 65279 at token 100 \(byte 200\) is outside its voc.* of \d+"
+    )
+    with pytest.raises(UserError, match=message):
+        TokenFile(token_file).verify()
+    with pytest.raises(UserError, match=message):
+        TokenFile(token_file).check_ids(TokenFile(token_file).tokens[:200].long())
 
 
 @pytest.mark.parametrize(

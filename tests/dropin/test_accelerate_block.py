@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -82,11 +83,44 @@ def test_scripting_tracing_and_exporting_get_torchs() -> None:
         torch.testing.assert_close(program(x), plain)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell"])
+def test_script_modules_are_made_of_torchs(kind: str) -> None:
+    plain, x = getattr(torch.nn, kind)(5, 7), torch.randn(3, 5)
+
+    class Scripted(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = copy.deepcopy(plain)
+
+        @torch.jit.script_method
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[0]
+
+    with seqkern.accelerate():
+        scripted = Scripted()
+        assert seqkern.accelerate.is_enabled()
+    assert "seqkern" not in str(scripted.graph)
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(scripted(x), plain(x)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_loss_has_torchs_dtype(dtype: torch.dtype) -> None:
     ours, theirs, _ = both(loss, randn(4, 9, dtype=dtype))
     for actual, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(actual, expected, atol=0.02, rtol=0.02)  # and the dtype
+
+
+def test_logits_changed_before_the_backward_are_an_error() -> None:
+    """Ours reads them again, torch's does not: the docstring says so."""
+    x = randn(4, 9).requires_grad_()
+    with seqkern.accelerate():
+        logits = x * 2
+        value = loss(logits)
+    logits.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 def test_autocast_has_torchs_dtypes() -> None:
@@ -113,6 +147,7 @@ def places() -> list[Any]:
         *vars(F).values(),
         *(vars(torch.nn)[name].forward for name in ("LSTM", "LSTMCell", "GRU", "RNN")),
         torch.jit.script,
+        torch.jit._recursive.create_script_module,
         torch.softmax,
         "softmax" in vars(Tensor),
     ]

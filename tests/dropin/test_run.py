@@ -80,6 +80,7 @@ def test_sees_what_python_gives_a_script(both) -> None:
         "import sys, os\n"
         "print(sys.argv, __name__, __file__, __spec__, __package__, sys.path[0] == os.getcwd())\n"
         "print(sys.modules['__main__'].__dict__ is globals(), sys.stdout.errors)\n"
+        "print(__builtins__, sorted(globals()))\n"
         "import pickle\n"
         "class Mine: pass\n"
         "print(pickle.loads(pickle.dumps(Mine())).__class__ is Mine)\n",
@@ -94,6 +95,8 @@ ENDS = {
     "exception": "def f():\n    raise KeyError('x')\nf()",
     "user-error": "from seqkern.errors import UserError\nraise UserError('mine')",
     "syntax": "x = (1,\nprint(",
+    "null-byte": "x = 1\ny = 2 \0 z\n",
+    "null-byte-first": "x = 1\n\0",
     "exit-number": "import sys\nsys.exit(7)",
     "exit-text": "import sys\nsys.exit('that was it')",
     "interrupt": "raise KeyboardInterrupt",
@@ -139,7 +142,9 @@ def test_report_is_printed_after_an_error(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["missing.py"], "cannot read missing.py: No such file or directory"),
-        ([], "the following arguments are required: SCRIPT.py, ARGS"),
+        ([], "what to run is missing: SCRIPT or -m MODULE"),
+        (["--report"], "what to run is missing: SCRIPT or -m MODULE"),
+        (["-m"], "-m needs the name of a module"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str) -> None:

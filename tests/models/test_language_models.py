@@ -12,6 +12,7 @@ from seqkern.models import (
     RNNLanguageModel,
     build_model,
 )
+from seqkern.models.size import count_parameters
 
 V, CONTEXT = 13, 8
 SIZES = {"vocab_size": V, "context": CONTEXT, "hidden": 12, "layers": 2, "heads": 3}
@@ -40,6 +41,13 @@ def test_logits_and_loss_have_their_shapes(name, length, dtype):
     logits, loss = model(x, x.long(), return_logits=True)
     assert logits.shape == (3, length, V)
     assert loss.shape == ()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_without_a_model(name, layers, tied):
+    sizes = SIZES | {"layers": layers, "tied": tied}
+    assert count_parameters(name, sizes) == build_model(name, sizes).num_parameters()
 
 
 @pytest.mark.parametrize("backend", ["seqkern", "torch"])

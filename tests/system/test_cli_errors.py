@@ -3,9 +3,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from system_options import TINY
 
 from seqkern import cli
+from seqkern.models import LSTMLanguageModel
 
 
 def one_line(result, *fragments):
@@ -81,6 +83,18 @@ def test_wrong_text(cli_run, files, name, fragments):
         (["--eval-tokens", "-1"], "eval_tokens"),
         (["--seed", "-1"], "seed"),
         (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "100000"], "--threads must be at most"),
+        (["--threads", "9" * 30], "--threads must be at most"),
+        (["--hidden", "99999999999"], "of memory, more than"),
+        (["--hidden", "1" + "0" * 20], "make far too many parameters, which need far too many"),
+        (["--layers", "100000000"], "take a smaller hidden or fewer layers"),
+        (["--model", "gpt", "--layers", "100000000"], "take a smaller hidden or fewer layers"),
+        (["--model", "rnn", "--hidden", "10000000"], "take a smaller hidden or fewer layers"),
+        (
+            ["--batch-size", "1000000000000"],
+            "batch_size 1000000000000 and context 12 need at least",
+        ),
+        (["--batch-size", "9" * 30], "far too many bytes of memory, more than the"),
         (["--stop-after", "0"], "--stop-after must be at least 1"),
         (["--device", "tpu9"], "device must be auto, cpu, cuda or cuda:N, got 'tpu9'"),
         (["--device", "cuda:99"], "device cuda:99 is not there"),
@@ -100,6 +114,7 @@ def test_wrong_value(train, tmp_path, options, fragment):
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--compare-rounds", "0"], "compare_rounds must be at least 1, got 0"),
         (["--threads", "-1"], "threads must be at least 0, got -1"),
+        (["--threads", "100000"], "threads must be at most"),
         (["--context", "9999999"], "the text is too short"),
     ],
 )
@@ -107,6 +122,18 @@ def test_wrong_demo_value(cli_run, tmp_path, monkeypatch, options, fragment):
     monkeypatch.chdir(tmp_path)
     one_line(cli_run("demo", *options), fragment)
     assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_fill_the_memory_later_are_a_line_as_well(cli_run, finished_run, monkeypatch):
+    def fill(*_, **__):
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr(LSTMLanguageModel, "generate", fill)
+    code, _, err = cli_run("generate", finished_run, "--prompt", "the")
+    assert code == 2
+    assert err == (
+        "seqkern: error: there is not enough memory for these sizes: take smaller ones\n"
+    )
 
 
 def test_diverged_training_keeps_its_last_checkpoint(train, cli_run, tmp_path):
@@ -213,6 +240,11 @@ def test_damaged_training_state_stops_only_training(cli_run, run_copy, file, dam
         (["--prompt", "a", "--top-p", "0"], ["top_p", "got 0.0"]),
         (["--prompt", "a", "--min-p", "1.5"], ["min_p", "got 1.5"]),
         (["--prompt", "a", "--max-new-tokens", "-5"], ["max_new_tokens", "got -5"]),
+        (["--prompt", "a", "--max-new-tokens", "9" * 20], ["max_new_tokens", "of memory, more"]),
+        (["--prompt", "a", "--max-new-tokens", "1" + "0" * 12], ["10 TiB of memory, more than"]),
+        (["--prompt", "a", "--top-k", "9" * 23], ["top_k must be at least 0", "below 2**63"]),
+        (["--prompt", "a", "--top-k", "9" * 400], ["top_k must be at least 0", "below 2**63"]),
+        (["--prompt", "a", "--repetition-penalty", "inf"], ["above 0 and finite, got inf"]),
         (["--prompt", "a", "--seed", "-1"], ["seed", "got -1"]),
         (["--prompt", "a", "--device", "cuda:99"], ["device cuda:99 is not there"]),
     ],
@@ -269,8 +301,6 @@ def test_help(capsys, command):
 
 
 def test_doctor_says_what_runs_where(cli_run):
-    import torch
-
     from seqkern import _C
 
     code, out, err = cli_run("doctor")

@@ -77,6 +77,44 @@ def test_training_on_other_tokens_is_refused(on_tokens, cli_run, tokens, tmp_pat
     one_line(cli_run("train", "--resume", "--out", run), "tokens.bin is damaged")
 
 
+def test_damaged_tokens_are_named_before_they_are_used(on_tokens, cli_run, tokens, tmp_path):
+    run = tmp_path / "run"
+    assert on_tokens(run, "--stop-after", 5)[0] == 0
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:200] + b"\xff\xfe" + whole[202:])
+    outside = "tokens.bin is damaged: id 65279 at token 100 (byte 200) is outside its vocabulary"
+    one_line(on_tokens(tmp_path / "other"), outside)
+    assert not (tmp_path / "other").exists()
+    one_line(cli_run("train", "--resume", "--out", run), outside)
+    one_line(cli_run("evaluate", run, "--data", tokens, "--quiet"), outside)
+    tokens.write_bytes(whole[2:4] + whole[2:])
+    one_line(on_tokens(tmp_path / "other"), "its tokens are not those that were written")
+    one_line(cli_run("evaluate", run, "--data", tokens), "not those that were written")
+    tokens.write_bytes(whole[:-1])
+    for result in (
+        on_tokens(tmp_path / "other"),
+        cli_run("evaluate", run, "--data", tokens),
+        cli_run("prepare", tokens, "--out", tmp_path / "new.bin"),
+    ):
+        one_line(result, "tokens.bin: token file cut short")
+
+
+def test_ids_of_large_files_are_checked_as_they_are_drawn(on_tokens, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr("seqkern.run_folder.VERIFIED_SIZE", 100)
+    whole = tokens.read_bytes()
+    outside = "tokens.bin is damaged: id 65279 at token"
+    N = len(TokenFile(tokens).tokens)
+    for part in ("training", "validation"):
+        cut = 2 * int(0.9 * N)
+        start, end = (0, cut - 100) if part == "training" else (cut + 100, 2 * N)
+        wrong = b"\xff\xfe" * ((end - start) // 2)
+        tokens.write_bytes(whole[:start] + wrong + whole[start + len(wrong) :])
+        code, _, err = on_tokens(tmp_path / part)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert outside in err
+
+
 @pytest.mark.parametrize(
     ("content", "options", "fragment"),
     [

@@ -14,6 +14,7 @@ from typing import NoReturn
 from seqkern.cli import demo, doctor, evaluate, examples, forecast, generate, prepare, run, train
 from seqkern.cli.memory import keep_freed_memory
 from seqkern.errors import UserError
+from seqkern.machine import is_memory_error
 
 _COMMANDS = (prepare, train, generate, evaluate, examples, forecast, run, demo, doctor)
 
@@ -49,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("seqkern: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        print(
+            "seqkern: error: there is not enough memory for these sizes: take smaller ones",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:
         # The reader of our output has left; Python would complain again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

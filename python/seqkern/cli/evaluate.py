@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqkern.cli.running import set_threads
 from seqkern.data import TokenFile, Tokenizer, WordTokenizer, is_token_file, read_text
+from seqkern.data.token_file import refuse_cut_token_file
 from seqkern.data.tokenizers import UNKNOWN_WORD, dump_tokenizer
 from seqkern.errors import UserError, require
 from seqkern.evaluate import evaluate
@@ -74,7 +75,9 @@ def _tokens(path: Path, tokenizer: Tokenizer) -> tuple[Tensor, int]:
             dump_tokenizer(file.tokenizer) == dump_tokenizer(tokenizer),
             f"{path} holds the tokens of another tokenizer than the run's",
         )
+        file.verify()
         return file.tokens, file.characters
+    refuse_cut_token_file(path)
     text = read_text(path)
     try:
         return torch.tensor(tokenizer.encode(text), dtype=torch.int64), len(text)

@@ -11,7 +11,7 @@ import torch
 from seqkern.cli.running import set_threads
 from seqkern.data import Tokenizer
 from seqkern.errors import UserError, require
-from seqkern.generation import Sampling, check_draft
+from seqkern.generation import Sampling, check_draft, check_new_tokens
 from seqkern.models.backends import BACKENDS
 from seqkern.run_folder import load_run
 
@@ -114,7 +114,7 @@ def _generate(args: argparse.Namespace) -> int:
     device = next(model.parameters()).device
     prompt = torch.tensor([ids], device=device)
     new = args.max_new_tokens
-    require(new >= 0, f"max_new_tokens must be at least 0, got {new}")
+    check_new_tokens(1, new)
     model.check(prompt)  # nothing is printed for a prompt that is refused
     if draft is not None:
         check_draft(model, draft, args.draft_tokens)

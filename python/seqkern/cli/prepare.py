@@ -11,6 +11,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from seqkern.data import TokenFile, train_tokenizer_on, write_token_file
 from seqkern.data.corpus import check_vocabulary
 from seqkern.data.text import text_chunks
+from seqkern.data.token_file import is_token_file, refuse_cut_token_file
 from seqkern.data.tokenizers import TOKENIZERS
 from seqkern.errors import UserError, require
 
@@ -47,6 +48,8 @@ def _prepare(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"cannot read {args.text}: {error.strerror}") from error
     require(size > 0, f"{args.text} is empty")
+    require(not is_token_file(args.text), f"{args.text} is a token file already")
+    refuse_cut_token_file(args.text)
 
     def bar(stage: str) -> AbstractContextManager[Any]:
         shown: AbstractContextManager[Any] = tqdm(

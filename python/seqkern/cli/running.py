@@ -1,11 +1,13 @@
 """What the commands that train or sample have in common."""
 
 import math
+import os
 
 import torch
 
 from seqkern import demo
 from seqkern.errors import UserError, require
+from seqkern.machine import most_threads
 from seqkern.run_folder import draw_run
 from seqkern.train import Trainer
 
@@ -50,4 +52,10 @@ def set_threads(threads: int | None) -> None:
     """Use so many CPU threads; None leaves torch's choice."""
     if threads is not None:
         require(threads >= 1, f"--threads must be at least 1, got {threads}")
+        most = most_threads()
+        require(
+            threads <= most,
+            f"--threads must be at most {most} on this machine of {os.cpu_count()} CPUs, "
+            f"got {threads}",
+        )
         torch.set_num_threads(threads)

@@ -1,6 +1,6 @@
 """Training and validation batches: blocks of T + 1 tokens, T next-token examples each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,15 +78,19 @@ class EpochSampler:
 
     Args:
         blocks: of B blocks at once.
+        check: called with the ids of each batch, int64 [B (T + 1)], to refuse them.
     """
 
-    def __init__(self, blocks: Blocks) -> None:
+    def __init__(self, blocks: Blocks, check: Callable[[Tensor], None] | None = None) -> None:
         """See the class."""
         self._blocks = blocks
+        self._check = check
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """The next batch: inputs int64 [B, T] and targets int64 [B, T]."""
         batch = self._blocks.draw()  # [B, T + 1]
+        if self._check is not None:
+            self._check(batch.flatten())
         return batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
 
     def state(self) -> Tensor:

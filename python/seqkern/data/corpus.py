@@ -24,6 +24,7 @@ class Corpus:
     tokens_per_character: float  # of the held-out text, or of all where nothing is held out
     unigram_entropy: float  # of the whole text, nats per token
     digest: str  # SHA-256: whether two runs saw the same
+    file: TokenFile | None = None  # what training and validation are parts of
 
 
 def text_digest(text: str) -> str:
@@ -72,6 +73,7 @@ def corpus_of_tokens(file: TokenFile, val_fraction: float, context: int) -> Corp
         tokens_per_character=N / file.characters,
         unigram_entropy=file.unigram_entropy,
         digest=file.digest,
+        file=file,
     )
 
 
@@ -81,7 +83,8 @@ def make_sampler(
     """What draws the training batches: blocks of a token file by epochs, of a text anywhere."""
     if corpus.training.dtype == torch.int64:
         return BlockSampler(corpus.training, context, batch_size, seed)
-    return EpochSampler(Blocks(corpus.training, context, batch_size, seed=seed))
+    check = None if corpus.file is None else corpus.file.check_ids
+    return EpochSampler(Blocks(corpus.training, context, batch_size, seed=seed), check)
 
 
 def check_vocabulary(tokenizer: Tokenizer) -> None:

@@ -8,6 +8,7 @@
 What is only known at the end stands at the end, so a file is written in one go.
 """
 
+import codecs
 import hashlib
 import json
 import os
@@ -27,13 +28,16 @@ from seqkern.files import sync_folder
 
 _MAGIC = b"SEQKTOK1"
 _TAIL = 8 + len(_MAGIC)
+_PIECE = 1 << 20  # tokens read at once
+_HEAD = 1 << 16  # bytes that show what a file is
 _DTYPES = {"uint16": "<u2", "int32": "<i4"}
 
 
 class TokenFile:
     """The tokens of a file that `write_token_file` (`seqkern prepare`) made.
 
-    Opening reads the description at the end alone; the tokens come from the disk as they are used.
+    Opening reads the description at the end alone, and checks that the file is as long as it says;
+    the tokens come from the disk as they are used. `verify` reads them all.
 
     Args:
         path: the file.
@@ -76,6 +80,44 @@ class TokenFile:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self.tokens: Tensor = torch.from_numpy(mapped)  # [N]
 
+    def verify(self) -> None:
+        """Read the file once, and compare it with what was written.
+
+        It takes some two seconds per GB, most of them for the SHA-256, and no memory.
+
+        Raises:
+            UserError: an id outside the vocabulary, or other tokens than were written.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, len(self.tokens), _PIECE):
+            ids = self.tokens[start : start + _PIECE].numpy()
+            self._check(ids, start)
+            digest.update(ids.data)
+        require(
+            digest.hexdigest() == self.digest,
+            f"{self.path} is damaged: its tokens are not those that were written (SHA-256)",
+        )
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise `UserError` for integers of the file that are outside its vocabulary."""
+        V = self.tokenizer.vocab_size
+        if ids.numel() == 0 or (int(ids.max()) < V and int(ids.min()) >= 0):
+            return
+        self.verify()  # says where the first in the file is
+        raise UserError(f"{self.path} is damaged: an id is outside its vocabulary of {V}")
+
+    def _check(self, ids: Any, start: int) -> None:
+        """`check_ids` of an array that stands at `start`."""
+        V = self.tokenizer.vocab_size
+        if ids.max() < V and ids.min() >= 0:
+            return
+        wrong = int(((ids < 0) | (ids >= V)).argmax())
+        place = start + wrong
+        raise UserError(
+            f"{self.path} is damaged: id {ids[wrong]} at token {place} (byte "
+            f"{place * ids.itemsize}) is outside its vocabulary of {V}"
+        )
+
 
 def is_token_file(path: str | Path) -> bool:
     """Whether a file ends as a token file does; False for one that cannot be read."""
@@ -85,6 +127,32 @@ def is_token_file(path: str | Path) -> bool:
             return file.read() == _MAGIC
     except OSError:
         return False
+
+
+def refuse_cut_token_file(path: str | Path) -> None:
+    """Raise `UserError` for a token file without its end, which would pass for a text.
+
+    Small ids have null bytes between them, which texts do not hold: a tenth of the first 64 KiB,
+    or any where those are not UTF-8. A file that cannot be read is left to whoever reads it.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return
+    nulls = head.count(0)
+    if nulls == 0 or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+        text = nulls < len(head) / 10
+    except UnicodeDecodeError:
+        text = False
+    require(
+        text,
+        f"{path}: token file cut short or changed at its end (or no UTF-8 text: of its first "
+        f"{len(head):,} bytes {nulls:,} are null)",
+    )
 
 
 def write_token_file(
@@ -163,6 +231,8 @@ def _describe(path: Path) -> dict[str, Any]:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL))
             tail = file.read()
+            if tail[8:] != _MAGIC:
+                refuse_cut_token_file(path)
             require(tail[8:] == _MAGIC, f"{path} is not a token file of `seqkern prepare`")
             length = min(int.from_bytes(tail[:8], "little"), size - _TAIL)
             file.seek(size - _TAIL - length)
@@ -177,5 +247,5 @@ def _describe(path: Path) -> dict[str, Any]:
         float(described["unigram_entropy"]), str(described["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: its description cannot be read") from error
-    require(whole, f"{path} is damaged: it is shorter or longer than it was written")
+    require(whole, f"{path} is damaged: token file cut short, or longer than it was written")
     return described

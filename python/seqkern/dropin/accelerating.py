@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from seqkern.dropin import routes
+from seqkern.dropin.compiling import keep_out_of_tables
 from seqkern.nn._dynamo import allow_recurrent_modules
 
 _lock = threading.RLock()
@@ -30,6 +31,9 @@ class accelerate(ContextDecorator):
     `LSTMCell` and of their kin that `seqkern.nn` has. A call that ours cannot take goes to torch
     and gives torch's result exactly; every other call of torch's is not touched, and costs nothing.
     Ours equals torch's to rounding; dropped weights of attention are other ones for the same seed.
+    Our cross-entropy keeps the logits for its backward, where torch's keeps their log-softmax:
+    logits that are changed in place in between are an error of autograd's there (`modified by an
+    inplace operation`). Change a copy of them instead.
 
     Blocks may be nested and left by an exception. It holds for all threads. As a decorator it holds
     during each call. `accelerate.enable()` switches it on until as many `accelerate.disable()`.
@@ -89,14 +93,24 @@ class accelerate(ContextDecorator):
 
 def _install() -> None:
     # TorchScript compiles torch's functions from their source, which ours cannot stand for.
-    table = {**routes.routes(), (torch.jit, "script"): _without(torch.jit.script)}
-    for place, replacement in table.items():
+    scripting = {place: _without(getattr(*place)) for place in _scripting()}
+    for place, replacement in {**routes.routes(), **scripting}.items():
         owner, name = place
+        keep_out_of_tables(replacement, getattr(owner, name))
         _before[place] = vars(owner).get(name, _INHERITED)
         _there[place] = replacement
         setattr(owner, name, replacement)
     allow_recurrent_modules()
     routes.active = True
+
+
+def _scripting() -> list[routes.Place]:
+    """What compiles for TorchScript: on request, and where a `torch.jit.ScriptModule` is made."""
+    places: list[routes.Place] = [(torch.jit, "script")]
+    recursive = getattr(torch.jit, "_recursive", None)
+    if hasattr(recursive, "create_script_module"):
+        places.append((recursive, "create_script_module"))
+    return places
 
 
 def _remove() -> None:

@@ -1,11 +1,13 @@
 """When our kernels can take a call of torch's: each function says why not, "" if they can.
 
-They have the names and the parameters of torch's functions, so that a call with wrong arguments
-fails with torch's words. Whatever torch itself would refuse is left to it as well.
+They have the names and the parameters of torch's functions. Whatever torch itself would refuse is
+left to it, so that it fails with torch's words: a wrong type, too, and a call that does not fit the
+parameters here, which raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ _MAX_HEAD_WIDTH = 256
 #: well vectorised, and ours gains by the memory of large results.
 LARGE_SOFTMAX = {"softmax": 1 << 24, "log_softmax": 1 << 18}
 SUBCLASS = "a tensor subclass"
+UNFIT = "arguments that do not fit"
 
 
 def context() -> str:
@@ -36,6 +39,23 @@ def context() -> str:
         return "forward-mode differentiation"
     elif torch._C._get_tracing_state() is not None:
         return "torch.jit.trace: the graph must run without seqkern"
+    return ""
+
+
+def is_foreign(argument: object) -> bool:
+    """Whether it brings its own rules for torch's functions, as tensor subclasses do."""
+    kind = type(argument)
+    return kind not in _PLAIN and hasattr(kind, "__torch_function__")
+
+
+def foreign(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
+    """Why a call is theirs who bring rules: known before anything is asked of them, since a proxy
+    of torch.fx's notes down what it is asked.
+    """
+    if not torch.compiler.is_compiling():
+        for argument in (*args, *kwargs.values()):
+            if is_foreign(argument):
+                return f"{SUBCLASS}, {type(argument).__name__}"
     return ""
 
 
@@ -75,7 +95,7 @@ def cross_entropy(
     if size_average is not None or reduce is not None:
         return "the deprecated size_average or reduce"
     if input.dim() == 0:
-        return "arguments that do not fit"
+        return UNFIT
     batch = input.shape[:1] if input.dim() > 1 else input.shape[:0]
     rows = batch + input.shape[2:]
     V = input.shape[1 if input.dim() > 1 else 0]
@@ -105,7 +125,8 @@ def _loss(
         if weight.requires_grad and torch.is_grad_enabled():
             return "gradient of the class weights"
     fits = fits and reduction in ("none", "mean", "sum") and 0.0 <= label_smoothing <= 1.0
-    return reason if reason or fits else "arguments that do not fit"
+    fits = fits and isinstance(ignore_index, int) and not isinstance(ignore_index, bool)
+    return reason if reason or fits else UNFIT
 
 
 def linear_cross_entropy(
@@ -127,7 +148,7 @@ def linear_cross_entropy(
         return "a loss of several dimensions"
     V, H = linear_weight.shape
     if input.shape[-1] != H or (linear_bias is not None and linear_bias.shape != (V,)):
-        return "arguments that do not fit"
+        return UNFIT
     reason = refusal(input, linear_weight, linear_bias)
     if reason:
         return reason
@@ -143,12 +164,15 @@ def scaled_dot_product_attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> str:
     """For `torch.nn.functional.scaled_dot_product_attention`."""
     if attn_mask is not None:
         return "an attention mask"
+    if not isinstance(is_causal, bool) or not isinstance(scale, (int, float, type(None))):
+        return UNFIT
     if not is_causal:
         return "not causal"
     if query.dim() != 4 or key.dim() != 4 or value.dim() != 4:
@@ -163,29 +187,60 @@ def scaled_dot_product_attention(
     fits = key.shape == value.shape and key.shape[0] == B and key.shape[3] == D
     fits = fits and (NKV == NH or (enable_gqa and NKV > 0 and NH % NKV == 0))
     if not fits or query.numel() == 0 or not 0.0 <= dropout_p < 1.0:
-        return "arguments that do not fit"
+        return UNFIT
     return refusal(query, key, value)
 
 
-def softmax(input: Tensor, dim: object, dtype: torch.dtype | None = None) -> str:
-    """For `torch.softmax` and the method."""
-    return _softmax("softmax", input, dim, dtype)
+def softmax(*args: Any, **kwargs: Any) -> str:
+    """For `torch.softmax`."""
+    return _softmax(_softmax_function, "softmax", args, kwargs)
 
 
-def log_softmax(input: Tensor, dim: object, dtype: torch.dtype | None = None) -> str:
-    """For `torch.log_softmax` and the method."""
-    return _softmax("log_softmax", input, dim, dtype)
+def softmax_method(*args: Any, **kwargs: Any) -> str:
+    """For `torch.Tensor.softmax`."""
+    return _softmax(_softmax_method, "softmax", args, kwargs)
 
 
-def _softmax(name: str, input: Tensor, dim: object, dtype: torch.dtype | None) -> str:
+def log_softmax(*args: Any, **kwargs: Any) -> str:
+    """For `torch.log_softmax`."""
+    return _softmax(_softmax_function, "log_softmax", args, kwargs)
+
+
+def log_softmax_method(*args: Any, **kwargs: Any) -> str:
+    """For `torch.Tensor.log_softmax`."""
+    return _softmax(_softmax_method, "log_softmax", args, kwargs)
+
+
+def _softmax(parse: Callable[..., str], name: str, args: Any, kwargs: Any) -> str:
+    # Before the arguments are looked at: Dynamo does not trace a call that does not fit, while
+    # torch takes some (axis=) that we do not know.
     if torch.compiler.is_compiling():
         return "torch.compile, which fuses it with what is around it"
-    if not isinstance(dim, int) or dim not in (-1, input.dim() - 1) or input.dim() == 0:
+    return parse(LARGE_SOFTMAX[name], *args, **kwargs)
+
+
+def _softmax_function(
+    large: int,
+    input: Tensor,
+    dim: object,
+    dtype: torch.dtype | None = None,
+    *,
+    out: Tensor | None = None,
+) -> str:
+    return "a tensor to write to" if out is not None else _softmax_method(large, input, dim, dtype)
+
+
+def _softmax_method(
+    large: int, input: Tensor, /, dim: object, dtype: torch.dtype | None = None
+) -> str:
+    if not isinstance(dim, int) or isinstance(dim, bool) or dim not in (-1, input.dim() - 1):
         return "another dimension than the last"
+    if input.dim() == 0:
+        return UNFIT
     if dtype is not None and dtype != input.dtype:
         return "another dtype asked for"
-    if input.numel() < LARGE_SOFTMAX[name]:
-        return f"fewer than {LARGE_SOFTMAX[name]} elements, where torch's is faster"
+    if input.numel() < large:
+        return f"fewer than {large} elements, where torch's is faster"
     if input.dtype != torch.float64 and _casts(input):
         return "autocast"
     return refusal(input)
@@ -203,17 +258,19 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
     first = module.weight_ih_l0
     assert isinstance(first, Tensor)
     autocast = _casts(data)
-    if data.dtype != first.dtype and not (autocast and _are_cast(data, first)):
+    if not _dtypes_fit(data, first, autocast):
         return "tensors of different dtypes"
     directions = module.num_layers * (2 if module.bidirectional else 1)
     if isinstance(input, PackedSequence):
         batch = [int(input.batch_sizes[0])]
     else:
         if data.dim() not in (2, 3) or data.numel() == 0:
-            return "arguments that do not fit"
+            return UNFIT
         batch = [] if data.dim() == 2 else [data.shape[0 if module.batch_first else 1]]
     if data.shape[-1] != module.input_size:
-        return "arguments that do not fit"
+        return UNFIT
+    if hx is not None and isinstance(hx, Tensor) == (module.mode == "LSTM"):
+        return UNFIT
     widths = [module.proj_size or module.hidden_size]
     if module.mode == "LSTM":
         widths.append(module.hidden_size)
@@ -224,11 +281,9 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
 def cell(module: torch.nn.RNNCellBase, input: Tensor, hx: object = None) -> str:
     """For the forward of `torch.nn.LSTMCell`."""
     if input.dim() not in (1, 2) or input.numel() == 0 or input.shape[-1] != module.input_size:
-        return "arguments that do not fit"
+        return UNFIT
     autocast = _casts(input)
-    if input.dtype != module.weight_ih.dtype and not (
-        autocast and _are_cast(input, module.weight_ih)
-    ):
+    if not _dtypes_fit(input, module.weight_ih, autocast):
         return "tensors of different dtypes"
     shape = [*input.shape[:-1], module.hidden_size]
     reason = _states(hx, [shape, shape], input, autocast)
@@ -240,9 +295,12 @@ def _casts(t: Tensor) -> bool:
     return device in _DEVICES and torch.is_autocast_enabled(device)
 
 
-def _are_cast(*tensors: Tensor) -> bool:
-    """Whether autocast, which leaves float64 alone, gives them one dtype."""
-    return all(t.dtype in _DTYPES and t.dtype != torch.float64 for t in tensors)
+def _dtypes_fit(data: Tensor, weight: Tensor, autocast: bool) -> bool:
+    if not autocast:
+        return data.dtype == weight.dtype
+    # Autocast casts no float64, and what torch makes of the other 16 bits depends on the processor.
+    cast = (torch.float32, torch.get_autocast_dtype(data.device.type))
+    return data.dtype in cast and weight.dtype in cast
 
 
 def _states(hx: object, shapes: list[list[int]], data: Tensor, autocast: bool) -> str:
@@ -250,14 +308,14 @@ def _states(hx: object, shapes: list[list[int]], data: Tensor, autocast: bool) -
         return ""
     states: list[Any] = list(hx) if isinstance(hx, (tuple, list)) else [hx]
     if (len(shapes) == 1) != isinstance(hx, Tensor):  # one state is no tuple, two are no tensor
-        return "arguments that do not fit"
+        return UNFIT
     for state in states:
         if not isinstance(state, Tensor):
-            return "arguments that do not fit"
-        if state.dtype != data.dtype and not (autocast and _are_cast(state, data)):
+            return UNFIT
+        if not _dtypes_fit(state, data, autocast):
             return "tensors of different dtypes"
         reason = refusal(state)
         if reason:
             return reason
     fits = [list(state.shape) for state in states] == shapes
-    return "" if fits else "arguments that do not fit"
+    return "" if fits else UNFIT

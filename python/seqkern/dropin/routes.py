@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from seqkern.nn.recurrent import autocast
 
 Place = tuple[Any, str]  # an object and the name of its attribute
 
+_NOT_JUDGED = (TypeError, AttributeError, ValueError, IndexError)
+
 #: Whether replaced functions look at their calls at all. False outside of every block: who has
 #: kept a replacement, as `from torch.nn.functional import cross_entropy` does, has torch's then.
 active = False
@@ -34,17 +37,47 @@ def _route(
     @functools.wraps(original)
     def replacement(*args: Any, **kwargs: Any) -> Any:
         if active:
-            reason = conditions.context() or why_not(*args, **kwargs)
+            reason = conditions.context() or conditions.foreign(args, kwargs)
+            if not reason:
+                try:
+                    reason = why_not(*args, **kwargs)
+                except _NOT_JUDGED:  # other arguments than torch documents, or not of its types
+                    reason = conditions.UNFIT
             note(name, reason)
             if not reason:
                 return run(*args, **kwargs)
             if offers_itself and reason.startswith(conditions.SUBCLASS):
-                tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-                if has_torch_function(tensors):
-                    return handle_torch_function(original, tensors, *args, **kwargs)
+                relevant = [t for t in (*args, *kwargs.values()) if conditions.is_foreign(t)]
+                if has_torch_function(relevant):
+                    args, kwargs = _as_offered(original, args, kwargs)
+                    return handle_torch_function(original, relevant, *args, **kwargs)
         return original(*args, **kwargs)
 
     return replacement
+
+
+def _as_offered(
+    original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments as torch's functions hand them on: by name if they have a default, and all."""
+    if torch.compiler.is_compiling():  # Dynamo does not trace a signature
+        return args, kwargs
+    signature = inspect.signature(original)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError:
+        return args, kwargs
+    bound.apply_defaults()
+    named = {
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    given = bound.arguments.items()
+    return (
+        tuple(value for name, value in given if name not in named),
+        {name: value for name, value in given if name in named},
+    )
 
 
 def _as_torchs(loss: Tensor, input: Tensor) -> Tensor:
@@ -101,6 +134,7 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
@@ -110,7 +144,9 @@ def _attention(
 
 
 def _last_dimension(ours: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def run(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    def run(
+        input: Tensor, dim: int, dtype: torch.dtype | None = None, *, out: None = None
+    ) -> Tensor:
         return ours(input)
 
     return run
@@ -144,11 +180,11 @@ def routes() -> dict[Place, Any]:
             _linear_cross_entropy,
         )
     # torch.nn.functional's and the modules' call the methods.
-    for name, why_not, ours in (
-        ("softmax", conditions.softmax, ops.softmax),
-        ("log_softmax", conditions.log_softmax, ops.log_softmax),
-    ):
-        for place, owner in (("torch", torch), ("torch.Tensor", Tensor)):
+    for name, ours in (("softmax", ops.softmax), ("log_softmax", ops.log_softmax)):
+        for place, owner, why_not in (
+            ("torch", torch, getattr(conditions, name)),
+            ("torch.Tensor", Tensor, getattr(conditions, f"{name}_method")),
+        ):
             found[owner, name] = _route(
                 f"{place}.{name}", getattr(owner, name), why_not, _last_dimension(ours)
             )

@@ -1,14 +1,17 @@
-"""Running somebody's script as Python itself would, with acceleration in force."""
+"""Running somebody's script or module as Python itself would, with acceleration in force."""
 
 from __future__ import annotations
 
+import builtins
 import io
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import BuiltinImporter, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
+from typing import Any
 
 from seqkern.dropin.accelerating import accelerate
 from seqkern.dropin.counts import Counts, counting, table
@@ -22,13 +25,24 @@ def prepare_script(script: Path, args: Sequence[str], report: bool) -> Callable[
     through with tracebacks that begin in it, so that the interpreter ends as it would have.
 
     Args:
-        script: a Python file.
+        script: a Python file, or a folder or zip file with `__main__.py` in it.
         args: its arguments.
         report: print at the end, on stderr, which calls ran on our kernels and which did not.
 
     Raises:
         UserError: the file cannot be read.
     """
+    if script.is_dir() or _is_archive(script):
+
+        def run_folder() -> None:
+            sys.argv = [str(script), *args]
+            # Under -P there is no folder of ours to replace, and Python adds theirs all the same.
+            sys.path[: int(_adds_a_path())] = [os.path.abspath(script)]
+            _new_main()
+            _run_as_main("__main__", alter_argv=False)
+
+        return _accelerated(run_folder, report)
+
     try:
         with io.open_code(str(script)) as file:
             source = file.read()
@@ -37,22 +51,41 @@ def prepare_script(script: Path, args: Sequence[str], report: bool) -> Callable[
 
     path = os.path.abspath(script)
 
-    def run() -> int:
+    def run_file() -> None:
         sys.argv = [str(script), *args]
-        if not getattr(sys.flags, "safe_path", False):  # Python 3.11 has it
+        if _adds_a_path():
             sys.path[0] = str(script.resolve().parent)
-        main = ModuleType("__main__")
-        main.__file__ = path
-        main.__loader__ = SourceFileLoader("__main__", path)
-        main.__dict__.update(__builtins__=__builtins__, __cached__=None, __annotations__={})
-        sys.modules["__main__"] = main
+        main = _new_main()
+        main.__dict__.update(
+            __file__=path, __loader__=SourceFileLoader("__main__", path), __cached__=None
+        )
+        exec(_compile(source, path), main.__dict__)
+
+    return _accelerated(run_file, report)
+
+
+def prepare_module(module: str, args: Sequence[str], report: bool) -> Callable[[], int]:
+    """What runs a module as `python -m module args` does; otherwise as `prepare_script`."""
+
+    def run_module() -> None:
+        sys.argv = ["-m", *args]  # until it is found, as Python has it
+        if _adds_a_path():
+            sys.path[0] = os.getcwd()
+        _new_main()
+        _run_as_main(module, alter_argv=True)
+
+    return _accelerated(run_module, report)
+
+
+def _accelerated(program: Callable[[], None], report: bool) -> Callable[[], int]:
+    def run() -> int:
         with counting() as counts, accelerate():
             try:
-                exec(_compile(source, path), main.__dict__)
+                program()
             except SystemExit:
                 raise
             except BaseException:
-                _hide_our_frames()
+                _hide_our_frames(program)
                 raise
             finally:
                 if report:
@@ -62,7 +95,45 @@ def prepare_script(script: Path, args: Sequence[str], report: bool) -> Callable[
     return run
 
 
+def _run_as_main(module: str, alter_argv: bool) -> None:
+    """What the interpreter calls for `-m`, folders and archives; its frames are in tracebacks."""
+    runpy._run_module_as_main(module, alter_argv=alter_argv)  # type: ignore[attr-defined]
+
+
+def _adds_a_path() -> bool:
+    """Whether Python puts the program's folder before the path: not under -P and -I (3.11)."""
+    return not getattr(sys.flags, "safe_path", False)
+
+
+def _is_archive(script: Path) -> bool:
+    """Whether Python would look for `__main__.py` in a file, as it does in a zip file."""
+    if not script.is_file():
+        return False
+    import zipimport
+
+    try:
+        zipimport.zipimporter(str(script))
+    except zipimport.ZipImportError:
+        return False
+    return True
+
+
+def _new_main() -> ModuleType:
+    main = ModuleType("__main__")
+    main.__dict__.update(__loader__=BuiltinImporter, __builtins__=builtins, __annotations__={})
+    sys.modules["__main__"] = main
+    return main
+
+
 def _compile(source: bytes, path: str) -> CodeType:
+    start = source.find(b"\0")
+    if start >= 0:
+        # `compile` says neither file nor line, as Python does, which reads line by line.
+        before = source[:start].decode(errors="replace").splitlines(keepends=True) or [""]
+        if before[-1].endswith("\n"):
+            before.append("")
+        where: Any = (path, len(before), None, before[-1])
+        raise SyntaxError("source code cannot contain null bytes", where)
     return compile(source, path, "exec", dont_inherit=True)
 
 
@@ -71,26 +142,19 @@ def _print(counts: Counts) -> None:
     print(table(counts), file=sys.stderr, flush=True)
 
 
-def _hide_our_frames() -> None:
-    """Let the hook that shows an uncaught exception see the script's frames alone."""
+def _hide_our_frames(program: Callable[[], None]) -> None:
+    """Let the hook that shows an uncaught exception see the program's frames alone."""
     hook = sys.excepthook
+    ours = (program.__code__, _compile.__code__, _run_as_main.__code__)
 
     def show(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        while traceback is not None and traceback.tb_frame.f_code is not _RUN:
-            traceback = traceback.tb_next
-        inner = None if traceback is None else traceback.tb_next
-        if inner is not None and inner.tb_frame.f_code is _compile.__code__:  # a SyntaxError
-            inner = None
+        inner = traceback
+        while inner is not None and inner.tb_frame.f_code is not program.__code__:
+            inner = inner.tb_next
+        while inner is not None and inner.tb_frame.f_code in ours:
+            inner = inner.tb_next
         hook(kind, error.with_traceback(inner), inner)
 
     sys.excepthook = show
-
-
-# The code of `run` above, whose frame stands just outside of the script's.
-_RUN = next(
-    constant
-    for constant in prepare_script.__code__.co_consts
-    if isinstance(constant, CodeType) and constant.co_name == "run"
-)

@@ -16,9 +16,11 @@ from seqkern.generation.reader import Decoder, Reader
 from seqkern.generation.sampler import Sampler, Sampling, count_tokens
 from seqkern.generation.sequences import Sequences
 from seqkern.generation.speculative import speculate
+from seqkern.machine import in_words, require_memory
 
 # On a GPU whether rows have stopped is asked this seldom: asking waits for the device.
 _STEPS_PER_LOOK = 16
+_BYTES_PER_TOKEN = 12  # its id and its log-probability
 
 
 @torch.no_grad()
@@ -37,8 +39,8 @@ def generate(
     draft_tokens: int = 4,
 ) -> Any:
     """Continue each row of a prompt; `LanguageModel.generate` documents the arguments."""
-    require(max_new_tokens >= 0, f"max_new_tokens must be at least 0, got {max_new_tokens}")
     B, T = prompt.shape
+    check_new_tokens(B, max_new_tokens)
     prompt = prompt.long()
     starts: list[int] = [T] * B if lengths is None else lengths.tolist()
     sequences = Sequences(prompt, starts, max_new_tokens)
@@ -52,6 +54,17 @@ def generate(
             speculate(model, draft, draft_tokens, sequences, sampler, progress)
     tokens, logprobs = sequences.result()
     return (tokens, logprobs) if return_logprobs else tokens
+
+
+def check_new_tokens(rows: int, new: int) -> None:
+    """Raise `UserError` for a number of new tokens that is negative, or fills the memory."""
+    require(new >= 0, f"max_new_tokens must be at least 0, got {new}")
+    needed = rows * new * _BYTES_PER_TOKEN
+    require_memory(
+        needed,
+        f"max_new_tokens {new} for {rows} rows need {in_words(needed)}",
+        "ask for fewer",
+    )
 
 
 def _one_by_one(

@@ -34,10 +34,15 @@ class Sampling:
     def __post_init__(self) -> None:
         """Check the ranges of numbers, which NaN is in none of; the op checks tensors."""
         _check(self.temperature, "temperature", "at least 0 and finite", lambda t: t >= 0)
-        _check(self.top_k, "top_k", "at least 0 (0: all tokens)", lambda k: k >= 0)
+        _check(
+            self.top_k,
+            "top_k",
+            "at least 0 (0: all tokens) and below 2**63",
+            lambda k: 0 <= k < 2**63,
+        )
         _check(self.top_p, "top_p", "in (0, 1]", lambda p: 0 < p <= 1)
         _check(self.min_p, "min_p", "in [0, 1]", lambda p: 0 <= p <= 1)
-        _check(self.repetition_penalty, "repetition_penalty", "above 0", lambda r: r > 0)
+        _check(self.repetition_penalty, "repetition_penalty", "above 0 and finite", lambda r: r > 0)
         _check(self.presence_penalty, "presence_penalty", "finite", lambda _: True)
         _check(self.frequency_penalty, "frequency_penalty", "finite", lambda _: True)
 
@@ -58,7 +63,9 @@ class Sampling:
 
 def _check(value: object, name: str, words: str, valid: object) -> None:
     if not isinstance(value, Tensor):
-        fits = math.isfinite(value) and valid(value)  # type: ignore[arg-type, operator]
+        # An int may be larger than any float.
+        finite = isinstance(value, int) or math.isfinite(value)  # type: ignore[arg-type]
+        fits = finite and valid(value)  # type: ignore[operator]
         require(fits, f"{name} must be {words}, got {value}")
 
 

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
 from seqkern.nn import recurrent
+from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
 from seqkern.ops._mistakes import checked
 
@@ -64,5 +65,14 @@ class GRU(torch.nn.GRU):
 
         Returns:
             output, [T, B, directions * H] in the layout of the input, and h_n in that of `hx`.
+            Autocast on the CPU leaves both in the dtype of `hx`, or of the input, if it is wider.
         """
-        return recurrent.run_hidden(self, ops.gru, input, hx, lengths, embedding)
+        output, h_n = recurrent.run_hidden(self, ops.gru, input, hx, lengths, embedding)
+        before = hx if hx is not None else embedding
+        if before is None:
+            before = input.data if isinstance(input, PackedSequence) else input
+        if isinstance(output, PackedSequence):
+            output = output._replace(data=as_torchs_state(output.data, before))
+        else:
+            output = as_torchs_state(output, before)
+        return output, as_torchs_state(h_n, before)

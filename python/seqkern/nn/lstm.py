@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
 from seqkern.nn import recurrent
+from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
 from seqkern.ops._mistakes import checked
 from seqkern.ops.lstm_cell import PackedWeights, step
@@ -174,4 +175,6 @@ class LSTMCell(torch.nn.LSTMCell):
         if kept and all(type(w) is torch.nn.Parameter for w in rest[:2]):
             packed = kept.of(*rest[:2])
         h, c = step(x, state, tuple(rest), packed)
+        before = input if hx is None else hx[1]
+        h, c = as_torchs_state(h, before), as_torchs_state(c, before)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
