@@ -45,8 +45,8 @@ struct ResidentPlan {
 
   SEQKERN_HD int blocks() const { return unit_blocks * batch_groups; }
   // Without divisions by what only the plan knows: they stand in each step.
-  SEQKERN_HD int sets() const { return span == 1 ? groups : groups / kMostSpan; }
-  SEQKERN_HD int pass_shift() const { return span == 1 ? kPassShift : kPassShift - 1; }
+  SEQKERN_HD int sets() const { return groups >> (span - 1); }
+  SEQKERN_HD int pass_shift() const { return kPassShift + 1 - span; }
   SEQKERN_HD int states() const { return passes * sets(); }
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
 };
