@@ -117,6 +117,11 @@ def resume_run(run: Path, given: dict[str, Any], parallel: Parallel | None = Non
         UserError: no such run, another configuration or text, or a damaged file.
     """
     described = _describe(run)
+    require(
+        has_checkpoint(run),
+        f"there is no checkpoint in {run}, which was stopped before its first: the same command "
+        "without --resume starts again",
+    )
     config = resumed(config_from_json(described["run"]), given)
     source = _read(config)
     require(
