@@ -51,7 +51,7 @@ CALLS = {
     "unfitted-density": (lambda: AutoregressiveModel(2).log_prob(WAVE[None]), "call fit"),
     "forecast-list": (lambda: NETWORK.forecast([[1.0]]), "history must be a tensor, got list"),
     "forecast-large": (
-        lambda: NETWORK.forecast(WAVE[:, None].sign() * 3e38),
+        lambda: NETWORK.forecast(torch.tensor([[3e38], [-3e38]])),
         "the forecast is not finite: the values of the history are too large",
     ),
     "forecast-larger": (lambda: NETWORK.forecast(WAVE[:, None].double() * 1e200), "must be finite"),
