@@ -2,9 +2,12 @@
 
 from importlib.metadata import version
 
-from seqkern import _load as _load
-from seqkern import data, models, nn, ops
-from seqkern.dropin import accelerate, patch, unpatch
+from seqkern._interrupt import quietly as _quietly
+
+with _quietly():
+    from seqkern import _load as _load
+    from seqkern import data, models, nn, ops
+    from seqkern.dropin import accelerate, patch, unpatch
 
 __version__ = version("seqkern")
 __all__ = ["__version__", "accelerate", "data", "models", "nn", "ops", "patch", "unpatch"]

@@ -1,5 +1,7 @@
 """The one kind of error that is the user's to mend."""
 
+from torch import Tensor
+
 
 class UserError(ValueError):
     """A wrong argument, file or option; the message is one line that says what to change.
@@ -13,6 +15,11 @@ def require(holds: bool, message: str) -> None:
     """Raise `UserError(message)` unless `holds`."""
     if not holds:
         raise UserError(message)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Raise `UserError` for what is no tensor."""
+    require(isinstance(value, Tensor), f"{name} must be a tensor, got {type(value).__name__}")
 
 
 def missing_extra(module: str, extra: str, purpose: str) -> UserError:

@@ -69,13 +69,8 @@ def start_run(
     resolve_device(config.device)
     parallel.check_batch(config.batch_size, config.accumulate)
     source = _read(config)
-    if isinstance(source, TokenFile):
-        tokenizer = source.tokenizer
-    else:
-        tokenizer = train_tokenizer(config.tokenizer or "char", source, config.vocab_size)
-    corpus = _corpus(source, tokenizer, config)
+    tokenizer, corpus = _prepared(source, config)
     _verify(source, parallel)
-    check_vocabulary(tokenizer)
     config = replace(config, tokenizer=tokenizer.kind)
     sizes = config.sizes(tokenizer.vocab_size)
     # On the CPU each parameter has a gradient and AdamW's two moments; on a GPU it is made here.
@@ -117,6 +112,11 @@ def resume_run(run: Path, given: dict[str, Any], parallel: Parallel | None = Non
         UserError: no such run, another configuration or text, or a damaged file.
     """
     described = _describe(run)
+    require(
+        has_checkpoint(run),
+        f"there is no checkpoint in {run}, which was stopped before its first: the same command "
+        "without --resume starts again",
+    )
     config = resumed(config_from_json(described["run"]), given)
     source = _read(config)
     require(
@@ -216,6 +216,22 @@ def _verify(source: str | TokenFile, parallel: Parallel) -> None:
 
 def _digest(source: str | TokenFile) -> str:
     return source.digest if isinstance(source, TokenFile) else text_digest(source)
+
+
+def _prepared(source: str | TokenFile, config: RunConfig) -> tuple[Tokenizer, Corpus]:
+    """Tokenizer and corpus; what is wrong with a text names its file."""
+    try:
+        if isinstance(source, TokenFile):
+            tokenizer = source.tokenizer
+        else:
+            tokenizer = train_tokenizer(config.tokenizer or "char", source, config.vocab_size)
+        corpus = _corpus(source, tokenizer, config)
+        check_vocabulary(tokenizer)
+    except UserError as error:
+        if config.data is None:
+            raise
+        raise UserError(f"{config.data}: {error}") from error
+    return tokenizer, corpus
 
 
 def _corpus(source: str | TokenFile, tokenizer: Tokenizer, config: RunConfig) -> Corpus:

@@ -48,8 +48,11 @@ def test_wrong_command_line(cli_run, argv, fragment):
 @pytest.mark.parametrize(
     ("name", "fragments"),
     [
-        ("short.txt", ["too short", "3 training tokens", "context + 1 = 13"]),
-        ("empty.txt", ["too short", "0 training tokens"]),
+        (
+            "short.txt",
+            ["short.txt: the text is too short", "3 training tokens", "context + 1 = 13"],
+        ),
+        ("empty.txt", ["empty.txt: the text is too short", "0 training tokens"]),
         ("latin1.txt", ["latin1.txt is not UTF-8", "0xe9 at offset 3"]),
         ("folder", ["cannot read", "Is a directory"]),
         ("missing.txt", ["cannot read", "missing.txt", "No such file"]),

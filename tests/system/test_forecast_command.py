@@ -216,6 +216,7 @@ def sabotage(table, kind):
         ("order", [], "stamps must increase, got 2000-09-01 (row 10) after 2000-10-01"),
         ("short", [], "horizon is 6, but at most 1 steps of a series are held back"),
         ("", ["--column", "x"], "table.csv has no column 'x': it has month, y, z"),
+        ("", ["--column", "y", "--column", "y"], "columns must be different, got y more than once"),
         ("", ["--column", "month"], "column month is not numeric: '2000-01-01' in row 1"),
         ("", ["--time", "day"], "table.csv has no column 'day'"),
         ("", ["--horizon", "500"], "horizon must be shorter than the series, whose length is 120"),

@@ -53,6 +53,10 @@ def test_training_on_tokens_resumes_bit_for_bit_and_generates(
     assert (
         cli_run("train", "--resume", "--out", tmp_path / "halves", "--quiet", "--no-plot")[0] == 0
     )
+    assert on_tokens(tmp_path / "named", "--vocab-size", 9)[1].splitlines()[1:3] == [
+        "--heads is not used: lstm has none",
+        "--vocab-size is not used: a token file has its own",
+    ]
     assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
     run = tmp_path / "whole"
     assert load_tokenizer(run / "tokenizer.json").kind == "word"

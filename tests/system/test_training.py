@@ -257,3 +257,20 @@ def test_demo_trains_samples_and_compares(cli_run, tmp_path, monkeypatch):
         assert "--backend seqkern" in out
         assert "--backend torch" in out
         assert (tmp_path / "runs" / f"demo-{number}" / "loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "lines"),
+    [
+        ("lstm", ["--no-tied"], ["--heads is not used: lstm has none", "--tied is not used: lstm"]),
+        ("gpt", ["--tied"], []),
+        ("gpt", ["--vocab-size", "50"], ["--vocab-size is not used: characters have no limit"]),
+        ("gpt", ["--vocab-size", "50", "--tokenizer", "word"], []),
+    ],
+)
+def test_options_that_change_nothing_are_named(train, tmp_path, model, options, lines):
+    code, out, _ = train(tmp_path / "run", "--model", model, "--steps", 1, *options)
+    assert code == 0
+    said = [line for line in out.splitlines() if "is not used" in line]
+    assert len(said) == len(lines)
+    assert all(one.startswith(start) for one, start in zip(said, lines, strict=True))

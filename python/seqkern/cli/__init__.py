@@ -1,7 +1,7 @@
 """The command line `seqkern COMMAND`: one module per command, each with its `add(commands)`.
 
 A mistake of the user's is one line on stderr and exit code 2 (`seqkern.errors.UserError`); an
-interrupt that was saved is 130 (Ctrl-C) or 143 (SIGTERM).
+interrupt is 130 (Ctrl-C) or, where training saved, 143 (SIGTERM).
 """
 
 import argparse
@@ -11,7 +11,20 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from seqkern.cli import demo, doctor, evaluate, examples, forecast, generate, prepare, run, train
+from seqkern._interrupt import quietly
+
+with quietly():
+    from seqkern.cli import (
+        demo,
+        doctor,
+        evaluate,
+        examples,
+        forecast,
+        generate,
+        prepare,
+        run,
+        train,
+    )
 from seqkern.cli.memory import keep_freed_memory
 from seqkern.errors import UserError
 from seqkern.machine import is_memory_error

@@ -1,6 +1,8 @@
 """`seqkern train`."""
 
 import argparse
+import signal
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from seqkern.models import MODELS
 from seqkern.models.backends import BACKENDS
 from seqkern.parallel import KINDS, Parallel
 from seqkern.run_folder import resume_run, start_run
+from seqkern.train import Trainer
 
 _DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
 
@@ -23,10 +26,10 @@ def add(commands: Any) -> None:
         "train",
         help="train a language model on a text",
         description="Train a language model on a text. Leaves a run folder with config.json, "
-        "metrics.csv, loss.png, model.safetensors and the optimizer's state. Ctrl-C saves a "
-        "checkpoint; --resume --out DIR continues bit for bit, with the options of the run. "
-        "Several processes: torchrun --nproc-per-node=N -m seqkern train ..., which share each "
-        "batch and may be another number on --resume.",
+        "metrics.csv, loss.png, model.safetensors and the optimizer's state. Once training has "
+        "begun, Ctrl-C saves a checkpoint; --resume --out DIR continues bit for bit, with the "
+        "options of the run. Several processes: torchrun --nproc-per-node=N -m seqkern train ..., "
+        "which share each batch and may be another number on --resume.",
     )
     train.set_defaults(command=_train)
 
@@ -119,13 +122,40 @@ def _train(args: argparse.Namespace) -> int:
 
 def _train_together(args: argparse.Namespace, given: dict[str, Any], parallel: Parallel) -> int:
     """What each process does; the trainer is gone before they part."""
-    if args.resume:
-        require(args.out is not None, "--resume needs --out DIR, the run to continue")
-        trainer = resume_run(args.out, given, parallel)
-        started = f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}"
-    else:
-        trainer = start_run(RunConfig(**given), args.out, parallel=parallel)
-        started = describe(trainer)
-    if parallel.rank == 0:
-        print(started)
+    try:
+        if args.resume:
+            require(args.out is not None, "--resume needs --out DIR, the run to continue")
+            trainer = resume_run(args.out, given, parallel)
+            started = f"resuming {trainer.run} at step {trainer.step} of {trainer.config.steps}"
+        else:
+            trainer = start_run(RunConfig(**given), args.out, parallel=parallel)
+            started = "\n".join([describe(trainer), *_unused(given, trainer)])
+        if parallel.rank == 0:
+            print(started)
+    except KeyboardInterrupt:  # from here on it is saved
+        print(
+            "seqkern: interrupted before the first step: nothing is lost, the same command starts "
+            "again",
+            file=sys.stderr,
+        )
+        return 128 + signal.SIGINT
     return fit(trainer, args.stop_after, progress=not args.quiet, plot=args.plot)
+
+
+def _unused(given: dict[str, Any], trainer: Trainer) -> list[str]:
+    """A line per option that was given and changes nothing.
+
+    No error: who trains several models gives them the same options.
+    """
+    corpus, model = trainer.corpus, trainer.config.model
+    where = "a token file has its own" if corpus.file else "characters have no limit"
+    cases = {
+        "heads": (model != "gpt", f"{model} has none"),
+        "tied": (model != "gpt", f"{model} has a head of its own"),
+        "vocab_size": (corpus.file is not None or corpus.tokenizer.kind == "char", where),
+    }
+    return [
+        f"--{name.replace('_', '-')} is not used: {reason}"
+        for name, (unused, reason) in cases.items()
+        if unused and name in given
+    ]

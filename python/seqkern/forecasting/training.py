@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqkern.data.series import WindowBatch, WindowSampler, gather_windows
-from seqkern.errors import require
+from seqkern.errors import check_tensor, require
 from seqkern.models import SeriesForecaster
 from seqkern.optimizer import make_optimizer
 from seqkern.progress import progress_bar
@@ -63,6 +63,12 @@ def train_forecaster(
     require(steps >= 1, f"steps must be at least 1, got {steps}")
     require(0 < lr < math.inf, f"lr must be above 0 and finite, got {lr}")
     config, device = model.config, model.step.device
+    for s, one in enumerate(training):
+        check_tensor(f"training[{s}]", one)
+        require(
+            one.dim() == 2 and one.shape[1] == config.columns,
+            f"training[{s}] must be [T, {config.columns}], got {list(one.shape)}",
+        )
     stops = [len(x) for x in training] if cuts is None else cuts
     before = [x[:stop].float() for x, stop in zip(training, stops, strict=True)]
     sampler = WindowSampler(before, config.context, config.horizon, batch_size, seed)

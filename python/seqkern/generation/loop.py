@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from numbers import Integral
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ def generate(
 ) -> Any:
     """Continue each row of a prompt; `LanguageModel.generate` documents the arguments."""
     B, T = prompt.shape
+    _check_stops(stop_tokens, model.vocab_size)
     check_new_tokens(B, max_new_tokens)
     prompt = prompt.long()
     starts: list[int] = [T] * B if lengths is None else lengths.tolist()
@@ -56,8 +58,22 @@ def generate(
     return (tokens, logprobs) if return_logprobs else tokens
 
 
+def _check_stops(stop_tokens: object, vocab_size: int) -> None:
+    if stop_tokens is None:
+        return
+    words = f"stop_tokens must be a collection of ids in [0, {vocab_size})"
+    require(isinstance(stop_tokens, Collection), f"{words}, got {stop_tokens!r}")
+    for token in cast("Collection[object]", stop_tokens):
+        known = isinstance(token, Integral) and 0 <= int(token) < vocab_size
+        require(known, f"{words}, got {token!r} in it")
+
+
 def check_new_tokens(rows: int, new: int) -> None:
     """Raise `UserError` for a number of new tokens that is negative, or fills the memory."""
+    require(
+        isinstance(new, Integral),
+        f"max_new_tokens must be a whole number, got {type(new).__name__}",
+    )
     require(new >= 0, f"max_new_tokens must be at least 0, got {new}")
     needed = rows * new * _BYTES_PER_TOKEN
     require_memory(
@@ -111,5 +127,9 @@ def row_seeds(seed: int | Tensor | None, B: int, device: torch.device) -> Tensor
         return seed.to(device)
     if seed is None:
         seed = torch.Generator().seed()
+    require(
+        isinstance(seed, Integral),
+        f"seed must be a number or int64 [{B}], got {type(seed).__name__}",
+    )
     first = seed % 2**63
     return torch.tensor([(first + b) % 2**63 for b in range(B)], device=device)

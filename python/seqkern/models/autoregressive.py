@@ -6,8 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from seqkern.errors import require
-from seqkern.models.forecast import Forecast, check_finite, check_horizon, normal_score
+from seqkern.data.series.windows import check_scale
+from seqkern.errors import check_tensor, require
+from seqkern.models.forecast import (
+    Forecast,
+    check_finite,
+    check_horizon,
+    finite_forecast,
+    normal_score,
+)
 from seqkern.models.language_model import check_sizes
 from seqkern.models.padding import check_lengths, valid_steps
 
@@ -64,6 +71,8 @@ class AutoregressiveModel(nn.Module):
         Raises:
             UserError: values that are not finite, a column that is constant, or too few steps.
         """
+        if not isinstance(series, (Tensor, list, tuple)):
+            check_tensor("series", series)
         several = [series] if isinstance(series, Tensor) else list(series)
         parts = [self._steps("series", one).double().cpu() for one in several]
         for part in parts:
@@ -80,6 +89,7 @@ class AutoregressiveModel(nn.Module):
         mean, scale = every.mean(0), every.std(0)
         for d in range(D):
             require(bool((every[:, d] != every[0, d]).any()), f"column {d} of series is constant")
+            check_scale(f"column {d} of series", every[:, d], scale[d])
         # Standardised, so that columns of different sizes are conditioned alike.
         lags = [lagged((part - mean) / scale, p) for part in parts]
         ones = torch.ones(len(targets), 1, dtype=torch.float64)
@@ -125,9 +135,12 @@ class AutoregressiveModel(nn.Module):
             float64 in the shape of the history, with `horizon` in place of T.
 
         Raises:
-            UserError: a history that is too short or not finite, or an option out of range.
+            UserError: a model that was not fitted, a history that is too short, not finite or too
+                large, or an option out of range.
         """
         z = normal_score(level)
+        check_horizon(horizon)
+        check_tensor("history", history)
         batched = history if history.dim() == 3 else self._steps("history", history)[None]
         require(
             batched.shape[2] == self.columns,
@@ -138,6 +151,7 @@ class AutoregressiveModel(nn.Module):
             f"history must have at least order = {self.order} steps, got {batched.shape[1]}",
         )
         check_finite("history", batched.flatten(0, 1))
+        self._check_fitted()
         past = list(batched[:, -self.order :].double().unbind(1))  # each [B, D]
         for _ in range(horizon):
             lags = torch.stack(past[: -self.order - 1 : -1])  # [p, B, D], the latest first
@@ -151,7 +165,7 @@ class AutoregressiveModel(nn.Module):
             center = center[0]  # [horizon, D]
         if history.dim() == 1:
             center, reach = center[:, 0], reach[:, 0]
-        return Forecast(center, center - reach, center + reach, level)
+        return finite_forecast(center, center - reach, center + reach, level)
 
     def log_prob(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
         r"""Log-density of each sequence given its first p values, by the chain rule.
@@ -169,8 +183,10 @@ class AutoregressiveModel(nn.Module):
             [B] float64, in nats.
 
         Raises:
-            UserError: another shape or range, or a covariance that is singular.
+            UserError: a model that was not fitted, another shape or range, or a covariance that is
+                singular.
         """
+        check_tensor("sequences", sequences)
         x = sequences[..., None] if sequences.dim() == 2 and self.columns == 1 else sequences
         require(
             x.dim() == 3 and x.shape[2] == self.columns and x.shape[1] >= 1,
@@ -179,6 +195,7 @@ class AutoregressiveModel(nn.Module):
         )
         B, T, D = x.shape
         within = valid_steps(check_lengths(lengths, x), T)
+        self._check_fitted()
         x = x.double().masked_fill(~within[..., None], 0)
         if self.order >= T:
             return x.new_zeros(B)
@@ -199,8 +216,20 @@ class AutoregressiveModel(nn.Module):
         total: Tensor = terms.where(within[:, self.order :], 0).sum(1)
         return total
 
+    def _check_fitted(self) -> None:
+        """Raise `UserError` where the parameters are still those of the constructor."""
+        buffers = (self.intercept, self.coefficients, self.covariance)
+        # Whoever wrote to them, by load_state_dict or by hand, counts a version; a copy does not.
+        fitted = any(b._version > 0 for b in buffers)
+        fitted = fitted or any(bool(b.any()) for b in buffers[:2])
+        require(
+            fitted or not torch.equal(self.covariance, torch.eye(self.columns).to(self.covariance)),
+            "the model has no parameters yet: call fit, or load_state_dict, first",
+        )
+
     def _steps(self, name: str, series: Tensor) -> Tensor:
         """[T] as [T, 1], and [T, D] as it is."""
+        check_tensor(name, series)
         x = series[:, None] if series.dim() == 1 and self.columns == 1 else series
         require(
             x.dim() == 2 and x.shape[1] == self.columns,

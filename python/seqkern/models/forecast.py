@@ -30,6 +30,17 @@ def check_horizon(horizon: int) -> None:
     require(horizon >= 1, f"horizon must be at least 1, got {horizon}")
 
 
+def finite_forecast(center: Tensor, lower: Tensor, upper: Tensor, level: float) -> Forecast:
+    """The forecast, or `UserError` where values of the history were too large to make one."""
+    for bound in (center, lower, upper):
+        require(
+            bool(torch.isfinite(bound).all()),
+            "the forecast is not finite: the values of the history are too large for the model, "
+            "normalise them as those it was fitted on",
+        )
+    return Forecast(center, lower, upper, level)
+
+
 def check_finite(name: str, values: Tensor) -> None:
     """Raise `UserError` naming the first step of values [T, D] that is NaN or infinite."""
     bad = ~torch.isfinite(values)

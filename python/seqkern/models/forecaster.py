@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from seqkern.data.series import WindowBatch
-from seqkern.errors import require
+from seqkern.errors import check_tensor, require
 from seqkern.models.backends import Layers, layers
-from seqkern.models.forecast import Forecast, check_finite, check_horizon, normal_score
+from seqkern.models.forecast import (
+    Forecast,
+    check_finite,
+    check_horizon,
+    finite_forecast,
+    normal_score,
+)
 from seqkern.models.forecast_heads import DEFAULT_QUANTILES, GaussianHead, Head, QuantileHead
 from seqkern.models.gpt import Block, GPTConfig
 from seqkern.models.language_model import check_dropout, check_sizes, evaluating
@@ -265,7 +271,7 @@ class SeriesForecaster(nn.Module):
             for score in (0.0, -z, z)
         )
         center, lower, upper = (bound if history.dim() == 3 else bound[0] for bound in bounds)
-        return Forecast(center, lower, upper, level)
+        return finite_forecast(center, lower, upper, level)
 
     @torch.no_grad()
     def sample(self, history: Tensor, horizon: int, paths: int = 100, seed: int = 0) -> Tensor:
@@ -320,10 +326,11 @@ class SeriesForecaster(nn.Module):
         tail = (1 - level) / 2
         at = torch.tensor([0.5, tail, 1 - tail], dtype=futures.dtype, device=futures.device)
         center, lower, upper = futures.quantile(at, dim=-3)
-        return Forecast(center, lower, upper, level)
+        return finite_forecast(center, lower, upper, level)
 
     def _checked(self, name: str, x: Tensor) -> Tensor:
         D = self.config.columns
+        check_tensor(name, x)
         require(
             x.dim() == 3 and x.shape[1] >= 1 and x.shape[2] == D,
             f"{name} must be [B, T, {D}] with T at least 1, got {list(x.shape)}",
@@ -332,6 +339,7 @@ class SeriesForecaster(nn.Module):
 
     def _history(self, history: Tensor, lengths: Tensor | None) -> Tensor:
         """[B, <= context, D], padding zero."""
+        check_tensor("history", history)
         x = self._checked("history", history[None] if history.dim() == 2 else history)
         if lengths is None:
             check_finite("history", x.flatten(0, 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqkern.errors import require
+from seqkern.errors import check_tensor, require
 from seqkern.generation import Sampling, check_draft, generate
 from seqkern.models.backends import Layers, layers
 from seqkern.models.padding import check_lengths, valid_steps
@@ -77,6 +77,7 @@ class LanguageModel(nn.Module, ABC):
         The range is not looked at on a GPU, where reading it would stall the stream, nor while
         compiling: there the embedding's own assertion stands.
         """
+        check_tensor("tokens", tokens)
         require(
             tokens.dim() == 2 and tokens.dtype in _INTEGERS,
             f"tokens must be int64 or int32 [B, T], got {tokens.dtype} {list(tokens.shape)}",
@@ -179,6 +180,7 @@ class LanguageModel(nn.Module, ABC):
             >>> model.log_prob(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2])).shape
             torch.Size([2])
         """
+        check_tensor("sequences", sequences)
         require(
             sequences.dim() == 2 and sequences.dtype in _INTEGERS,
             f"sequences must be int64 or int32 [B, T], got {sequences.dtype} "
@@ -244,7 +246,7 @@ class LanguageModel(nn.Module, ABC):
             prompt: int64 or int32 [B, T], T from 1 to the context.
             max_new_tokens: tokens to add to each row.
             lengths: int64 or int32 [B], tokens of each row's prompt, from 1 to T, where they
-                differ; what stands behind is not read.
+                differ; what stands behind is not read, and may be any integer.
             temperature: divides the logits; 0 picks the largest logit. This and the options to
                 frequency_penalty are a number or a tensor [B].
             top_k: keep the k most probable tokens; 0 keeps all.
@@ -256,7 +258,7 @@ class LanguageModel(nn.Module, ABC):
             frequency_penalty: taken off once per occurrence.
             seed: the same seed gives the same tokens; None draws a new one. Row b draws what a
                 batch of one would draw with seed + b; int64 [B] gives each row its own.
-            stop_tokens: a row that produces one of these ends.
+            stop_tokens: a row that produces one of these, of the vocabulary, ends.
             on_token: called with the i-th new token of all rows [B], i = 0, 1, ...; rows that
                 have ended repeat their last. On a GPU it makes every step wait for the device;
                 without it the host looks for stop tokens at every 16th step only.
@@ -279,9 +281,11 @@ class LanguageModel(nn.Module, ABC):
             *(temperature, top_k, top_p, min_p),
             *(repetition_penalty, presence_penalty, frequency_penalty),
         )
-        self.check(prompt)
+        check_tensor("prompt", prompt)
         if lengths is not None:
             lengths = check_lengths(lengths, prompt)
+            prompt = prompt.masked_fill(~valid_steps(lengths, prompt.shape[1]), 0)
+        self.check(prompt)
         if draft is not None:
             check_draft(self, draft, draft_tokens)
             draft.check(prompt)

@@ -7,7 +7,7 @@ result can depend on it, NaN and ids outside the vocabulary included.
 import torch
 from torch import Tensor
 
-from seqkern.errors import require
+from seqkern.errors import check_tensor, require
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -20,11 +20,13 @@ def check_lengths(
     Raises:
         UserError: not integers [B], or on the CPU a length outside [least, T].
     """
+    check_tensor("the batch", x)
     require(x.dim() >= 2, f"the batch must be [B, T, ...], got {list(x.shape)}")
     B, T = x.shape[:2]
     require(B >= 1 and least <= T, f"the batch must hold at least one element, got {list(x.shape)}")
     if lengths is None:
         return torch.full((B,), T, device=x.device)
+    check_tensor(name, lengths)
     require(
         lengths.shape == (B,) and lengths.dtype in _INTEGERS,
         f"{name} must be int64 or int32 [{B}], got {lengths.dtype} {list(lengths.shape)}",

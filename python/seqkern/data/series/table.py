@@ -73,11 +73,14 @@ def make_series(
     )
     require(len(array) >= 2, f"{what}: at least 2 steps are needed, got {len(array)}")
     names = tuple(columns or (str(d) for d in range(array.shape[1])))
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    require(not twice, f"{what}: columns must be different, got {', '.join(twice)} more than once")
     require(
         len(names) == array.shape[1], f"{what}: {array.shape[1]} columns have {len(names)} names"
     )
     if stamps is None:
         stamps, interval = np.arange(len(array)), Interval(1.0, "1")
+        _check_infinite(array, names, stamps, what)
     else:
         stamps = np.asarray(stamps)
         stamps = stamps.astype("datetime64[ns]") if stamps.dtype.kind == "M" else stamps
@@ -87,8 +90,17 @@ def make_series(
             f"{list(stamps.shape)}",
         )
         interval = find_interval(stamps, what)
+        _check_infinite(array, names, stamps, what)
         array, stamps = _complete(array, stamps, interval, what, fill)
     return _filled(Series(name, names, torch.from_numpy(array), stamps, interval), what, fill)
+
+
+def _check_infinite(array: Any, columns: Sequence[str], stamps: Stamps, what: str) -> None:
+    """Before gaps are looked for: those can be filled, this cannot."""
+    infinite = np.isinf(array)
+    if infinite.any():
+        row, d = np.argwhere(infinite)[0]
+        raise UserError(f"{what}: {columns[d]} is infinite at {stamp_text(stamps[row])}")
 
 
 def _complete(
@@ -118,12 +130,6 @@ def _complete(
 def _filled(series: Series, what: str, fill: str | None) -> Series:
     """Without NaN."""
     array = series.values.numpy().copy()
-    infinite = np.isinf(array)
-    if infinite.any():
-        row, d = np.argwhere(infinite)[0]
-        raise UserError(
-            f"{what}: {series.columns[d]} is infinite at {stamp_text(series.stamps[row])}"
-        )
     gaps = np.isnan(array)
     if not gaps.any():
         return series
@@ -188,6 +194,8 @@ def read_series(
         known = ", ".join(str(name) for name in table.columns)
         require(column in table.columns, f"{path} has no column {column!r}: it has {known}")
     require(len(columns) >= 1, "columns must name at least one column")
+    twice = [name for name in dict.fromkeys(columns) if list(columns).count(name) > 1]
+    require(not twice, f"columns must be different, got {', '.join(twice)} more than once")
     numbers = np.stack([_numbers(table[column], str(path)) for column in columns], axis=1)
     stamps = None if time is None else _stamps(table[time], str(path))
     if group is None:

@@ -1,5 +1,6 @@
 """Training, validation and backtest parts of series, and the windows that models read."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,15 @@ def split_by_time(series: Sequence[Series], fraction: float) -> tuple[list[Serie
     return training, [one.part(cut, len(one)) for one, cut in pairs if cut < len(one)]
 
 
+def check_scale(what: str, values: Tensor, std: Tensor) -> None:
+    """Raise `UserError` for values [T] whose standard deviation is no number to divide by."""
+    require(
+        bool(torch.isfinite(std)) and bool(1 / std < math.inf),
+        f"{what}: its values, {float(values.min()):g} to {float(values.max()):g}, are too large "
+        f"or too close to one another for {values.dtype}: scale or shift them",
+    )
+
+
 @dataclass(frozen=True)
 class Normalizer:
     """z = (x - mean) / std of each column, fitted on a training part.
@@ -84,7 +94,10 @@ class Normalizer:
                 f"column {name} is constant ({float(column[0]):g}) in the training part: there "
                 "is nothing to forecast",
             )
-        return Normalizer(values.mean(0), values.std(0))
+        normalizer = Normalizer(values.mean(0), values.std(0))
+        for d in range(values.shape[1]):
+            check_scale(f"column {columns[d] if columns else d}", values[:, d], normalizer.std[d])
+        return normalizer
 
     def apply(self, x: Tensor) -> Tensor:
         """Values [..., D] to normalised ones."""
