@@ -31,7 +31,7 @@ UNFIT = "arguments that do not fit"
 def context() -> str:
     """Why no call is ours here, whatever its arguments."""
     if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
+        if _is_exporting():
             return "torch.export: the program must run without seqkern"
     elif torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform"
@@ -40,6 +40,15 @@ def context() -> str:
     elif torch._C._get_tracing_state() is not None:
         return "torch.jit.trace: the graph must run without seqkern"
     return ""
+
+
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# Dynamo runs it where it traces. Tracing it, torch before 2.13 takes every compilation for an
+# export: is_exporting() is the constant True there.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_foreign(argument: object) -> bool:
