@@ -92,6 +92,8 @@ def test_functional_call(name: str) -> None:
 #: Under autocast, ops that are GEMMs run in its dtype, as F.linear does. Losses stay float32, and
 #: attention and the recurrent ops take what they are given, as torch.library's ops do.
 SIXTEEN_BIT = {"LSTM", "GRU", "RNN", "LSTMCell", "CausalSelfAttention"}
+#: The state that these carry along has its own dtype on the CPU, as torch's has.
+STATE_STAYS = {"GRU", "LSTMCell"}
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -109,7 +111,8 @@ def test_autocast(backend: Any, name: str) -> None:
     exact = outcome(module, module, tensors)
     count = len(flat(module(*tensors)))
     for i, (actual, expected) in enumerate(zip(results, exact, strict=True)):
-        low = i < count and name in SIXTEEN_BIT
+        stays = backend.device == "cpu" and name in STATE_STAYS
+        low = i < count and name in SIXTEEN_BIT and not stays
         assert actual.dtype == (torch.bfloat16 if low else torch.float32)
         scale = expected.detach().abs().max().item()
         torch.testing.assert_close(actual.float(), expected, atol=0.06 * scale, rtol=0.1)
