@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern._load import cuda_unavailable_reason
+from seqkern.nn._dynamo import is_exporting
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _CLASSES = (torch.int64, torch.uint8)
 _DEVICES = ("cpu",) if cuda_unavailable_reason else ("cpu", "cuda")
 _PLAIN = (Tensor, torch.nn.Parameter)
+#: Of nearly all arguments, which need no closer look.
+_WITHOUT_RULES = frozenset((*_PLAIN, int, float, bool, str, type(None)))
 _MAX_HEAD_WIDTH = 256
 #: Elements from which ours are not slower, forward and backward (benchmarks, 2 threads): torch's is
 #: well vectorised, and ours gains by the memory of large results.
@@ -31,7 +34,7 @@ UNFIT = "arguments that do not fit"
 def context() -> str:
     """Why no call is ours here, whatever its arguments."""
     if torch.compiler.is_compiling():
-        if _is_exporting():
+        if is_exporting():
             return "torch.export: the program must run without seqkern"
     elif torch._C._are_functorch_transforms_active():
         return "inside a torch.func transform"
@@ -42,29 +45,21 @@ def context() -> str:
     return ""
 
 
-def _is_exporting() -> bool:
-    return torch.compiler.is_exporting()
-
-
-# Dynamo runs it where it traces. Tracing it, torch before 2.13 takes every compilation for an
-# export: is_exporting() is the constant True there.
-_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def is_foreign(argument: object) -> bool:
     """Whether it brings its own rules for torch's functions, as tensor subclasses do."""
     kind = type(argument)
-    return kind not in _PLAIN and hasattr(kind, "__torch_function__")
+    return kind not in _WITHOUT_RULES and hasattr(kind, "__torch_function__")
 
 
 def foreign(args: Sequence[object], kwargs: Mapping[str, object]) -> str:
     """Why a call is theirs who bring rules: known before anything is asked of them, since a proxy
     of torch.fx's notes down what it is asked.
     """
-    if not torch.compiler.is_compiling():
-        for argument in (*args, *kwargs.values()):
-            if is_foreign(argument):
-                return f"{SUBCLASS}, {type(argument).__name__}"
+    if torch.compiler.is_compiling():
+        return ""
+    for argument in (*args, *kwargs.values()):
+        if type(argument) not in _WITHOUT_RULES and is_foreign(argument):
+            return f"{SUBCLASS}, {type(argument).__name__}"
     return ""
 
 

@@ -17,9 +17,21 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import torch
+
 Action = Callable[[ModuleType], None]
 
 _CONFIG = "torch._dynamo.config"
+
+
+def is_exporting() -> bool:
+    """Whether a program is being traced that is to leave the process."""
+    return torch.compiler.is_exporting()
+
+
+# Dynamo runs it where it traces. Tracing it, torch before 2.13 takes every compilation for an
+# export: torch's is_exporting() is the constant True there.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Loader(Loader):

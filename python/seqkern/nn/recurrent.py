@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from seqkern.nn._dynamo import is_exporting
 from seqkern.ops._mistakes import describe
 from seqkern.reference.inputs import valid_tokens
 
@@ -198,7 +199,7 @@ def _is_worth_a_table(tokens: Tensor, embedding: Tensor) -> bool:
 
     A single step has a kernel of its own, and an exported program one path for all sizes.
     """
-    if torch.compiler.is_exporting() or tokens.shape[0] == 1:
+    if is_exporting() or tokens.shape[0] == 1:
         return False
     return 2 * embedding.shape[0] <= tokens.numel()
 
