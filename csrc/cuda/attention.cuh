@@ -167,6 +167,10 @@ struct Band {
 
   __device__ __forceinline__ int lower(int r) const { return max(r + lower_shift, lower_least); }
   __device__ __forceinline__ int upper(int r) const { return min(r + upper_shift, upper_most); }
+  // Whether some row of [first, last] meets some column of [begin, end).
+  __device__ __forceinline__ bool meets(int first, int last, int begin, int end) const {
+    return lower(first) < end && upper(last) > begin;
+  }
 };
 
 // A window of all keys is no window.

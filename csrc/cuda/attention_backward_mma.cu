@@ -1,37 +1,46 @@
-// Causal attention on tensor cores, backward: one kernel for dK and dV, where a block takes a tile
-// of keys and walks the queries that see them, and the same kernel for dQ, where it takes a tile of
-// queries and walks their keys. Each sum is one block's, in a fixed order.
+// Causal attention on tensor cores, backward: one kernel, launched for each sum or pair of sums.
+// For dK and dV a block takes a tile of keys and walks the queries that see them, for dQ it takes a
+// tile of queries and walks their keys. Each sum is one block's, in a fixed order.
 //
 // Rows are what the block owns (a1 and a2: K and V, or Q and dO), columns what it walks (b1 and b2:
 // Q and dO, or K and V). Then x = a1 b1^T are the products q . k, y = a2 b2^T is dP, and
-//   sum1 += dS b1 (dK or dQ),   sum2 += P b2 (dV, where rows are keys).
+//   sum1 += dS b1 (dK or dQ),   sum2 += P b2 (dV).
 // Derivation and layout: docs/math/attention_cuda.md.
 #include "cuda/attention_mma.cuh"
+#include "cuda/attention_row_stats.cuh"
 
 namespace seqkern::cuda {
 namespace {
 
-// Warps split the rows, so P and dS stay in registers. At width 256 the two sums of a row need more
-// registers than a thread has: two warps then share the rows, each with half the columns of the
-// sums, and both compute x and y.
-template <int kWidth, bool kKeys>
+// What a launch sums. Warps split the rows, so P and dS stay in registers, and every fragment of
+// the columns that a warp fetches should serve 32 rows: with 16 the products wait for shared
+// memory. From width 128 on, the sums of dK and dV together leave no room for that.
+enum class Sums { kDkDv, kDk, kDv, kDq };
+
+template <int kWidth, Sums kSums, bool kOptions>
 struct Shape {
-  static constexpr int kRows = kWidth <= 64 ? 128 : 64;
-  static constexpr int kColumns = kWidth <= 128 ? 32 : 16;
-  static constexpr int kHalves = kKeys && kWidth == 256 ? 2 : 1;
-  static constexpr int kThreads = 128 * kHalves;
-  // Columns in registers at a time: x and y beside both sums of 32 rows would not fit.
-  static constexpr int kStep = kKeys && kWidth == 64 ? 16 : kColumns;
+  static constexpr bool kKeys = kSums != Sums::kDq;  // the rows are keys
+  static constexpr bool kHasSum1 = kSums != Sums::kDv;
+  static constexpr bool kHasSum2 = kSums == Sums::kDkDv || kSums == Sums::kDv;
+  static constexpr int kRows = kWidth <= 128 ? 128 : 64;
+  static constexpr int kColumns = kWidth <= 128 || !kHasSum1 ? 32 : 16;
+  static constexpr int kThreads = 128;
+  // Columns in registers at a time: x and y of more would not fit beside the sums of 32 rows.
+  static constexpr bool kTight =
+      kOptions && (kWidth == 64 ? kHasSum1 && kHasSum2 : kWidth == 128 && kHasSum1);
+  static constexpr int kStep = kTight ? 16 : kColumns;
   static constexpr int M = kRows / 64;  // blocks of 16 rows per warp
   static constexpr int N = kStep / 8;   // of 8 columns
-  static constexpr int O = kWidth / 8 / kHalves;
+  static constexpr int O = kWidth / 8;
+  static constexpr int kRowTiles = kHasSum1 ? 2 : 1;  // dV takes no V
   static constexpr unsigned kSharedBytes =
-      (2 * kRows + 4 * kColumns) * kWidth * 2 + 2 * kColumns * sizeof(RowStats<float>);
+      (kRowTiles * kRows + 4 * kColumns) * kWidth * 2 + 2 * kColumns * sizeof(RowStats<float>);
 };
 
-template <class T, int kWidth, bool kKeys, bool kOptions>
+template <class T, int kWidth, Sums kSums, bool kOptions>
 class Backward {
-  using S = Shape<kWidth, kKeys>;
+  using S = Shape<kWidth, kSums, kOptions>;
+  static constexpr bool kKeys = S::kKeys;
   using Stats = RowStats<float>;
 
  public:
@@ -39,11 +48,9 @@ class Backward {
       : a_(args), in_(args.in), work_(w), s_(w.segment) {
     a1_ = dynamic_shared<T>();
     a2_ = a1_ + S::kRows * kWidth;
-    b_ = a2_ + S::kRows * kWidth;
+    b_ = a1_ + S::kRowTiles * S::kRows * kWidth;
     column_stats_ = reinterpret_cast<Stats*>(b_ + 4 * S::kColumns * kWidth);
-    const int warp = static_cast<int>(threadIdx.x) / kWarp;
-    warp_row_ = warp % 4 * 16 * S::M;
-    chunk_ = warp / 4 * S::O;
+    warp_row_ = static_cast<int>(threadIdx.x) / kWarp * 16 * S::M;
     clear(sum1_);
     clear(sum2_);
   }
@@ -70,7 +77,9 @@ class Backward {
       }
       const int column = order.at(tile) * S::kColumns;
       if (tile < order.masked()) {
-        take<true>(step % 2, head, column);
+        // Not every warp's rows meet what the block's rows meet.
+        if (band().meets(first_row(), first_row() + 16 * S::M - 1, column, column + S::kColumns))
+          take<true>(step % 2, head, column);
       } else {
         take<false>(step % 2, head, column);
       }
@@ -88,6 +97,7 @@ class Backward {
   __device__ __forceinline__ int first_alive() const {
     return kKeys ? max(work_.first, s_.key_lo) : work_.first;
   }
+  __device__ __forceinline__ int first_row() const { return work_.first + warp_row_; }
   __device__ __forceinline__ int first_head() const {
     return kKeys ? work_.head * static_cast<int>(in_.NH / in_.NKV) : work_.head;
   }
@@ -121,7 +131,7 @@ class Backward {
   __device__ __forceinline__ void load_rows() {
     if constexpr (kKeys) {
       load<S::kRows>(a1_, in_.k, in_.k_strides, true, work_.head, work_.first);
-      load<S::kRows>(a2_, in_.v, in_.v_strides, true, work_.head, work_.first);
+      if (S::kHasSum1) load<S::kRows>(a2_, in_.v, in_.v_strides, true, work_.head, work_.first);
     } else {
       load<S::kRows>(a1_, in_.q, in_.q_strides, false, work_.head, work_.first);
       load_dout<S::kRows>(a2_, work_.head, work_.first);
@@ -166,20 +176,25 @@ class Backward {
       float x[S::M][S::N][4], y[S::M][S::N][4];
       clear(x);
       multiply_rows<kWidth>(x, a1_, warp_row_, b1, c);
-      clear(y);
-      multiply_rows<kWidth>(y, a2_, warp_row_, b2, c);
+      if constexpr (S::kHasSum1) {
+        clear(y);
+        multiply_rows<kWidth>(y, a2_, warp_row_, b2, c);
+      }
       differentiate<kMask>(x, y, column_stats_ + buffer * S::kColumns + c, head, column0 + c);
       uint32_t operand[S::M][S::N / 2][4];
-      if constexpr (kKeys) {
+      if constexpr (S::kHasSum2) {
         as_operand<T>(x, operand);
-        multiply_columns<kWidth>(sum2_, operand, b2, c, chunk_);
+        multiply_columns<kWidth>(sum2_, operand, b2, c);
       }
-      as_operand<T>(y, operand);
-      multiply_columns<kWidth>(sum1_, operand, b1, c, chunk_);
+      if constexpr (S::kHasSum1) {
+        as_operand<T>(y, operand);
+        multiply_columns<kWidth>(sum1_, operand, b1, c);
+      }
     }
   }
 
-  // x: from products to P (with dropout, where kept). y: from dP to dS, without the scale.
+  // x: from products to P (with dropout, where kept). y: from dP to dS, without the scale; without
+  // a sum of dS it is left alone.
   template <bool kMask>
   __device__ __forceinline__ void differentiate(float (&x)[S::M][S::N][4],
                                                 float (&y)[S::M][S::N][4], const Stats* columns,
@@ -187,7 +202,7 @@ class Backward {
     const Scores<float, true> scores(in_, s_.b, head, kLog2E);
     const Dropout dropout(in_, s_, head);
     const float kept = static_cast<float>(keep_scale(in_));
-    const int row0 = work_.first + warp_row_;
+    const int row0 = first_row();
     const int mine = column0 + lane() % 4 * 2;  // of the lane's columns, the first
     const Band seen = band();
 #pragma unroll
@@ -223,29 +238,29 @@ class Backward {
           } else {
             p = ex2_approx(fmaf(x[m][n][e], scores.factor, -stats.lse));
           }
-          float dp = y[m][n][e];
-          float p_kept = p;
-          if constexpr (kOptions) {
-            const bool is_kept = keep >> (4 * n + e) & 1;
-            dp = is_kept ? dp * kept : 0.0f;
-            p_kept = is_kept ? p : 0.0f;
+          const bool is_kept = !kOptions || keep >> (4 * n + e) & 1;
+          const bool is_seen =
+              !kMask || (mine + column >= seen.lower(row) && mine + column < seen.upper(row));
+          x[m][n][e] = is_seen && is_kept ? p : 0.0f;
+          if constexpr (S::kHasSum1) {
+            float dp = y[m][n][e];
+            if constexpr (kOptions) dp = is_kept ? dp * kept : 0.0f;
+            float ds = p * (dp - stats.delta);
+            if constexpr (kOptions) ds *= derivative;
+            y[m][n][e] = is_seen ? ds : 0.0f;
           }
-          float ds = p * (dp - stats.delta);
-          if constexpr (kOptions) ds *= derivative;
-          if (kMask && (mine + column < seen.lower(row) || mine + column >= seen.upper(row)))
-            p_kept = ds = 0;
-          x[m][n][e] = p_kept;
-          y[m][n][e] = ds;
         }
       }
     }
   }
 
   __device__ __forceinline__ void store() {
-    const float scale = static_cast<float>(in_.scale);
-    to_tile<kWidth>(a1_, sum1_, scale, warp_row_, chunk_);
-    if constexpr (kKeys)
-      to_tile<kWidth>(a2_, sum2_, static_cast<float>(keep_scale(in_)), warp_row_, chunk_);
+    T* tile1 = a1_;
+    T* tile2 = S::kHasSum1 ? a2_ : a1_;
+    if constexpr (S::kHasSum1)
+      to_tile<kWidth>(tile1, sum1_, static_cast<float>(in_.scale), warp_row_);
+    if constexpr (S::kHasSum2)
+      to_tile<kWidth>(tile2, sum2_, static_cast<float>(keep_scale(in_)), warp_row_);
     __syncthreads();  // orders the writes before the reads of whole chunks
     const int thread = static_cast<int>(threadIdx.x);
     const auto to = [&](const T* tile, void* base, const HeadStrides& strides) {
@@ -253,12 +268,9 @@ class Backward {
       store_tile<kWidth>(tile, rows_of<T>(base, strides, in_.D, s_.b, work_.head, row),
                          max(0, first_alive() - work_.first), work_.rows, thread, S::kThreads);
     };
-    if constexpr (kKeys) {
-      to(a1_, a_.dk, a_.dk_strides);
-      to(a2_, a_.dv, a_.dv_strides);
-    } else {
-      to(a1_, a_.dq, a_.dq_strides);
-    }
+    if constexpr (!kKeys) to(tile1, a_.dq, a_.dq_strides);
+    if constexpr (kKeys && S::kHasSum1) to(tile1, a_.dk, a_.dk_strides);
+    if constexpr (S::kHasSum2) to(tile2, a_.dv, a_.dv_strides);
   }
 
   __device__ __forceinline__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
@@ -268,97 +280,46 @@ class Backward {
   const Work& work_;
   const Segment& s_;
   T* a1_;                // [kRows, kWidth]
-  T* a2_;                // [kRows, kWidth]
+  T* a2_;                // [kRows, kWidth], where there is a sum of dS
   T* b_;                 // [2, 2, kColumns, kWidth]: buffers of b1 and b2
   Stats* column_stats_;  // [2, kColumns]
   int warp_row_;
-  int chunk_;  // first column of the warp's sums, in chunks
-  float sum1_[S::M][S::O][4];
-  float sum2_[kKeys ? S::M : 1][kKeys ? S::O : 1][4];
+  float sum1_[S::kHasSum1 ? S::M : 1][S::kHasSum1 ? S::O : 1][4];
+  float sum2_[S::kHasSum2 ? S::M : 1][S::kHasSum2 ? S::O : 1][4];
   Stats row_stats_[kKeys ? 1 : S::M][2];
 };
 
-template <class T, int kWidth, bool kKeys, bool kOptions>
-__global__ void __launch_bounds__(Shape<kWidth, kKeys>::kThreads)
+template <class T, int kWidth, Sums kSums, bool kOptions>
+__global__ void __launch_bounds__(Shape<kWidth, kSums, kOptions>::kThreads)
     attention_backward_mma_kernel(const __grid_constant__ AttentionBackwardArgs a) {
-  const Work& work = find_work<kKeys, Shape<kWidth, kKeys>::kRows>(a.in);
+  using S = Shape<kWidth, kSums, kOptions>;
+  const Work& work = find_work<S::kKeys, S::kRows>(a.in);
   if (!work.exists) return;
-  Backward<T, kWidth, kKeys, kOptions>(a, work).run();
-}
-
-// ---------------------------------------------------------------- row statistics
-
-constexpr int kStatsRows = 64;
-constexpr int kStatsThreads = 128;
-
-// delta is the diagonal of dout out^T, by the products that make dP of dout v^T.
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kStatsThreads)
-    attention_row_stats_mma_kernel(const __grid_constant__ AttentionBackwardArgs a) {
-  const AttentionInputs& in = a.in;
-  const int tiles = ceil_div(static_cast<int>(in.Tq), kStatsRows);
-  const int block = static_cast<int>(blockIdx.x);
-  const int t0 = block % tiles * kStatsRows;
-  const int h = block / tiles % static_cast<int>(in.NH);
-  const int b = block / tiles / static_cast<int>(in.NH);
-  const int rows = min(kStatsRows, static_cast<int>(in.Tq) - t0);
-  T* dout_tile = dynamic_shared<T>();
-  T* out_tile = dout_tile + kStatsRows * kWidth;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp_row = static_cast<int>(threadIdx.x) / kWarp * 16;
-  float x[1][2][4];
-  clear(x);
-  if (a.dout) {
-    load_tile<kWidth, kStatsRows, kStatsThreads>(
-        dout_tile, rows_of<const T>(a.dout, a.dout_strides, in.D, b, h, t0), 0, rows);
-    load_tile<kWidth, kStatsRows, kStatsThreads>(
-        out_tile, rows_of<const T>(a.out, a.out_strides, in.D, b, h, t0), 0, rows);
-    cp_async_commit();
-    cp_async_wait<0>();
-    __syncthreads();  // orders the copies before the other threads' reads
-    multiply_rows<kWidth>(x, dout_tile, warp_row, out_tile, warp_row);
-  }
-  // Lane 4 g + g / 2 holds row g's and row g + 8's elements of the diagonal.
-  const int g = lane / 4;
-  if (lane % 4 != g / 2) return;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = warp_row + 8 * half + g;
-    if (row >= rows) continue;
-    const int64_t n = row_number(in, b, h, t0 + row);
-    const float lse = static_cast<const float*>(a.lse)[n];
-    const bool empty = lse == -infinity<float>();
-    const float diagonal = g % 2 ? x[0][half][2 * half + 1] : x[0][half][2 * half];
-    const float dlse = a.dlse ? static_cast<const float*>(a.dlse)[n] : 0.0f;
-    static_cast<RowStats<float>*>(a.workspace)[n] = {empty ? infinity<float>() : lse * kLog2E,
-                                                     empty ? 0.0f : diagonal - dlse};
-  }
+  Backward<T, kWidth, kSums, kOptions>(a, work).run();
 }
 
 // ---------------------------------------------------------------- launching
 
-template <class T, int kWidth>
-void launch_row_stats(const AttentionBackwardArgs& a, Stream stream) {
-  const int64_t blocks = a.in.B * a.in.NH * ceil_div<int64_t>(a.in.Tq, kStatsRows);
-  if (blocks == 0) return;
-  // No more blocks than the pass over the queries, whose number is checked.
-  launch(attention_row_stats_mma_kernel<T, kWidth>,
-         {.name = "attention_backward",
-          .grid = static_cast<unsigned>(blocks),
-          .block = kStatsThreads,
-          .smem = 2 * kStatsRows * kWidth * sizeof(T),
-          .stream = stream},
-         a);
+// Calls f(constant of Sums, name) for each launch at this width.
+template <int kWidth, class F>
+void for_each_sums(F&& f) {
+  if constexpr (kWidth <= 64) {
+    f(std::integral_constant<Sums, Sums::kDkDv>{}, "dkdv");
+  } else {
+    f(std::integral_constant<Sums, Sums::kDk>{}, "dk");
+    f(std::integral_constant<Sums, Sums::kDv>{}, "dv");
+  }
+  f(std::integral_constant<Sums, Sums::kDq>{}, "dq");
 }
 
-template <class T, int kWidth, bool kKeys, bool kOptions>
-void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
-  using S = Shape<kWidth, kKeys>;
+template <class T, int kWidth, Sums kSums, bool kOptions>
+void launch_sums(const AttentionBackwardArgs& a, Stream stream) {
+  using S = Shape<kWidth, kSums, kOptions>;
   const AttentionInputs& in = a.in;
-  const unsigned grid =
-      grid_of("attention_backward", in, kKeys ? in.NKV : in.NH, kKeys ? in.Tk : in.Tq, S::kRows);
+  const unsigned grid = grid_of("attention_backward", in, S::kKeys ? in.NKV : in.NH,
+                                S::kKeys ? in.Tk : in.Tq, S::kRows);
   if (grid == 0) return;
-  launch(attention_backward_mma_kernel<T, kWidth, kKeys, kOptions>,
+  launch(attention_backward_mma_kernel<T, kWidth, kSums, kOptions>,
          {.name = "attention_backward",
           .grid = grid,
           .block = S::kThreads,
@@ -375,8 +336,9 @@ void attention_backward_mma(const AttentionBackwardArgs& a, Stream stream) {
   specialize_mma(a.in,
                  [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>, Options) {
                    launch_row_stats<T, kWidth>(a, stream);
-                   launch_pass<T, kWidth, true, Options::value>(a, stream);
-                   launch_pass<T, kWidth, false, Options::value>(a, stream);
+                   for_each_sums<kWidth>([&](auto sums, const char*) {
+                     launch_sums<T, kWidth, sums(), Options::value>(a, stream);
+                   });
                  });
 }
 
@@ -387,12 +349,11 @@ void visit_attention_backward_mma_kernels(VisitKernel visit, void* context) {
       visit(context, ("attention_row_stats_mma" + options).c_str(),
             reinterpret_cast<const void*>(attention_row_stats_mma_kernel<T, kWidth>));
     }
-    visit(context, ("attention_backward_mma_dkdv" + options).c_str(),
-          reinterpret_cast<const void*>(
-              attention_backward_mma_kernel<T, kWidth, true, Options::value>));
-    visit(context, ("attention_backward_mma_dq" + options).c_str(),
-          reinterpret_cast<const void*>(
-              attention_backward_mma_kernel<T, kWidth, false, Options::value>));
+    for_each_sums<kWidth>([&](auto sums, const char* name) {
+      visit(context, ("attention_backward_mma_" + std::string(name) + options).c_str(),
+            reinterpret_cast<const void*>(
+                attention_backward_mma_kernel<T, kWidth, sums(), Options::value>));
+    });
   });
 }
 

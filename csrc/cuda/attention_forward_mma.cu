@@ -160,22 +160,27 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
     // written.
     __syncthreads();
     load_keys(v_tile, in.v, in.v_strides, j0);
-    float x[S::M][S::N][4];
-    clear(x);
-    multiply_rows<kWidth>(x, q_tile, warp_row, k_tile, 0);
-    // The band anew: it is in shared and constant memory.
-    take_tile<kOptions, mask.value>(x, softmax, out, scores, band_of<false>(s, window_of(in)),
-                                    s.offset, work.first + warp_row, j0);
-    if constexpr (kOptions) {
-      if (dropout.on) drop(x, dropout, work.first + warp_row, j0);
-    }
+    const int row0 = work.first + warp_row;
+    // Anew: what it is made of is in shared and constant memory.
+    const Band seen = band_of<false>(s, window_of(in));
+    // Not every warp's rows meet what the block's rows meet.
+    const bool meets = !mask.value || seen.meets(row0, row0 + 16 * S::M - 1, j0, j0 + S::kKeys);
     uint32_t p[S::M][S::N / 2][4];
-    as_operand<T>(x, p);
+    if (meets) {
+      float x[S::M][S::N][4];
+      clear(x);
+      multiply_rows<kWidth>(x, q_tile, warp_row, k_tile, 0);
+      take_tile<kOptions, mask.value>(x, softmax, out, scores, seen, s.offset, row0, j0);
+      if constexpr (kOptions) {
+        if (dropout.on) drop(x, dropout, row0, j0);
+      }
+      as_operand<T>(x, p);
+    }
     cp_async_wait<0>();
     // Orders V before it is read, and the reads of K before K is written.
     __syncthreads();
     if (next_j0 >= 0) load_keys(k_tile, in.k, in.k_strides, next_j0);
-    multiply_columns<kWidth>(out, p, v_tile, 0, 0);
+    if (meets) multiply_columns<kWidth>(out, p, v_tile, 0);
   };
   int j0 = steps > 0 ? order.at(0) * S::kKeys : 0;
   for (int step = 0; step < order.masked() && step < steps; ++step) {
@@ -214,7 +219,7 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
   }
   // Each warp's own rows of Q become its rows of the output, so that whole chunks are stored.
   __syncwarp();  // orders the lanes' reads of Q before the writes
-  to_tile<kWidth>(q_tile, out, 1.0f, warp_row, 0);
+  to_tile<kWidth>(q_tile, out, 1.0f, warp_row);
   __syncwarp();  // orders the writes before the lanes read chunks of others
   store_tile<kWidth>(q_tile,
                      rows_of<T>(a.out, a.out_strides, in.D, s.b, work.head, s.q_row + work.first),

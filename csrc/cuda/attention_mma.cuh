@@ -132,7 +132,7 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const T* a,
                                               const T* b, int b_row) {
   static_assert(N % 2 == 0);
   using Positions = Tile<kWidth>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int lane = opaque(static_cast<int>(threadIdx.x) % kWarp);
   const int of_a = Positions::at(a_row + lane % 16, lane / 16);
   const int of_b = Positions::at(b_row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
   // Unrolled further, the compiler looks so far ahead that it runs out of registers.
@@ -161,16 +161,15 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const T* a,
   }
 }
 
-// acc[m][n] += p b: p in registers, over rows b_row .. b_row + 16 K of tile b, columns from
-// 8 * (chunk + n) on; chunk is a multiple of the mixed chunks.
+// acc[m][n] += p b: p in registers, over rows b_row .. b_row + 16 K of tile b, columns from 8 n on.
 template <int kWidth, class T, int M, int N, int K>
 __device__ __forceinline__ void multiply_columns(float (&acc)[M][N][4],
                                                  const uint32_t (&p)[M][K][4], const T* b,
-                                                 int b_row, int chunk) {
+                                                 int b_row) {
   static_assert(N % 2 == 0);
   using Positions = Tile<kWidth>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int of_b = Positions::at(b_row + lane % 16, lane / 16) + chunk * 8;
+  const int lane = opaque(static_cast<int>(threadIdx.x) % kWarp);
+  const int of_b = Positions::at(b_row + lane % 16, lane / 16);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
 #pragma unroll
@@ -213,10 +212,10 @@ __device__ __forceinline__ void clear(float (&x)[M][N][4]) {
   }
 }
 
-// acc * factor to tile rows row + 16 m, columns from 8 * chunk on.
+// acc * factor to tile rows row + 16 m.
 template <int kWidth, class T, int M, int N>
-__device__ __forceinline__ void to_tile(T* tile, const float (&acc)[M][N][4], float factor, int row,
-                                        int chunk) {
+__device__ __forceinline__ void to_tile(T* tile, const float (&acc)[M][N][4], float factor,
+                                        int row) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int m = 0; m < M; ++m) {
@@ -224,8 +223,7 @@ __device__ __forceinline__ void to_tile(T* tile, const float (&acc)[M][N][4], fl
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        T* pair =
-            tile + Tile<kWidth>::at(row + 16 * m + 8 * half + lane / 4, chunk + n) + lane % 4 * 2;
+        T* pair = tile + Tile<kWidth>::at(row + 16 * m + 8 * half + lane / 4, n) + lane % 4 * 2;
         *reinterpret_cast<uint32_t*>(pair) =
             pack2(TypeTag<T>{}, acc[m][n][2 * half] * factor, acc[m][n][2 * half + 1] * factor);
       }
