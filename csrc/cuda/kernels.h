@@ -75,6 +75,7 @@ void visit_sample_kernels(VisitKernel visit, void* context);
 void visit_sample_passes_kernels(VisitKernel visit, void* context);
 void visit_softmax_kernels(VisitKernel visit, void* context);
 void visit_linear_cross_entropy_kernels(VisitKernel visit, void* context);
+void visit_linear_cross_entropy_sums_kernels(VisitKernel visit, void* context);
 void visit_attention_simt_kernels(VisitKernel visit, void* context);
 void visit_attention_forward_mma_kernels(VisitKernel visit, void* context);
 void visit_attention_backward_mma_kernels(VisitKernel visit, void* context);

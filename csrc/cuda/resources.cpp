@@ -49,6 +49,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   seqkern::cuda::visit_sample_passes_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_softmax_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_linear_cross_entropy_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_linear_cross_entropy_sums_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_attention_simt_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_attention_forward_mma_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_attention_backward_mma_kernels(seqkern::cuda::append, &out);
