@@ -3,11 +3,11 @@
 // other:
 //
 //   maxima   every run's largest score
-//   scan     by what the row asks for (Way): a list of the tokens that can be among the top-k, or a
-//            histogram of masses (counts) over the distance from the largest score, or every run's
-//            sum of masses
-//   gather   with a histogram: the list of the tokens of the bin in which top-p (top-k) ends, and
-//            every run's sum of the masses before it
+//   scan     by what the row asks for (Way): a list of the tokens that can be among the top-k, or
+//            histograms of masses (counts) over the distance from the largest score, or every run's
+//            sum of masses; and the sum under softmax(x), where its logarithm is asked for
+//   gather   with histograms: the list of the tokens of the bins in which top-p (top-k) can end,
+//            and every run's sum of the masses before them
 //   draw     a block per row: the last score that stays, and the token, from the list or from the
 //            runs' sums
 //
@@ -36,45 +36,59 @@ struct FromSum {
   uint64_t sum;  // of the masses it was drawn from
 };
 
-// All that stay are listed, fewer than k where others are banned.
-__device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space, int n,
-                                  Measure mass) {
-  const uint2* list = space.list;
-  const int64_t k = args.top_k.at(b);
-  const Reached kth = narrow(
-      n,
-      [=](int i, uint32_t& key, unsigned long long& amount) {
-        key = list[i].x;
-        amount = 1;
-        return true;
-      },
-      [=](uint64_t all) {
-        return static_cast<uint64_t>(k) < all ? static_cast<uint64_t>(k) : all;
-      });
-  mass.kept = {.key = kth.key, .last_tie = last_of_ties(list, n, kth.key, kth.rest)};
-  const auto masses = [&](int i, uint32_t& key, unsigned long long& amount) {
+// The list as entries of narrow().
+struct ListedMasses {
+  const uint2* list;
+  const Measure& mass;
+
+  __device__ bool operator()(int i, uint32_t& key, unsigned long long& amount) const {
     const uint2 token = list[i];
     key = token.x;
     amount = mass.of(score_of_key(token.x), token.y);
     return true;
-  };
-  const double top_p = args.top_p.at(b);
+  }
+};
+
+// The last score and id that stay after top-k and top-p, which are in the list: into `mass`.
+__device__ void keep_from_list(const RowSpace& space, double top_p, Measure& mass) {
+  const uint2* list = space.list;
+  const RowState state = *space.state;
+  const int n = static_cast<int>(state.listed);
+  if (state.k > 0) {
+    const uint64_t k = static_cast<uint64_t>(state.k);
+    const Reached kth = narrow(
+        n,
+        [=](int i, uint32_t& key, unsigned long long& amount) {
+          key = list[i].x;
+          amount = 1;
+          return true;
+        },
+        // Fewer than k are listed where others are banned.
+        [=](uint64_t all) { return k < all ? k : all; });
+    mass.kept = {.key = kth.key, .last_tie = last_of_ties(list, n, kth.key, kth.rest)};
+  }
   if (top_p < 1) {
-    const Reached reached =
-        narrow(n, masses, [=](uint64_t sum) { return need_of_top_p(top_p, sum); });
+    const Reached reached = narrow(n, ListedMasses{list, mass}, [=](uint64_t sum) {
+      return need_of_top_p(top_p, state.unlisted + sum) - state.before;
+    });
     const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
     const int64_t cut = last_of_ties(list, n, reached.key, tokens_for(mass, reached));
     mass.kept.key = reached.key;
     // Both cuts among the same ties: the earlier id holds.
     mass.kept.last_tie = earlier_cut < cut ? earlier_cut : cut;
   }
-  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
+}
+
+// From all that stay.
+__device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space,
+                                  const Measure& mass) {
+  const uint2* list = space.list;
   uint64_t sum = 0;
   // By rising id: the token is the first with which the running sum exceeds the target.
   const Reached drawn = narrow(
-      n,
+      static_cast<int>(space.state->listed),
       [&](int i, uint32_t& key, unsigned long long& amount) {
-        masses(i, key, amount);
+        ListedMasses{list, mass}(i, key, amount);
         key = ~list[i].y;
         return true;
       },
@@ -85,26 +99,12 @@ __device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSp
   return {static_cast<int64_t>(~drawn.key), sum};
 }
 
-// The last score and id that stay, which are in the list: into `mass`; and to the runs' sums what
-// of the list stays.
+// Adds what of the list stays to the runs' sums.
 template <class T>
-__device__ void keep_from_list(const SampleArgs& args, const SamplePlan& plan, int64_t b,
-                               const RowSpace& space, const Tiles<T>& tiles, Measure& mass) {
+__device__ void add_list_to_runs(const SamplePlan& plan, const RowSpace& space,
+                                 const Tiles<T>& tiles, const Measure& mass) {
   const uint2* list = space.list;
   const int n = static_cast<int>(space.state->listed);
-  const bool count = !(args.top_p.at(b) < 1);
-  const uint64_t rest = space.state->rest;
-  const Reached reached = narrow(
-      n,
-      [&](int i, uint32_t& key, unsigned long long& amount) {
-        key = list[i].x;
-        amount = count ? 1 : mass.mass_at(score_of_key(key));
-        return true;
-      },
-      [=](unsigned long long) { return rest; });
-  mass.kept.key = reached.key;
-  mass.kept.last_tie =
-      last_of_ties(list, n, reached.key, count ? reached.rest : tokens_for(mass, reached));
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kDrawThreads) {
     const uint2 token = list[i];
     const uint64_t amount = mass.of(score_of_key(token.x), token.y);
@@ -195,19 +195,16 @@ __device__ int64_t draw_largest(const SamplePlan& plan, const RowSpace& space,
 template <class T>
 __device__ Drawn draw_split(const SampleArgs& args, const SamplePlan& plan, int64_t b, Way way) {
   const RowSpace space(plan, args.workspace, b);
-  const Extent extent = extent_of(plan, space);
+  const Extent extent = extent_of(plan, space.run_keys);
   if (!extent.finite) return {-1, __builtin_nan("")};
   const Tiles<T> tiles = tiles_of<T>(args, b);
   if (way == Way::kGreedy) return {draw_largest(plan, space, tiles, extent.max), 0};
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
-  FromSum drawn;
-  if (way == Way::kList) {
-    drawn = draw_from_list(args, b, space, static_cast<int>(space.state->listed), mass);
-  } else {
-    mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
-    if (way == Way::kHistogram) keep_from_list(args, plan, b, space, tiles, mass);
-    drawn = draw_from_runs(args, plan, b, space, tiles, mass);
-  }
+  if (way != Way::kSums) keep_from_list(space, args.top_p.at(b), mass);
+  mass.kept.min_mass = least_mass(args.min_p.at(b), mass.unit);
+  if (way == Way::kHistogram) add_list_to_runs(plan, space, tiles, mass);
+  const FromSum drawn = way == Way::kList ? draw_from_list(args, b, space, mass)
+                                          : draw_from_runs(args, plan, b, space, tiles, mass);
   return {drawn.token, log_probability(mass, tiles.score(drawn.token), drawn.sum)};
 }
 
@@ -222,8 +219,7 @@ __global__ void __launch_bounds__(kDrawThreads)
   Drawn drawn;
   if (!alone) {
     const Way way = way_of(args, plan, b);
-    alone = way == Way::kAlone || ((way == Way::kList || way == Way::kHistogram) &&
-                                   RowSpace(plan, args.workspace, b).state->listed > kListed);
+    alone = RowSpace(plan, args.workspace, b).state->listed > kListed;
     if (!alone) drawn = draw_split<T>(args, plan, b, way);
   }
   if (alone) {
@@ -233,7 +229,13 @@ __global__ void __launch_bounds__(kDrawThreads)
   double logprob = drawn.logprob;
   if (args.model_logprob && drawn.token >= 0) {
     BlockRow<T> bare(x, nullptr, penalties, V);
-    logprob = log_softmax_of(bare, args.V, drawn.token);
+    if (plan.runs == 0) {
+      logprob = log_softmax_of(bare, args.V, drawn.token);
+    } else {
+      const RowSpace space(plan, args.workspace, b);
+      logprob = log_probability(model_masses(args, plan, space), bare.score(drawn.token),
+                                space.state->model_sum);
+    }
   }
   if (threadIdx.x == 0) {
     args.token[b] = drawn.token;

@@ -29,6 +29,46 @@ struct Total {
   unsigned long long sum = 0;
 };
 
+// Every run's largest score, as a key; that of NaN is above all others.
+template <class T>
+__device__ void store_maxima(const SamplePlan& plan, const Tiles<T>& tiles, uint32_t* run_keys) {
+  struct Largest {
+    float y = -__builtin_inff();
+    bool nan = false;
+  };
+  over_runs<Largest, kUnroll<T>>(
+      plan, tiles, [](int) { return true; },
+      [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) {
+          largest.y = ::fmaxf(largest.y, y[i]);
+          largest.nan |= y[i] != y[i];
+        }
+      },
+      [=](int run, const Largest& largest) {
+        const uint32_t key = largest.nan ? 0xffffffffu : key_of(largest.y);
+        const uint32_t of_run = warp_reduce(KeyRange{key, key}, both).high;
+        if (threadIdx.x % kWarp == 0) run_keys[run] = of_run;
+      });
+}
+
+// Adds the block's part of the sum under softmax(x).
+template <class T>
+__device__ void add_model_sum(const SampleArgs& args, const SamplePlan& plan, int64_t b,
+                              const RowSpace& space) {
+  const Measure mass = model_masses(args, plan, space);
+  unsigned long long sum = 0;
+  over_runs<Nothing, kMassUnroll<T>>(
+      plan, model_tiles_of<T>(args, b), [](int) { return true; },
+      [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) sum += mass.mass_at(y[i]);
+      },
+      [](int, Nothing) {});
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) atomicAdd(&space.state->model_sum, sum);
+}
+
 // For over_runs: stores a run's sum.
 __device__ __forceinline__ void store_total(const RowSpace& space, int run, const Total& total) {
   const unsigned long long sum = warp_sum(total.sum);
@@ -43,50 +83,35 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   const RowSpace space(plan, args.workspace, b);
   if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0) {
-    for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads)
-      space.histogram[bin] = 0;
-    if (threadIdx.x == 0) space.state->listed = 0;
+    for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
+      space.masses[bin] = 0;
+      space.counts[bin] = 0;
+    }
+    // As a list of all that stays wants it; the gather pass knows more.
+    if (threadIdx.x == 0) *space.state = {0, args.top_k.at(b), 0, 0, 0};
   }
-  struct Largest {
-    float y = -__builtin_inff();
-    bool nan = false;
-  };
-  over_runs<Largest, kUnroll<T>>(
-      plan, tiles_of<T>(args, b), [](int) { return true; },
-      [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
-#pragma unroll
-        for (int i = 0; i < Tiles<T>::P; ++i) {
-          largest.y = ::fmaxf(largest.y, y[i]);
-          largest.nan |= y[i] != y[i];
-        }
-      },
-      [&](int run, const Largest& largest) {
-        const uint32_t key = largest.nan ? 0xffffffffu : key_of(largest.y);
-        const uint32_t of_run = warp_reduce(KeyRange{key, key}, both).high;
-        if (threadIdx.x % kWarp == 0) space.run_keys[run] = of_run;
-      });
+  store_maxima(plan, tiles_of<T>(args, b), space.run_keys);
+  if (args.model_logprob && args.token_counts) {
+    store_maxima(plan, model_tiles_of<T>(args, b), space.model_keys);
+  }
 }
 
 struct DepthShared {
-  Bin bins[kDepths];
+  Bin masses[kDepths];  // in a list's search, counts
+  unsigned counts[kDepths];
 };
-
-__device__ void clear(DepthShared& shared) {
-  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads)
-    shared.bins[bin] = {0, 0};
-  // Orders the zeros before the additions.
-  __syncthreads();
-}
 
 template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_scan_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   const Way way = way_of(args, plan, b);
-  if (way == Way::kGreedy || way == Way::kAlone) return;
+  if (way == Way::kGreedy && !args.model_logprob) return;
   const RowSpace space(plan, args.workspace, b);
-  const Extent extent = extent_of(plan, space);
+  const Extent extent = extent_of(plan, space.run_keys);
   if (!extent.finite) return;
+  if (args.model_logprob) add_model_sum<T>(args, plan, b, space);
+  if (way == Way::kGreedy) return;
   const Tiles<T> tiles = tiles_of<T>(args, b);
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   if (way == Way::kSums) {
@@ -110,16 +135,21 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     return;
   }
   DepthShared& shared = cuda::shared<DepthShared>();
-  clear(shared);
+  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
+    shared.masses[bin] = {0, 0};
+    shared.counts[bin] = 0;
+  }
+  // Orders the zeros before the additions.
+  __syncthreads();
   if (way == Way::kList) {
     const Depth depth(extent.max, extent.max - extent.least);
     for (int run = static_cast<int>(threadIdx.x); run < plan.runs; run += kPassThreads)
-      add_to(shared.bins[depth.of(score_of_key(space.run_keys[run]))], 1);
+      add_to(shared.masses[depth.of(score_of_key(space.run_keys[run]))], 1);
     // Orders the additions before the search.
     __syncthreads();
     const int64_t k = args.top_k.at(b);
     const int bound =
-        find_bin<kDepths>(shared.bins, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
+        find_bin<kDepths>(shared.masses, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
     over_runs<Nothing, kUnroll<T>>(
         plan, tiles, [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
         [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
@@ -131,37 +161,34 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
         [](int, Nothing) {});
     return;
   }
-  const Depth depth = depth_of_masses(args, b, extent);
-  if (args.top_p.at(b) < 1) {
-    over_runs<Nothing, kMassUnroll<T>>(
-        plan, tiles, [](int) { return true; },
-        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+  const Depth depth = depth_of_row(args, b, extent);
+  const Cuts cuts = cuts_of(args, b);
+  over_runs<Nothing, kMassUnroll<T>>(
+      plan, tiles, [](int) { return true; },
+      [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
+        int bins[Tiles<T>::P];
+#pragma unroll
+        for (int i = 0; i < Tiles<T>::P; ++i) bins[i] = depth.of(y[i]);
+        if (cuts.top_p) {
           uint64_t amounts[Tiles<T>::P];
-          int bins[Tiles<T>::P];
+#pragma unroll
+          for (int i = 0; i < Tiles<T>::P; ++i) amounts[i] = mass.mass_at(y[i]);
+          add_to(shared.masses, bins, amounts);
+        }
+        if (cuts.top_k) {
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i) {
-            amounts[i] = mass.mass_at(y[i]);
-            bins[i] = depth.of(y[i]);
+            if (has_mass(y[i])) atomicAdd(&shared.counts[bins[i]], 1u);
           }
-          add_to(shared.bins, bins, amounts);
-        },
-        [](int, Nothing) {});
-  } else {
-    over_runs<Nothing, 1>(
-        plan, tiles, [](int) { return true; },
-        [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
-#pragma unroll
-          for (int i = 0; i < Tiles<T>::P; ++i) {
-            if (has_mass(y[i])) add_to(shared.bins[depth.of(y[i])], 1);
-          }
-        },
-        [](int, Nothing) {});
-  }
-  // Orders the additions before the block's part of the row's histogram is read.
+        }
+      },
+      [](int, Nothing) {});
+  // Orders the additions before the block's part of the row's histograms is read.
   __syncthreads();
   for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
-    const unsigned long long sum = shared.bins[bin].sum();
-    if (sum > 0) atomicAdd(&space.histogram[bin], sum);
+    const unsigned long long sum = shared.masses[bin].sum();
+    if (sum > 0) atomicAdd(&space.masses[bin], sum);
+    if (shared.counts[bin] > 0) atomicAdd(&space.counts[bin], shared.counts[bin]);
   }
 }
 
@@ -199,37 +226,80 @@ __device__ __forceinline__ uint64_t sum_of_masses(const Measure& mass, uint64_t 
   return sum;
 }
 
+// The bins whose tokens are listed: [first, last], in which the last score that stays is, and the
+// one in which top-k ends.
+struct ListedBins {
+  int first, last, kth;
+
+  __device__ __forceinline__ bool has(int bin) const {
+    return (bin >= first && bin <= last) || bin == kth;
+  }
+};
+
+// Into `state` what the list is read with. What top-p needs depends on the masses that top-k
+// leaves, and those of the bin in which top-k ends are known only when its tokens are listed and
+// ranked. But all bins in which top-p can end are known, between none and all of these masses:
+// mostly one.
+__device__ inline ListedBins bins_to_list(const SampleArgs& args, int64_t b, const RowSpace& space,
+                                          RowState& state) {
+  const Cuts cuts = cuts_of(args, b);
+  FoundBin kth = {.bin = kDepths, .rest = 0};
+  if (cuts.top_k) {
+    const uint64_t k = static_cast<uint64_t>(args.top_k.at(b));
+    kth = find_bin<kDepths>(bins_in_shared<kDepths>(space.counts),
+                            [=](uint64_t all) { return k < all ? k : all; });
+  }
+  if (!cuts.top_p) {
+    state.k = static_cast<int64_t>(kth.rest);
+    return {kth.bin, kth.bin, kth.bin};
+  }
+  const double top_p = args.top_p.at(b);
+  const Bin* masses = bins_in_shared<kDepths>(space.masses);
+  const auto mass_of = [=](int bin) { return masses[bin].sum(); };
+  uint64_t above = cuts.top_k ? sum_of_bins(0, kth.bin, mass_of) : 0;
+  const FoundBin least = find_bin<kDepths>(masses, [&](uint64_t all) {
+    if (!cuts.top_k) above = all;
+    return need_of_top_p(top_p, above);
+  });
+  // Without mass it makes no difference which of the bin's tokens top-k leaves.
+  const uint64_t at_kth = cuts.top_k ? mass_of(kth.bin) : 0;
+  const int last = at_kth == 0 ? least.bin : find_bin<kDepths>(masses, [=](uint64_t) {
+                                               return need_of_top_p(top_p, above + at_kth);
+                                             }).bin;
+  // Of what is listed, what is above the bin in which top-k ends.
+  const int end = last < kth.bin ? last + 1 : kth.bin;
+  state.before = need_of_top_p(top_p, above) - least.rest;
+  state.unlisted = above - sum_of_bins(least.bin, end, mass_of);
+  state.k = 0;
+  if (at_kth > 0) {
+    const auto count_of = [=](int bin) { return space.counts[bin]; };
+    state.k = static_cast<int64_t>(kth.rest + sum_of_bins(least.bin, end, count_of));
+  }
+  return {least.bin, last, at_kth > 0 ? kth.bin : last};
+}
+
 template <class T>
 __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     sample_gather_kernel(SampleArgs args, SamplePlan plan) {
   const int64_t b = plan.first + blockIdx.x / static_cast<unsigned>(plan.blocks);
   if (way_of(args, plan, b) != Way::kHistogram) return;
   const RowSpace space(plan, args.workspace, b);
-  const Extent extent = extent_of(plan, space);
+  const Extent extent = extent_of(plan, space.run_keys);
   if (!extent.finite) return;
-  DepthShared& shared = cuda::shared<DepthShared>();
-  for (int bin = static_cast<int>(threadIdx.x); bin < kDepths; bin += kPassThreads) {
-    const unsigned long long sum = space.histogram[bin];
-    shared.bins[bin] = {static_cast<unsigned>(sum), static_cast<unsigned>(sum >> 32)};
-  }
-  // Orders the copy before the search.
-  __syncthreads();
-  const double top_p = args.top_p.at(b);
-  const int64_t k = args.top_k.at(b);
-  const FoundBin found = find_bin<kDepths>(shared.bins, [=](uint64_t sum) {
-    if (top_p < 1) return need_of_top_p(top_p, sum);
-    return static_cast<uint64_t>(k) < sum ? static_cast<uint64_t>(k) : sum;
-  });
+  RowState wanted = {};
+  const ListedBins listed = bins_to_list(args, b, space, wanted);
   if (blockIdx.x % static_cast<unsigned>(plan.blocks) == 0 && threadIdx.x == 0) {
-    space.state->rest = found.rest;
+    space.state->k = wanted.k;
+    space.state->before = wanted.before;
+    space.state->unlisted = wanted.unlisted;
   }
-  const Depth depth = depth_of_masses(args, b, extent);
+  const Depth depth = depth_of_row(args, b, extent);
   const Tiles<T> tiles = tiles_of<T>(args, b);
   const Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
   over_runs<Total, kMassUnroll<T>>(
       plan, tiles,
-      [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= found.bin; },
+      [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= listed.kth; },
       [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
         const int v = tiles.first(tile);
         int bins[Tiles<T>::P];
@@ -237,15 +307,15 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
 #pragma unroll
         for (int i = 0; i < Tiles<T>::P; ++i) {
           bins[i] = depth.of(y[i]);
-          before |= bins[i] < found.bin;
-          in |= bins[i] == found.bin;
+          before |= bins[i] < listed.first;
+          in |= listed.has(bins[i]);
         }
         if (__any_sync(kAllLanes, before))
-          total.sum += sum_of_masses<T>(mass, least, y, bins, found.bin);
+          total.sum += sum_of_masses<T>(mass, least, y, bins, listed.first);
         if (__any_sync(kAllLanes, in)) {
 #pragma unroll
           for (int i = 0; i < Tiles<T>::P; ++i)
-            list_token(space, has_mass(y[i]) && bins[i] == found.bin, y[i], v + i);
+            list_token(space, has_mass(y[i]) && listed.has(bins[i]), y[i], v + i);
         }
       },
       [&](int run, const Total& total) { store_total(space, run, total); });
@@ -274,9 +344,9 @@ void sample_passes(const SampleArgs& args, const SamplePlan& plan, Stream stream
              args, plan);
     };
     run(sample_maxima_kernel<T>);
-    if (!args.temperature.rows && args.temperature.value == 0) return;
-    run(sample_scan_kernel<T>);
-    if (may_want_histogram(args, plan)) run(sample_gather_kernel<T>);
+    const bool greedy = !args.temperature.rows && args.temperature.value == 0;
+    if (!greedy || args.model_logprob) run(sample_scan_kernel<T>);
+    if (!greedy && may_want_histogram(args, plan)) run(sample_gather_kernel<T>);
   });
 }
 

@@ -53,6 +53,35 @@ __device__ FoundBin find_bin(const Bin* bins, Need need) {
   return {bin, found.target + 1};
 }
 
+template <int kBins>
+struct BinsShared {
+  Bin bins[kBins];
+};
+
+// A histogram from memory, where find_bin reads it.
+template <int kBins, class X>
+__device__ const Bin* bins_in_shared(const X* histogram) {
+  BinsShared<kBins>& shared = cuda::shared<BinsShared<kBins>>();
+  // Orders the searches of an earlier histogram before these writes.
+  __syncthreads();
+  for (int bin = BlockGroup().rank(); bin < kBins; bin += BlockGroup().size()) {
+    const uint64_t sum = histogram[bin];
+    shared.bins[bin] = {static_cast<unsigned>(sum), static_cast<unsigned>(sum >> 32)};
+  }
+  // Orders the copy before the searches.
+  __syncthreads();
+  return shared.bins;
+}
+
+// at(bin) over bins [begin, end). Every warp adds them up for itself.
+template <class At>
+__device__ uint64_t sum_of_bins(int begin, int end, At at) {
+  unsigned long long sum = 0;
+  for (int bin = begin + static_cast<int>(threadIdx.x) % kWarp; bin < end; bin += kWarp)
+    sum += at(bin);
+  return warp_sum(sum);
+}
+
 inline constexpr int kNarrowBits = 10;
 inline constexpr int kNarrowBins = 1 << kNarrowBits;
 

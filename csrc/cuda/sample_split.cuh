@@ -46,28 +46,36 @@ struct SamplePlan {
 // ---------------------------------------------------------------- workspace
 
 struct alignas(16) RowState {
-  unsigned listed;  // tokens that wanted to be listed; beyond kListed the list is of no use
-  uint64_t rest;    // what is needed of the bin that is listed
+  unsigned listed;               // tokens that wanted to be; beyond kListed the list is of no use
+  int64_t k;                     // of the list, that top-k leaves; 0: all
+  uint64_t before;               // masses of higher scores than the list's
+  uint64_t unlisted;             // masses that top-k leaves, beside the list's
+  unsigned long long model_sum;  // masses of softmax(x), where its logarithm is asked for
 };
 
 struct RowSpace {
   RowState* state;
-  unsigned long long* histogram;  // [kDepths]
-  uint2* list;                    // [kListed] of (key, token), in no order
-  unsigned long long* run_sums;   // [runs]
-  uint32_t* run_keys;             // [runs]
+  unsigned long long* masses;    // [kDepths]
+  unsigned* counts;              // [kDepths]
+  uint2* list;                   // [kListed] of (key, token), in no order
+  unsigned long long* run_sums;  // [runs]
+  uint32_t* run_keys;            // [runs]
+  uint32_t* model_keys;          // [runs] of x, where scores are others
 
-  static constexpr int64_t kFixed = sizeof(RowState) + kDepths * 8 + kListed * sizeof(uint2);
+  static constexpr int64_t kFixed = sizeof(RowState) + kDepths * 12 + kListed * sizeof(uint2);
+  static_assert(kFixed % 16 == 0);
   SEQKERN_HD static int64_t bytes(const SamplePlan& plan) {
-    return kFixed + ceil_div<int64_t>(int64_t{plan.runs} * 12, 16) * 16;
+    return kFixed + int64_t{plan.runs} * 16;
   }
   __device__ RowSpace(const SamplePlan& plan, void* workspace, int64_t b) {
     char* base = static_cast<char*>(workspace) + (b - plan.first) * bytes(plan);
     state = reinterpret_cast<RowState*>(base);
-    histogram = reinterpret_cast<unsigned long long*>(base + sizeof(RowState));
-    list = reinterpret_cast<uint2*>(histogram + kDepths);
+    masses = reinterpret_cast<unsigned long long*>(base + sizeof(RowState));
+    counts = reinterpret_cast<unsigned*>(masses + kDepths);
+    list = reinterpret_cast<uint2*>(counts + kDepths);
     run_sums = reinterpret_cast<unsigned long long*>(list + kListed);
     run_keys = reinterpret_cast<uint32_t*>(run_sums + plan.runs);
+    model_keys = run_keys + plan.runs;
   }
 };
 
@@ -76,18 +84,23 @@ struct RowSpace {
 enum class Way {
   kGreedy,     // the largest score
   kList,       // top-k of few: all that stay are listed, and everything else happens in the list
-  kHistogram,  // top-p, or top-k of many: the last score that stays is in one bin of a histogram
+  kHistogram,  // top-p, top-k of many, or both: histograms tell where the last score is that stays
   kSums,       // nothing but min-p
-  kAlone,      // by a block alone: top-k of many before top-p
 };
+
+struct Cuts {
+  bool top_k, top_p;
+};
+__device__ inline Cuts cuts_of(const SampleArgs& args, int64_t b) {
+  const int64_t k = args.top_k.at(b);
+  return {.top_k = k > 0 && k < args.V, .top_p = args.top_p.at(b) < 1};
+}
 
 __device__ inline Way way_of(const SampleArgs& args, const SamplePlan& plan, int64_t b) {
   if (args.temperature.at(b) == 0) return Way::kGreedy;
-  const int64_t k = args.top_k.at(b);
-  const bool top_k = k > 0 && k < args.V, top_p = args.top_p.at(b) < 1;
-  if (top_k && k <= plan.most_listed()) return Way::kList;
-  if (top_k && top_p) return Way::kAlone;
-  return top_k || top_p ? Way::kHistogram : Way::kSums;
+  const Cuts cuts = cuts_of(args, b);
+  if (cuts.top_k && args.top_k.at(b) <= plan.most_listed()) return Way::kList;
+  return cuts.top_k || cuts.top_p ? Way::kHistogram : Way::kSums;
 }
 
 // ---------------------------------------------------------------- tiles
@@ -209,6 +222,11 @@ __device__ Tiles<T> tiles_of(const SampleArgs& args, int64_t b) {
   return Tiles<T>(logits_of<T>(args, b), counts_of(args, b), penalties_of(args, b),
                   static_cast<int>(args.V));
 }
+// Of x, without penalties.
+template <class T>
+__device__ Tiles<T> model_tiles_of(const SampleArgs& args, int64_t b) {
+  return Tiles<T>(logits_of<T>(args, b), nullptr, {}, static_cast<int>(args.V));
+}
 
 // Bins by how far a score is below the largest: they need only grow with that, for nothing that is
 // decided depends on where one ends.
@@ -229,11 +247,11 @@ struct Extent {
   float max, least;
   bool finite;
 };
-__device__ inline Extent extent_of(const SamplePlan& plan, const RowSpace& space) {
+__device__ inline Extent extent_of(const SamplePlan& plan, const uint32_t* run_keys) {
   const BlockGroup group;
   KeyRange range = kNoKeys;
   for (int run = group.rank(); run < plan.runs; run += group.size()) {
-    const uint32_t key = space.run_keys[run];
+    const uint32_t key = run_keys[run];
     const bool spreads = key >= key_of(kMasked);
     if (key > kLowestKey) range = both(range, {spreads ? key : kNoKeys.low, key});
   }
@@ -243,12 +261,22 @@ __device__ inline Extent extent_of(const SamplePlan& plan, const RowSpace& space
   return {max, least, range.high > 0 && is_finite(max)};
 }
 
-// The bins of a row's histogram. Beyond e^-31 no mass is left. Of many random scores the runs'
-// least maximum is above the median: three times as far nearly all have their own bin.
-__device__ inline Depth depth_of_masses(const SampleArgs& args, int64_t b, const Extent& extent) {
+// The masses of softmax(x).
+__device__ inline Measure model_masses(const SampleArgs& args, const SamplePlan& plan,
+                                       const RowSpace& space) {
+  const uint32_t* keys = args.token_counts ? space.model_keys : space.run_keys;
+  return masses_of(extent_of(plan, keys).max, 1, args.V);
+}
+
+// The bins of a row's histograms. From e^-31.2 on no mass is left, so that of masses need reach no
+// further, and then has none in its last bin. Of many random scores the runs' least maximum is
+// above the median: three times as far nearly all have their own bin. Of few different scores it
+// may be the largest, which says nothing.
+__device__ inline Depth depth_of_row(const SampleArgs& args, int64_t b, const Extent& extent) {
   const float spread = 3 * (extent.max - extent.least);
-  const float reach = 31 * static_cast<float>(args.temperature.at(b));
-  return Depth(extent.max, args.top_p.at(b) < 1 && reach < spread ? reach : spread);
+  const float reach = 32 * static_cast<float>(args.temperature.at(b));
+  const bool far = spread == 0 || (args.top_p.at(b) < 1 && reach < spread);
+  return Depth(extent.max, far ? reach : spread);
 }
 
 // ---------------------------------------------------------------- launches

@@ -175,11 +175,12 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   }
   const auto tokens_of = [&](const Tensor& t) { return narrow(rows_2d(t), 0, 0, in.count()); };
   const Tensor flat = tokens_of(dgates);  // [T B or tokens, G H]
+  const OptionalTensor first_h = needs & kWhh ? in.state_of_first_steps(in.h0) : OptionalTensor();
   // The rows [first, first + count) of dw_hh, from the same columns of du: `part`.
   const auto w_hh_rows = [&](const Tensor& part, int64_t first, int64_t count) {
     OptionalTensor part_0;
     if (first_elsewhere) part_0 = seqkern::narrow(du_0, 1, first, count);
-    return recurrent_weight_gradient(part, kept_h, in.h0, part_0, reverse);
+    return recurrent_weight_gradient(part, kept_h, first_h, part_0, reverse);
   };
   const auto w_hh_gradient = [&] {
     if (!gru && !in.tokens) return w_hh_rows(dgates, 0, H);

@@ -182,7 +182,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   if (left & kWhh) {
     dw_hh = in.tokens ? transposed_mm(flat, in.tokens->states_before(kept_h, in.h0, reverse))
                       : recurrent_weight_gradient(
-                            dgates, kept_h, in.h0,
+                            dgates, kept_h, in.state_of_first_steps(in.h0),
                             first_elsewhere ? OptionalTensor(dgates_0) : OptionalTensor(), reverse);
   }
   const int64_t rows[] = {0};

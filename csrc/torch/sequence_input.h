@@ -40,6 +40,15 @@ struct SequenceInput {
     return transposed_mm(da, lengths && !tokens ? rows_2d(without_padding(*x, *lengths)) : rows());
   }
 
+  // h0 [B, P] for a product over all rows: without that of rows of no steps, which is not read and
+  // may be anything.
+  OptionalTensor state_of_first_steps(const OptionalTensor& h0) const {
+    if (!h0 || !lengths || tokens) return h0;
+    const int64_t step[] = {1, h0->size(0), h0->size(1)}, size[] = {h0->size(0), h0->size(1)};
+    const Tensor state = torch::stable::view(*h0, Sizes(step, 3));
+    return torch::stable::view(without_padding(state, *lengths), Sizes(size, 2));
+  }
+
   // x as [N, I].
   Tensor rows() const { return tokens ? tokens->gather(*x) : rows_2d(*x); }
 

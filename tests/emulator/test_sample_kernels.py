@@ -25,7 +25,16 @@ def emulator(emulator_library: Path) -> Iterator[ctypes.CDLL]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"top_k": 10}, {"top_p": 0.9}, {"top_k": 3000, "temperature": 2.0}], ids=str
+    "options",
+    [
+        {},
+        {"top_k": 10},
+        {"top_p": 0.9},
+        {"top_k": 3000, "temperature": 2.0},
+        {"top_k": 3000, "top_p": 0.9},
+        {"logprobs": "model"},
+    ],
+    ids=str,
 )
 def test_a_token_does_not_depend_on_blocks_and_their_order(
     emulator: ctypes.CDLL, options: dict[str, Any]
@@ -41,7 +50,9 @@ def test_a_token_does_not_depend_on_blocks_and_their_order(
         assert torch.equal(logprobs, results[0][1])
 
 
-@pytest.mark.parametrize("options", [{"top_k": 40}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"top_k": 40}, {"top_k": 5000, "top_p": 0.5, "logprobs": "model"}], ids=str
+)
 def test_runs_of_several_tiles(emulator: ctypes.CDLL, options: dict[str, Any]) -> None:
     logits = 3 * torch.randn(1, 530_001)
     tokens, logprobs = ops.sample(logits, **options)

@@ -53,7 +53,8 @@ def linear_cross_entropy(
         reduction: "none", "mean" (over the weights of the rows not ignored) or "sum".
         ignore_index: a target of this value adds nothing to loss and gradients. On the CPU such
             rows cost nothing, unless `return_lse` asks for theirs; on CUDA, where counting them
-            would stop the stream, they still take part in the GEMMs.
+            would stop the stream, they still take part in the GEMMs, and NaN or infinity in their
+            hidden values reaches the weight's gradient, as in PyTorch.
         label_smoothing: in [0, 1]: this much of the target is spread evenly over the classes.
         z_loss: weight of the squared log-sum-exp; "mean" averages it over the rows not ignored.
         softcap: bound of the logits, as in Gemma 2; 0 for none.
