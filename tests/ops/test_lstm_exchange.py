@@ -42,8 +42,8 @@ CASES = {
     "pairs-of-groups-2-passes": Case(Device(2), (4, 43, 16)),
     "passes": Case(Device(1), (4, 70, 9)),
     "2-tiles": Case(Device(3), (5, 16, 20)),
-    "3-tiles-2-stages": Case(Device(5), (3, 21, 280), 1),
-    "4-tiles-2-passes-2-stages": Case(Device(5), (3, 43, 280), 1),
+    "pairs-of-groups-chunks-2": Case(Device(5), (3, 21, 280), 1),
+    "3-tiles-2-stages": Case(Device(33), (4, 17, 264), 1),
 }
 case_of = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 # Two that wait in every way are enough where what is exchanged is the subject.
