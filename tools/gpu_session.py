@@ -147,6 +147,15 @@ STAGES = (
         ),
     ),
     Stage(
+        "bench-exchange",
+        "the LSTM by flags, beside bench-recurrent, where 16 bits are exchanged by values",
+        (
+            "env SEQKERN_LSTM_EXCHANGE=flags "
+            + bench("lstm", "--dtype bf16 --peers seqkern").replace("/results", "/results-flags"),
+        ),
+        share=0.3,
+    ),
+    Stage(
         "bench-stacks",
         "several layers, two directions, tokens: where cuDNN may take its standard path",
         (

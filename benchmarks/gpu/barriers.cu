@@ -5,6 +5,8 @@
 // Prints CSV: kind, blocks (of 256 threads), cluster size, nanoseconds per barrier. Kinds:
 //   grid     cooperative_groups' grid.sync()
 //   flags    each block publishes its epoch, all threads poll all blocks' epochs
+//   copies   16 bytes of each block stored before its epoch, and read by all threads after it
+//   values   the same 16 bytes, read until all of them are of this epoch: no flags
 //   cluster  the hardware barrier of a thread-block cluster
 #include <cooperative_groups.h>
 
@@ -20,6 +22,7 @@ namespace cg = cooperative_groups;
 constexpr int kThreads = 256;
 constexpr int kRounds = 2000;
 constexpr int kSamples = 11;
+constexpr int kWords = 9;  // of memory per block, at most
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -54,6 +57,51 @@ __global__ void flags_kernel(unsigned* epochs, int rounds) {
   }
 }
 
+__device__ void store_relaxed(unsigned* p, unsigned x) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(x) : "memory");
+}
+
+__device__ uint4 load_relaxed(const unsigned* p) {
+  uint4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(p)
+               : "memory");
+  return x;
+}
+
+__device__ bool is_of(uint4 x, unsigned epoch) {
+  return min(min(x.x, x.y), min(x.z, x.w)) >= epoch;
+}
+
+// What a step of a recurrent layer hands over, in one of two buffers: memory [2, gridDim.x, 4] and,
+// with kFlags, [gridDim.x] of flags behind it. All zero before.
+template <bool kFlags>
+__global__ void exchange_kernel(unsigned* memory, int rounds) {
+  unsigned* epochs = memory + 8 * gridDim.x;
+  for (unsigned epoch = 1; epoch <= static_cast<unsigned>(rounds); ++epoch) {
+    unsigned* values = memory + epoch % 2 * 4 * gridDim.x;
+    // The last 4 threads, which poll for no block where there are fewer than threads.
+    const unsigned t = threadIdx.x - (blockDim.x - 4);
+    if (t < 4) store_relaxed(values + 4 * blockIdx.x + t, epoch);
+    if (kFlags) {
+      __syncthreads();
+      if (threadIdx.x == 0) store_release(epochs + blockIdx.x, epoch);
+    }
+    for (unsigned b = threadIdx.x; b < gridDim.x; b += blockDim.x) {
+      if (kFlags) {
+        while (load_acquire(epochs + b) < epoch) {
+        }
+        if (!is_of(load_relaxed(values + 4 * b), epoch)) __trap();
+      } else {
+        while (!is_of(load_relaxed(values + 4 * b), epoch)) {
+        }
+      }
+    }
+    __syncthreads();  // no thread goes on before all values were seen
+  }
+}
+
 __global__ void cluster_kernel(unsigned*, int rounds) {
 #if __CUDA_ARCH__ >= 900
   for (int i = 0; i < rounds; ++i) cg::this_cluster().sync();
@@ -71,7 +119,7 @@ struct Launch {
 
 // Milliseconds of one launch, or a negative number where the device refuses it.
 float milliseconds(const Launch& l, unsigned* epochs, int rounds) {
-  check(cudaMemset(epochs, 0, sizeof(unsigned) * l.blocks), "memset");
+  check(cudaMemset(epochs, 0, kWords * sizeof(unsigned) * l.blocks), "memset");
   if (l.cluster > 8) {
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(l.kernel),
                                cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
@@ -121,11 +169,13 @@ int main() {
   check(cudaGetDeviceProperties(&device, 0), "device");
   const int sms = device.multiProcessorCount;
   unsigned* epochs;
-  check(cudaMalloc(&epochs, sizeof(unsigned) * static_cast<size_t>(sms)), "malloc");
+  check(cudaMalloc(&epochs, kWords * sizeof(unsigned) * static_cast<size_t>(sms)), "malloc");
   std::vector<Launch> launches;
   for (int blocks : {16, 64, sms}) {
     launches.push_back({"grid", grid_kernel, blocks, 1, true});
     launches.push_back({"flags", flags_kernel, blocks, 1, true});
+    launches.push_back({"copies", exchange_kernel<true>, blocks, 1, true});
+    launches.push_back({"values", exchange_kernel<false>, blocks, 1, true});
   }
   if (device.major >= 9) {
     for (int cluster : {2, 4, 8, 16}) {

@@ -1,5 +1,10 @@
 // The LSTM forward on CUDA: one cooperative launch for all steps, recurrent weights resident
 // (resident.cuh), for every H and B; with a projection, one launch per step (lstm_steps.cu).
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 #include "cuda/kernels.h"
 #include "cuda/lstm.cuh"
 #include "cuda/resident.cuh"
@@ -7,14 +12,15 @@
 namespace seqkern::cuda {
 namespace {
 
-template <class T>
+template <class T, class Exchange>
 __global__ void __launch_bounds__(kProductThreads, 1)
     lstm_resident_kernel(const __grid_constant__ LstmForwardArgs a,
                          const __grid_constant__ ResidentPlan plan, int64_t first_row) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  Resident<ForwardProduct<T>> block(plan, r, a.workspace, first_row);
-  typename Resident<ForwardProduct<T>>::Held held;
+  using Block = Resident<ForwardProduct<T>, Exchange>;
+  Block block(plan, r, a.workspace, first_row);
+  typename Block::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& c) {
     const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
@@ -41,19 +47,22 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         // Under way while the warp waits.
         GateInputs<T> x;
         if (active) x.load(a, t, cell.b, cell.unit);
+        T* const place = block.h_place(cell, pass, s);
         if (set == 0) block.wait(pass, s);
         block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
         __syncthreads();
         Acc gates[4] = {}, h = 0;
+        bool nan = false;
         Acc& c = block.state(pass, set);
         if (active) {
           block.total(cell, gates);
           x.add_to(gates);
           h = cell_forward(gates, c);
-          block.exchange(cell, pass, 0, h, s);
+          nan = is_nan(c) || is_nan(gates[3]);
         }
+        block.exchange_h(cell, pass, place, active, h, nan, s);
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();
         if (set == block.sets() - 1) block.publish(pass, s);
@@ -71,9 +80,31 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   }
 }
 
-template <class T>
+// SEQKERN_LSTM_EXCHANGE=flags|values, for comparing the two ways where both are (16 bits): asked at
+// every call, so that a process can have one after the other.
+bool by_values() {
+  const char* asked = std::getenv("SEQKERN_LSTM_EXCHANGE");
+  if (!asked || !*asked || !std::strcmp(asked, "values")) return true;
+  if (!std::strcmp(asked, "flags")) return false;
+  throw std::invalid_argument("SEQKERN_LSTM_EXCHANGE must be flags or values, got '" +
+                              std::string(asked) + "'");
+}
+
+// Calls f with the tags of the element type and of the exchange.
+template <class F>
+decltype(auto) dispatch(const LstmForwardArgs& a, F&& f) {
+  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T> type) {
+    if constexpr (sizeof(T) == 2) {
+      if (by_values()) return f(type, TypeTag<ByValues>{});
+    }
+    return f(type, TypeTag<ByFlags>{});
+  });
+}
+
+template <class T, class Exchange>
 ResidentPlan plan_of(const LstmForwardArgs& a) {
-  return a.in.w_hr ? ResidentPlan{} : plan_resident<ForwardProduct<T>>(a.in.r, current_device());
+  if (a.in.w_hr) return {};
+  return plan_resident<ForwardProduct<T>>(a.in.r, current_device(), kGates, Exchange::kBuffers);
 }
 
 }  // namespace
@@ -81,21 +112,21 @@ ResidentPlan plan_of(const LstmForwardArgs& a) {
 // ---------------------------------------------------------------- launching
 
 int64_t lstm_forward_workspace(const LstmForwardArgs& a) {
-  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
-    const ResidentPlan plan = plan_of<T>(a);
+  return dispatch(a, [&]<class T, class Exchange>(TypeTag<T>, TypeTag<Exchange>) {
+    const ResidentPlan plan = plan_of<T, Exchange>(a);
     return plan.blocks() > 0 ? plan.bytes : lstm_forward_steps_workspace(a);
   });
 }
 
 void lstm_forward(const LstmForwardArgs& a, Stream stream) {
-  dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
-    const ResidentPlan plan = plan_of<T>(a);
+  dispatch(a, [&]<class T, class Exchange>(TypeTag<T>, TypeTag<Exchange>) {
+    const ResidentPlan plan = plan_of<T, Exchange>(a);
     if (plan.blocks() == 0) {
       lstm_forward_steps(a, stream);
       return;
     }
     for (int64_t row = 0; row < a.in.r.B; row += plan.launch_rows()) {
-      launch(lstm_resident_kernel<T>,
+      launch(lstm_resident_kernel<T, Exchange>,
              {.name = "lstm",
               .grid = static_cast<unsigned>(plan.blocks()),
               .block = kProductThreads,
@@ -110,7 +141,11 @@ void lstm_forward(const LstmForwardArgs& a, Stream stream) {
 void visit_lstm_kernels(VisitKernel visit, void* context) {
   for_each_float_type([&]<class T>(TypeTag<T>, const std::string& dtype) {
     visit(context, ("lstm_resident<" + dtype + ">").c_str(),
-          reinterpret_cast<const void*>(lstm_resident_kernel<T>));
+          reinterpret_cast<const void*>(lstm_resident_kernel<T, ByFlags>));
+    if constexpr (sizeof(T) == 2) {
+      visit(context, ("lstm_resident_values<" + dtype + ">").c_str(),
+            reinterpret_cast<const void*>(lstm_resident_kernel<T, ByValues>));
+    }
   });
 }
 

@@ -19,6 +19,11 @@ __device__ __forceinline__ constexpr Acc quiet_nan() {
   return static_cast<Acc>(__builtin_nanf(""));
 }
 
+template <class Acc>
+__device__ __forceinline__ bool is_nan(Acc x) {
+  return x != x;
+}
+
 // e^d as a softmax needs it (d <= 0 up to rounding). In float, one multiplication and ex2: the
 // rounding of d log2(e) makes the relative error |d| 2^-24 + 2^-22, as large as that of d itself.
 __device__ __forceinline__ float softmax_exp(float d) {

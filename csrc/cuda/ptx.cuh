@@ -173,7 +173,7 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[kMatrices], const void*
 #endif
 }
 
-// ---------------------------------------------------------------- flags between blocks
+// ---------------------------------------------------------------- between blocks
 
 // *flag = x, after every write and read of memory that this thread did before, or that a barrier
 // ordered before it (release), as seen by all threads of the device.
@@ -197,8 +197,31 @@ __device__ __forceinline__ uint32_t load_acquire(uint32_t* flag) {
 #endif
 }
 
-// Between two polls of a flag, the n-th and the next. A GPU polls on at once, but not for ever:
-// after some 20 seconds what it waits for has failed, and the kernel ends with an error.
+// Accesses of what others write and read meanwhile. They read and write L2, of which each place has
+// one value at a time; other places may be seen in any order. Of the 16 bytes every part that is
+// stored by itself is read by itself.
+__device__ __forceinline__ void store_relaxed(uint16_t* p, uint16_t x) {
+#if defined(__CUDACC__)
+  asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(x) : "memory");
+#else
+  *p = x;
+#endif
+}
+__device__ __forceinline__ uint4 load_relaxed(const void* p) {
+#if defined(__CUDACC__)
+  uint4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(p)
+               : "memory");
+  return x;
+#else
+  return *static_cast<const uint4*>(p);
+#endif
+}
+
+// Between two polls of a flag or a value, the n-th and the next. A GPU polls on at once, but not
+// for ever: after some 20 seconds what it waits for has failed, and the kernel ends with an error.
 __device__ __forceinline__ void between_polls([[maybe_unused]] uint32_t n) {
 #if defined(__CUDACC__)
   if (n >= 1u << 26) __trap();

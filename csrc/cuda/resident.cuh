@@ -3,28 +3,16 @@
 //
 // A batch group of blocks owns some batch rows; its blocks share the hidden units. In round n every
 // block reads what all of them exchanged in round n - 1 and exchanges its own units' values, in the
-// other one of two buffers. Rows go through in passes, each with flags of its own: the number of
-// rounds a block has exchanged of the pass.
+// other one of two buffers. Rows go through in passes, each waited for by itself.
 //
-// Ordering, for a value that block X exchanges in round n and block Y reads in round n + 1:
-//   X: threads store values; __syncthreads; a thread: store_release(flag of X, n + 1)
-//   Y: a lane: load_acquire(flag of X) >= n + 1; __syncwarp; the warp's lanes copy values
-// The release takes along what the barrier ordered before it, and the acquire goes on to the warp
-// through __syncwarp, so each store happens before the copies are started (cp.async of 16 bytes,
-// which reads L2 and leaves L1 alone).
-//
-// That X in round n + 1 does not overwrite (buffers alternate) what Y still reads in round n:
-//   Y: copies of round n, waited for; __syncthreads (before its sums); store_release(flag of Y,
-//      n + 1)
-//   X: each warp waits for n + 1 from the blocks whose units it reads, in round n + 1; the warps of
-//      X together read all units; __syncthreads (before its sums); only then X's stores of the
-//      round.
-// Flags only grow within a launch, and begin at 0 in each: start() clears them, and a barrier of
-// the grid orders that before any wait. So a launch needs nothing of what the workspace held.
+// How a block knows that values are there, and what orders what, is in resident_exchange.cuh. In
+// either way a launch needs nothing of what the workspace held: start() fills it, and a barrier of
+// the grid orders that before the first round.
 #pragma once
 
 #include <cooperative_groups.h>
 
+#include "cuda/resident_exchange.cuh"
 #include "cuda/resident_warp.cuh"
 
 namespace seqkern::cuda {
@@ -39,16 +27,16 @@ struct Cell {
   bool valid;
 };
 
-template <class Product>
+template <class Product, class Exchange = ByFlags>
 class Resident {
  public:
   using T = typename Product::Element;
   using Acc = typename Product::Acc;
-  using Held = typename WarpProduct<Product>::Held;
+  using Held = typename WarpProduct<Product, Exchange>::Held;
 
   __device__ Resident(const ResidentPlan& plan, const RecurrentInputs& r, void* workspace,
                       int64_t first_row)
-      : plan_(plan), r_(r), product_(plan, workspace) {
+      : plan_(plan), r_(r), product_(plan, static_cast<int>(r.H), workspace) {
     const int batch_group = static_cast<int>(blockIdx.x) / plan.unit_blocks;
     unit_block_ = static_cast<int>(blockIdx.x) % plan.unit_blocks;
     first_ = first_row + static_cast<int64_t>(batch_group) * plan.rows;
@@ -121,8 +109,8 @@ class Resident {
 
   // ---------------------------------------------------------------- rounds
 
-  // Fills the buffers of exchange, the first with value(b, unit) of the layer's inputs and zeros
-  // elsewhere, clears the flags, and waits until all blocks have done so.
+  // Fills the buffers of exchange, that of round 0 with value(b, unit) of the layer's inputs and
+  // zeros elsewhere, clears the flags, and waits until all blocks have done so.
   template <class F>
   __device__ void start(F&& value) {
     const int threads = plan_.unit_blocks * kProductThreads;
@@ -131,17 +119,23 @@ class Resident {
     for (int64_t n = thread; n < elements; n += threads) {
       const int row = static_cast<int>(n / plan_.row_elements);
       const int k = static_cast<int>(n % plan_.row_elements);
-      store1(own_rows_ + n, row < rows_ && k < r_.H ? value(first_ + row, k) : Acc(0));
-      store1(own_rows_ + buffer_elements() + n, Acc(0));
+      const Acc first = row < rows_ && k < r_.H ? value(first_ + row, k) : Acc(0);
+#pragma unroll
+      for (int i = 0; i < Exchange::kBuffers; ++i) {
+        store1(own_rows_ + i * buffer_elements() + n, i == Exchange::buffer(0) ? first : Acc(0));
+      }
     }
-    for (int n = thread; n < plan_.passes * plan_.unit_blocks; n += threads) flags_[n] = 0;
+    if constexpr (!Exchange::kValues) {
+      for (int n = thread; n < plan_.passes * plan_.unit_blocks; n += threads) flags_[n] = 0;
+    }
     // Orders all of that before any block's first round.
     cooperative_groups::this_grid().sync();
   }
 
   // The warp waits until every block whose units it reads has exchanged round - 1 of the pass.
+  // Values are waited for where they are read.
   __device__ void wait(int pass, int round) {
-    if (round == 0) return;  // start() has ordered it
+    if (Exchange::kValues || round == 0) return;  // start() has ordered round 0
     const int per_block = plan_.groups * kUnits;
     const int first = first_block_ + static_cast<int>(threadIdx.x) % kWarp;
     const int end = min(product_.end_unit(), static_cast<int>(r_.H));
@@ -158,9 +152,8 @@ class Resident {
   // The warp's part of the set's product with what was exchanged before `round`; total() has the
   // sum after a barrier of the block.
   __device__ void multiply(const Held& held, int pass, int set, int round) {
-    const T* x = own_rows_ + round % 2 * buffer_elements() +
-                 static_cast<int64_t>(pass) * plan_.pass_rows * plan_.row_elements;
-    product_.multiply(held, x, set, pass_rows(pass));
+    const T* x = row_of(round, pass, 0);
+    product_.multiply(held, x, Exchange::expected(round, set), set, pass_rows(pass));
   }
 
   template <class... Gates>
@@ -170,15 +163,36 @@ class Resident {
 
   // Value q of the cell, for the others to read in the next round.
   __device__ void exchange(const Cell& c, int pass, int q, Acc value, int round) {
-    T* row = own_rows_ + (round + 1) % 2 * buffer_elements() +
-             (static_cast<int64_t>(pass) * plan_.pass_rows + c.row) * plan_.row_elements;
-    store1(row + Product::position(c.unit, q), value);
+    store1(row_of(round + 1, pass, c.row) + Product::position(c.unit, q), value);
+  }
+
+  // Where others read the cell's h in the next round, if values say themselves that they are there;
+  // null where nobody does.
+  __device__ T* h_place(const Cell& c, int pass, int round) const {
+    if constexpr (!Exchange::kValues) return nullptr;
+    const int units = (static_cast<int>(r_.H) + kUnits - 1) / kUnits * kUnits;
+    return c.row < pass_rows(pass) && c.unit < units ? row_of(round + 1, pass, c.row) + c.unit
+                                                     : nullptr;
+  }
+
+  // exchange() of h, by all threads: `active` where the cell has a step, else h is zero. `nan` says
+  // whether h is one: that is known earlier than h, and the warp has to know.
+  __device__ void exchange_h(const Cell& c, int pass, T* place, bool active, Acc h, bool nan,
+                             int round) {
+    if constexpr (Exchange::kValues) {
+      T stored;
+      store1(&stored, h);
+      const uint16_t bits = Exchange::mark(stored.bits, nan, round + 1);
+      if (place) store_relaxed(&place->bits, bits);
+    } else if (active) {
+      exchange(c, pass, 0, h, round);
+    }
   }
 
   // After a barrier that follows all of the block's exchanges of the pass in this round. By the
   // warp that is the last to get cells: a release waits for what the block has stored.
   __device__ void publish(int pass, int round) {
-    if (threadIdx.x == kProductThreads - kWarp) {
+    if (!Exchange::kValues && threadIdx.x == kProductThreads - kWarp) {
       store_release(flags_ + pass * plan_.unit_blocks + unit_block_,
                     static_cast<uint32_t>(round) + 1);
     }
@@ -186,15 +200,20 @@ class Resident {
 
  private:
   __device__ int64_t buffer_elements() const { return plan_.launch_rows() * plan_.row_elements; }
+  // Of the pass, in the buffer that is read in the round.
+  __device__ T* row_of(int round, int pass, int row) const {
+    return own_rows_ + Exchange::buffer(round) * buffer_elements() +
+           (static_cast<int64_t>(pass) * plan_.pass_rows + row) * plan_.row_elements;
+  }
 
   const ResidentPlan& plan_;
   const RecurrentInputs& r_;
-  WarpProduct<Product> product_;
+  WarpProduct<Product, Exchange> product_;
   int unit_block_;
   int first_block_;  // which has the first unit that the warp reads
   int64_t first_;    // the batch group's first row
   int rows_;         // and how many
-  T* own_rows_;      // [2 (buffer_elements() apart), rows, row_elements]
+  T* own_rows_;      // [kBuffers (buffer_elements() apart), rows, row_elements]
   uint32_t* flags_;  // [passes, unit_blocks]
 };
 

@@ -51,11 +51,12 @@ struct ResidentPlan {
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
 };
 
-// The plan for H units of `gates` in sets of `span` groups, or none (blocks() is 0) where the
-// device cannot hold the blocks at once, or is older than what they use (ptx.cuh). `Product` is one
-// of resident_product.cuh.
+// The plan for H units of `gates` in sets of `span` groups, with `buffers` of exchanged rows, or
+// none (blocks() is 0) where the device cannot hold the blocks at once, or is older than what they
+// use (ptx.cuh). `Product` is one of resident_product.cuh.
 template <class Product>
-ResidentPlan plan_span(const RecurrentInputs& r, const Device& device, int gates, int span) {
+ResidentPlan plan_span(const RecurrentInputs& r, const Device& device, int gates, int buffers,
+                       int span) {
   ResidentPlan p = {};
   constexpr int64_t kAcc = sizeof(typename Product::Acc);
   constexpr int64_t kState = kProductThreads * kAcc;  // of a pass and set
@@ -93,7 +94,7 @@ ResidentPlan plan_span(const RecurrentInputs& r, const Device& device, int gates
   p.shared_slots = static_cast<int>(std::min<int64_t>(p.slots, (budget - state) / kSlotBytes));
   p.smem = static_cast<unsigned>(kFixed + state + int64_t{p.shared_slots} * kSlotBytes);
   const auto aligned = [](int64_t bytes) { return ceil_div<int64_t>(bytes, 128) * 128; };
-  const int64_t exchanged = 2 * p.launch_rows() * p.row_elements *
+  const int64_t exchanged = buffers * p.launch_rows() * p.row_elements *
                             static_cast<int64_t>(sizeof(typename Product::Element));
   p.flags_at = aligned(exchanged);
   p.slots_at = aligned(p.flags_at + int64_t{p.blocks()} * p.passes * 4);
@@ -105,10 +106,11 @@ ResidentPlan plan_span(const RecurrentInputs& r, const Device& device, int gates
 // are half as many blocks to share the units, so twice as many batch groups of half the rows; but
 // the weights must have room.
 template <class Product>
-ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates) {
-  const ResidentPlan one = plan_span<Product>(r, device, gates, 1);
+ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int gates = kGates,
+                           int buffers = 2) {
+  const ResidentPlan one = plan_span<Product>(r, device, gates, buffers, 1);
   if (Product::kMostTiles == 1 || one.blocks() == 0) return one;
-  const ResidentPlan two = plan_span<Product>(r, device, gates, kMostSpan);
+  const ResidentPlan two = plan_span<Product>(r, device, gates, buffers, kMostSpan);
   const bool fewer = two.blocks() > 0 && two.rows * two.sets() < one.rows * one.sets() &&
                      two.launch_rows() >= std::min(r.B, one.launch_rows());
   return fewer && two.slots == two.shared_slots ? two : one;

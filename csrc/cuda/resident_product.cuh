@@ -5,7 +5,7 @@
 // 8 units: W^T [8, 4 H] times dgates_t. The other operand is a row per batch row in the exchange
 // (resident.cuh), padded with zeros to whole chunks: of a chunk it has one part of 64 bytes forward
 // and four backward. A tile of 8 rows of a part is one piece of 16 bytes per lane; four such make a
-// stage, which is brought to shared memory before it is used. What is summed for a row depends
+// stage, which is brought before it is used (resident_pieces.cuh). What is summed for a row depends
 // neither on the other rows nor on how many there are, nor does the order.
 //
 //   kChunkUnits   hidden units along the inner dimension of a chunk

@@ -1,10 +1,10 @@
-// A warp's part of its block's products: its chunks of the inner dimension, their weights, and the
-// ring of stages through which it gets the exchanged rows.
+// A warp's part of its block's products: its chunks of the inner dimension and their weights.
 #pragma once
 
 #include <utility>
 
 #include "cuda/recurrent.cuh"
+#include "cuda/resident_pieces.cuh"
 #include "cuda/resident_product.cuh"
 
 namespace seqkern::cuda {
@@ -17,15 +17,18 @@ __device__ __forceinline__ void static_for(F&& f) {
   }(std::make_integer_sequence<int, n>{});
 }
 
-template <class Product>
+template <class Product, class Exchange>
 class WarpProduct {
  public:
   using T = typename Product::Element;
   using Acc = typename Product::Acc;
   using Held = uint4[Product::kHeldChunks][4];
+  using Expected = typename Exchange::Expected;
 
-  __device__ WarpProduct(const ResidentPlan& plan, void* workspace)
+  // For H units.
+  __device__ WarpProduct(const ResidentPlan& plan, int H, void* workspace)
       : plan_(plan),
+        H_(H),
         warp_(static_cast<int>(threadIdx.x) / kWarp),
         lane_(static_cast<int>(threadIdx.x) % kWarp),
         workspace_(static_cast<char*>(workspace)) {
@@ -74,26 +77,27 @@ class WarpProduct {
     }
   }
 
-  // The warp's part of the set's product with `rows` exchanged rows (whole tiles) from x on;
-  // total() has the sum after a barrier of the block.
-  __device__ void multiply(const Held& held, const T* x, int set, int rows) {
+  // The warp's part of the set's product with `rows` exchanged rows (whole tiles) from x on, as
+  // they are expected; total() has the sum after a barrier of the block.
+  __device__ void multiply(const Held& held, const T* x, const Expected& expected, int set,
+                           int rows) {
     if (chunks_ <= 0) return;  // its partials are not read either
     if constexpr (Product::kMostTiles == 1) {
-      multiply_tiles<1, 1>(held, x, set, rows);
+      multiply_tiles<1, 1>(held, x, expected, set, rows);
     } else {
       static_assert(kPassRows == 4 * kTileRows && Product::kMostTiles == 4);
       if (plan_.span == 2) {
         if (rows > kTileRows) {
-          multiply_tiles<2, 2>(held, x, set, rows);
+          multiply_tiles<2, 2>(held, x, expected, set, rows);
         } else {
-          multiply_tiles<1, 2>(held, x, set, rows);
+          multiply_tiles<1, 2>(held, x, expected, set, rows);
         }
       } else if (rows > 2 * kTileRows) {
-        multiply_tiles<4, 1>(held, x, set, rows);
+        multiply_tiles<4, 1>(held, x, expected, set, rows);
       } else if (rows > kTileRows) {
-        multiply_tiles<2, 1>(held, x, set, rows);
+        multiply_tiles<2, 1>(held, x, expected, set, rows);
       } else {
-        multiply_tiles<1, 1>(held, x, set, rows);
+        multiply_tiles<1, 1>(held, x, expected, set, rows);
       }
     }
   }
@@ -109,63 +113,33 @@ class WarpProduct {
   // Of 4 there may be one less: then the last one is brought twice, and nobody reads the sums of
   // the second.
   template <int kTiles, int kSpan>
-  __device__ __forceinline__ void multiply_tiles(const Held& held, const T* x, int set, int rows) {
+  __device__ __forceinline__ void multiply_tiles(const Held& held, const T* x,
+                                                 const Expected& expected, int set, int rows) {
     constexpr int kParts = Product::kParts;
     constexpr int kTaken = kStagePieces / kTiles;                   // parts of a stage
     constexpr int kChunks = kTaken < kParts ? 1 : kTaken / kParts;  // whose products begin with it
-    constexpr int kStages = Product::kStages;
-    constexpr int kPartBytes = 64;
-    constexpr bool kOnce = Product::kMostTiles > 1;  // all rows
-    const int parts = chunks_ * kParts;
+    constexpr bool kOnce = Product::kMostTiles > 1;                 // all rows
     // Opaque: their sums and products for every kTiles and kSpan would not fit in registers.
     const int lane = opaque(lane_);
     const int row_bytes = opaque(plan_.row_elements * static_cast<int>(sizeof(T)));
-    const int last_tile = kOnce ? (rows - kTileRows) * row_bytes : 0;
-    const char* from = reinterpret_cast<const char*>(x) + lane / 4 * row_bytes +
-                       first_chunk_ * kParts * kPartBytes + lane % 4 * 16;
-    // The parts, tiles by tiles, go through the stages in turn; what comes next is brought while
-    // those before it are used.
-    int bring_row = 0, bring_part = 0, bring_to = 0;
-    const auto bring = [&] {
-      if (kOnce ? bring_part < parts : bring_row < rows) {
-        uint4* to = stages_ + bring_to * kStagePieces * kWarp;
-#pragma unroll
-        for (int n = 0; n < kStagePieces; ++n) {
-          const int part = n / kTiles, tile = n % kTiles;
-          // Zeros beyond the warp's parts: nobody uses them, but they are read with the others.
-          const bool inside = kTaken <= kParts || part == 0 || bring_part + part < parts;
-          cp_async<16>(to + n * kWarp + Product::place(lane, part),
-                       from + part * kPartBytes +
-                           (tile == kTiles - 1 ? last_tile : tile * kTileRows * row_bytes),
-                       inside ? 16 : 0);
-        }
-        bring_to = bring_to + 1 == kStages ? 0 : bring_to + 1;
-        bring_part += kTaken;
-        from += kTaken * kPartBytes;
-        if (!kOnce && bring_part >= parts) {
-          from += kTileRows * row_bytes - bring_part * kPartBytes;
-          bring_row += kTileRows;
-          bring_part = 0;
-        }
-      }
-      cp_async_commit();  // empty ones too: the waits count groups
-    };
-    // Orders the last reads of the stages in the previous product before these copies.
-    if constexpr (!Product::kOwnPieces) __syncwarp();
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) bring();
-
-    int take_from = 0;
+    PieceSource source;
+    source.from = reinterpret_cast<const char*>(x) + lane / 4 * row_bytes +
+                  first_chunk_ * kParts * kPartBytes + lane % 4 * 16;
+    source.row_bytes = row_bytes;
+    source.rows = rows;
+    source.last_tile = kOnce ? (rows - kTileRows) * row_bytes : 0;
+    source.parts = chunks_ * kParts;
+    source.lane = lane;
+    source.stages = stages_;
+    if constexpr (Exchange::kValues) {
+      const int units = H_ - first_unit() - lane % 4 * kPack<T>;
+      source.own_parts =
+          min(source.parts, (units + Product::kChunkUnits - 1) / Product::kChunkUnits);
+    }
+    Pieces<Product, kTiles, Exchange> pieces(source, expected);
     typename Product::Taken taken;
-    const auto take = [&] {
-      cp_async_wait<kStages - 2>();
-      // Orders the lanes' copies before the reads, and the reads of the stage before this one
-      // before its next copy.
-      if constexpr (!Product::kOwnPieces) __syncwarp();
-      Product::take(taken, stages_ + take_from * kStagePieces * kWarp, lane);
-      take_from = take_from + 1 == kStages ? 0 : take_from + 1;
-      bring();
-    };
+    pieces.start(taken);
+    const auto take = [&] { pieces.take(taken); };
 
     typename Product::template Sums<kTiles> sums[kSpan];
     // Chunks c to c + kChunks - 1. weights<i, g, kLast>(f) calls f with those of chunk c + i and
@@ -272,6 +246,7 @@ class WarpProduct {
   }
 
   const ResidentPlan& plan_;
+  const int H_;
   const int warp_, lane_;
   char* const workspace_;  // [blocks, slots - shared_slots, kProductWarps, 4, 32] at slots_at
   int first_chunk_, chunks_;
