@@ -116,12 +116,12 @@ constexpr uint32_t kFlaggedRounds = 12;
 
 // Rounds in which a block waits for the flag of the other, and no more: each publishes its sum in
 // one of two buffers, which the other has read before it publishes the next.
-template <bool kWait>
+template <bool kWait, unsigned kBuffers = 2>
 __global__ void flagged_rounds(uint32_t* flags, float* published, float* out) {
   const unsigned t = threadIdx.x, next = (blockIdx.x + 1) % gridDim.x;
   float sum = static_cast<float>(blockIdx.x);
   for (uint32_t round = 0; round < kFlaggedRounds; ++round) {
-    float* buffer = published + round % 2 * gridDim.x * kThreads;
+    float* buffer = published + round % kBuffers * gridDim.x * kThreads;
     buffer[blockIdx.x * kThreads + t] = sum;
     // Orders the block's numbers before its flag.
     __syncthreads();
@@ -134,14 +134,52 @@ __global__ void flagged_rounds(uint32_t* flags, float* published, float* out) {
   out[blockIdx.x * kThreads + t] = sum;
 }
 
-bool flagged(void (*kernel)(uint32_t*, float*, float*)) {
-  constexpr unsigned kPair = 2;
-  std::vector<uint32_t> flags(kPair, 0);
-  std::vector<float> published(2 * kPair * kThreads, -1.0f), out(kPair * kThreads, -1.0f);
-  launch(kernel, {.name = "case", .grid = kPair, .block = kThreads, .cooperative = true},
-         flags.data(), published.data(), out.data());
-  // 0 and 1, then both 1, 2, 4 and so on.
-  return out == std::vector<float>(kPair * kThreads, 1 << (kFlaggedRounds - 1));
+// The same with copies that begin before the wait, or after it.
+template <bool kAfter>
+__global__ void copied_rounds(uint32_t* flags, float* published, float* out) {
+  Numbers& copied = cuda::shared<Numbers>();
+  const unsigned t = threadIdx.x, next = (blockIdx.x + 1) % gridDim.x;
+  float sum = static_cast<float>(blockIdx.x);
+  for (uint32_t round = 0; round < kFlaggedRounds; ++round) {
+    float* buffer = published + round % 2 * gridDim.x * kThreads;
+    buffer[blockIdx.x * kThreads + t] = sum;
+    // Orders the block's numbers before its flag.
+    __syncthreads();
+    if (t == 0) cuda::store_release(flags + blockIdx.x, round + 1);
+    const auto copy = [&] {
+      cuda::cp_async<4>(copied.x + t, buffer + next * kThreads + t);
+      cuda::cp_async_commit();
+    };
+    if constexpr (!kAfter) copy();
+    while (cuda::load_acquire(flags + next) < round + 1) __nanosleep(20);
+    if constexpr (kAfter) copy();
+    cuda::cp_async_wait<0>();
+    sum += copied.x[t];
+  }
+  out[blockIdx.x * kThreads + t] = sum;
+}
+
+// Of two blocks each waits for the other. In a ring of more, the next may be as many rounds ahead
+// as there are others, and overwrite what a slow block has not read yet.
+bool flagged(void (*kernel)(uint32_t*, float*, float*), unsigned blocks = 2) {
+  std::vector<float> want(blocks);
+  for (unsigned b = 0; b < blocks; ++b) want[b] = static_cast<float>(b);
+  for (uint32_t round = 0; round < kFlaggedRounds; ++round) {
+    const std::vector<float> before = want;
+    for (unsigned b = 0; b < blocks; ++b) want[b] += before[(b + 1) % blocks];
+  }
+  constexpr int kLaunches = 10, kMostBuffers = 4;
+  for (int i = 0; i < kLaunches; ++i) {
+    std::vector<uint32_t> flags(blocks, 0);
+    std::vector<float> published(kMostBuffers * blocks * kThreads, -1.0f);
+    std::vector<float> out(blocks * kThreads, -1.0f);
+    launch(kernel, {.name = "case", .grid = blocks, .block = kThreads, .cooperative = true},
+           flags.data(), published.data(), out.data());
+    for (unsigned n = 0; n < out.size(); ++n) {
+      if (out[n] != want[n / kThreads]) return false;
+    }
+  }
+  return true;
 }
 
 // What the device says of itself, and what a cooperative launch may take of it.
@@ -178,6 +216,9 @@ std::vector<Case> grid_cases() {
       {"flag", flag},
       {"flagged_rounds", [] { return flagged(flagged_rounds<true>); }},
       {"flagged_rounds_without_wait", [] { return flagged(flagged_rounds<false>); }},
+      {"flagged_rounds_of_six", [] { return flagged(flagged_rounds<true, 4>, 6); }},
+      {"copied_rounds", [] { return flagged(copied_rounds<true>); }},
+      {"copied_rounds_too_early", [] { return flagged(copied_rounds<false>); }},
       {"device", [] { return fits(2); }},
       {"cooperative_beyond_shared_memory", [] { return fits(3); }},
       {"cooperative_not_supported", not_cooperative},

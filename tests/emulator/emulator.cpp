@@ -23,18 +23,15 @@ Launch launch;
 namespace {
 
 constexpr size_t kMaxAliveThreads = 16384;
+// Of a slow block's threads: one turn in so many is theirs, and for whose turn it is a thread is
+// looked for so often.
+constexpr unsigned kSlowness = 32;
+constexpr int kTries = 16;
 
 EmulatedDevice device;
 
 uint64_t random_state = 0;
 uint64_t launches = 0;
-
-uint64_t random_bits() {
-  uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
 
 const bool seeded = [] {
   const char* seed = std::getenv("SEQKERN_EMU_SEED");
@@ -137,12 +134,21 @@ std::string deadlock() {
   return out.str();
 }
 
+Thread& take_ready() {
+  const bool slow = launch.slow && random_bits() % kSlowness == 0;
+  for (int tries = launch.slow ? kTries : 1; tries > 0; --tries) {
+    std::swap(launch.ready[random_bits() % launch.ready.size()], launch.ready.back());
+    if ((launch.ready.back()->block == launch.slow) == slow) break;
+  }
+  Thread& thread = *launch.ready.back();
+  launch.ready.pop_back();
+  return thread;
+}
+
 void run_alive() {
   launch.fault.reset();
   while (!launch.ready.empty()) {
-    std::swap(launch.ready[random_bits() % launch.ready.size()], launch.ready.back());
-    Thread& thread = *launch.ready.back();
-    launch.ready.pop_back();
+    Thread& thread = take_ready();
     resume(thread);
     if (launch.fault) {
       throw std::runtime_error("emulator: block " + name(thread.block->index) + " thread " +
@@ -190,6 +196,11 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& i
       launch.ready.push_back(&thread);
     }
   }
+  // Half of the launches of several blocks have a slow one: what the others do meanwhile, when a
+  // block is held up, is rare in a fair order.
+  launch.slow = indices.size() > 1 && random_bits() % 2
+                    ? &launch.blocks[random_bits() % indices.size()]
+                    : nullptr;
   run_alive();
 }
 
@@ -215,6 +226,13 @@ std::unordered_map<const void*, size_t>& dynamic_limits() {
 void set_device(const EmulatedDevice& wanted) { device = wanted; }
 
 void set_seed(uint64_t seed) { random_state = seed * 0x2545f4914f6cdd1du + 1; }
+
+uint64_t random_bits() {
+  uint64_t z = (random_state += 0x9e3779b97f4a7c15u);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
 
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
                      const std::function<void()>& thread) {

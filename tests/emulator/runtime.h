@@ -20,6 +20,8 @@ struct AsyncCopy {
   int bytes;
   int valid;
   int group;
+  bool early;  // what it brings was read when it began
+  unsigned char read[16];
 };
 
 struct Thread {
@@ -71,6 +73,7 @@ struct Launch {
   std::vector<Block> blocks;  // alive
   std::vector<Thread> threads;
   std::vector<Thread*> ready;
+  const Block* slow = nullptr;  // a block whose threads seldom run while others can
   std::unique_ptr<Fault> fault;
   bool cooperative = false;
   size_t done = 0;
@@ -85,6 +88,7 @@ extern Thread* running;
 [[noreturn]] void fail_at(const std::string& message, const void* code);
 std::string describe(const Location& where);
 uint64_t next_epoch();
+uint64_t random_bits();
 
 // ---------------------------------------------------------------- shared memory (shadow.cpp)
 

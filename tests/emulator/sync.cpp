@@ -203,7 +203,10 @@ void cp_async(void* shared, const void* global, int bytes, int valid) {
   // Written at some time from now on: until the wait nobody may touch it.
   check_write(shared, static_cast<size_t>(bytes));
   forget(shared, static_cast<size_t>(bytes));
-  running->copies.push_back({shared, global, bytes, valid, running->copy_group});
+  // It may read at any time until then, too.
+  AsyncCopy copy = {shared, global, bytes, valid, running->copy_group, random_bits() % 2 == 0, {}};
+  if (copy.early) std::memcpy(copy.read, global, static_cast<size_t>(valid));
+  running->copies.push_back(copy);
 }
 
 void cp_async_commit() { ++running->copy_group; }
@@ -217,7 +220,7 @@ void cp_async_wait(int pending) {
     }
     check_write(c.shared, static_cast<size_t>(c.bytes));
     std::memset(c.shared, 0, static_cast<size_t>(c.bytes));
-    std::memcpy(c.shared, c.global, static_cast<size_t>(c.valid));
+    std::memcpy(c.shared, c.early ? c.read : c.global, static_cast<size_t>(c.valid));
   }
   running->copies = std::move(later);
 }
