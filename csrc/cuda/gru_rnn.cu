@@ -84,16 +84,7 @@ void hidden_forward(const HiddenForwardArgs& a, Stream stream) {
       hidden_forward_steps(a, stream);
       return;
     }
-    for (int64_t row = 0; row < a.r.B; row += plan.launch_rows()) {
-      launch(hidden_resident_kernel<T, kGru>,
-             {.name = kGru ? "gru" : "rnn",
-              .grid = static_cast<unsigned>(plan.blocks()),
-              .block = kProductThreads,
-              .smem = plan.smem,
-              .cooperative = true,
-              .stream = stream},
-             a, plan, row);
-    }
+    launch_resident(kGru ? "gru" : "rnn", hidden_resident_kernel<T, kGru>, a, plan, a.r.B, stream);
   });
 }
 

@@ -95,16 +95,8 @@ void hidden_backward(const HiddenBackwardArgs& a, Stream stream) {
       hidden_backward_steps(a, stream);
       return;
     }
-    for (int64_t row = 0; row < a.r.B; row += plan.launch_rows()) {
-      launch(hidden_resident_backward_kernel<T, kGru>,
-             {.name = kGru ? "gru_backward" : "rnn_backward",
-              .grid = static_cast<unsigned>(plan.blocks()),
-              .block = kProductThreads,
-              .smem = plan.smem,
-              .cooperative = true,
-              .stream = stream},
-             a, plan, row);
-    }
+    launch_resident(kGru ? "gru_backward" : "rnn_backward",
+                    hidden_resident_backward_kernel<T, kGru>, a, plan, a.r.B, stream);
   });
 }
 

@@ -2,9 +2,9 @@
 // (resident.cuh), for every H and B; with a projection, one launch per step (lstm_steps.cu).
 #include <cstdlib>
 #include <cstring>
-#include <stdexcept>
 #include <string>
 
+#include "common/errors.h"
 #include "cuda/kernels.h"
 #include "cuda/lstm.cuh"
 #include "cuda/resident.cuh"
@@ -86,8 +86,8 @@ bool by_values() {
   const char* asked = std::getenv("SEQKERN_LSTM_EXCHANGE");
   if (!asked || !*asked || !std::strcmp(asked, "values")) return true;
   if (!std::strcmp(asked, "flags")) return false;
-  throw std::invalid_argument("SEQKERN_LSTM_EXCHANGE must be flags or values, got '" +
-                              std::string(asked) + "'");
+  throw_value_error("SEQKERN_LSTM_EXCHANGE must be flags or values, got '" + std::string(asked) +
+                    "'");
 }
 
 // Calls f with the tags of the element type and of the exchange.
@@ -125,16 +125,7 @@ void lstm_forward(const LstmForwardArgs& a, Stream stream) {
       lstm_forward_steps(a, stream);
       return;
     }
-    for (int64_t row = 0; row < a.in.r.B; row += plan.launch_rows()) {
-      launch(lstm_resident_kernel<T, Exchange>,
-             {.name = "lstm",
-              .grid = static_cast<unsigned>(plan.blocks()),
-              .block = kProductThreads,
-              .smem = plan.smem,
-              .cooperative = true,
-              .stream = stream},
-             a, plan, row);
-    }
+    launch_resident("lstm", lstm_resident_kernel<T, Exchange>, a, plan, a.in.r.B, stream);
   });
 }
 

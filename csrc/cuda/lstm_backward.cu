@@ -101,16 +101,7 @@ void lstm_backward(const LstmBackwardArgs& a, Stream stream) {
       lstm_backward_steps(a, stream);
       return;
     }
-    for (int64_t row = 0; row < a.in.r.B; row += plan.launch_rows()) {
-      launch(lstm_resident_backward_kernel<T>,
-             {.name = "lstm_backward",
-              .grid = static_cast<unsigned>(plan.blocks()),
-              .block = kProductThreads,
-              .smem = plan.smem,
-              .cooperative = true,
-              .stream = stream},
-             a, plan, row);
-    }
+    launch_resident("lstm_backward", lstm_resident_backward_kernel<T>, a, plan, a.in.r.B, stream);
   });
 }
 

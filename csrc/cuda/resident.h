@@ -116,4 +116,20 @@ ResidentPlan plan_resident(const RecurrentInputs& r, const Device& device, int g
   return fewer && two.slots == two.shared_slots ? two : one;
 }
 
+// The kernel over all B rows, as many at a time as the plan has room for.
+template <class Args>
+void launch_resident(const char* name, void (*kernel)(Args, ResidentPlan, int64_t), const Args& a,
+                     const ResidentPlan& plan, int64_t B, cudaStream_t stream) {
+  for (int64_t row = 0; row < B; row += plan.launch_rows()) {
+    launch(kernel,
+           {.name = name,
+            .grid = static_cast<unsigned>(plan.blocks()),
+            .block = kProductThreads,
+            .smem = plan.smem,
+            .cooperative = true,
+            .stream = stream},
+           a, plan, row);
+  }
+}
+
 }  // namespace seqkern::cuda
