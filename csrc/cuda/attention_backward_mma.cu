@@ -1,6 +1,6 @@
-// Causal attention on tensor cores, backward: one kernel, launched for each sum or pair of sums.
-// For dK and dV a block takes a tile of keys and walks the queries that see them, for dQ it takes a
-// tile of queries and walks their keys. Each sum is one block's, in a fixed order.
+// Causal attention on tensor cores, backward: one kernel for dK and dV, where a block takes a tile
+// of keys and walks the queries that see them, and the same kernel for dQ, where it takes a tile of
+// queries and walks their keys. Each sum is one block's, in a fixed order.
 //
 // Rows are what the block owns (a1 and a2: K and V, or Q and dO), columns what it walks (b1 and b2:
 // Q and dO, or K and V). Then x = a1 b1^T are the products q . k, y = a2 b2^T is dP, and
@@ -12,7 +12,9 @@
 namespace seqkern::cuda {
 namespace {
 
-// What a launch sums. Warps split the rows, so P and dS stay in registers, and every fragment of
+constexpr int kThreads = 128;
+
+// What a block sums. Warps split the rows, so P and dS stay in registers, and every fragment of
 // the columns that a warp fetches should serve 32 rows: with 16 the products wait for shared
 // memory. From width 128 on, the sums of dK and dV together leave no room for that.
 enum class Sums { kDkDv, kDk, kDv, kDq };
@@ -24,7 +26,6 @@ struct Shape {
   static constexpr bool kHasSum2 = kSums == Sums::kDkDv || kSums == Sums::kDv;
   static constexpr int kRows = kWidth <= 128 ? 128 : 64;
   static constexpr int kColumns = kWidth <= 128 || !kHasSum1 ? 32 : 16;
-  static constexpr int kThreads = 128;
   // Columns in registers at a time: x and y of more would not fit beside the sums of 32 rows.
   static constexpr bool kTight =
       kOptions && (kWidth == 64 ? kHasSum1 && kHasSum2 : kWidth == 128 && kHasSum1);
@@ -109,7 +110,7 @@ class Backward {
   template <int kRows>
   __device__ __forceinline__ void load(T* tile, const void* base, const HeadStrides& strides,
                                        bool keys, int head, int row) {
-    load_tile<kWidth, kRows, S::kThreads>(
+    load_tile<kWidth, kRows, kThreads>(
         tile,
         rows_of<const T>(base, strides, in_.D, s_.b, head, row + (keys ? s_.k_row : s_.q_row)),
         keys ? s_.key_lo - row : 0, (keys ? s_.length : s_.alive) - row);
@@ -118,7 +119,7 @@ class Backward {
   template <int kRows>
   __device__ __forceinline__ void load_dout(T* tile, int head, int row) {
     const bool given = a_.dout != nullptr;
-    load_tile<kWidth, kRows, S::kThreads>(
+    load_tile<kWidth, kRows, kThreads>(
         tile,
         rows_of<const T>(given ? a_.dout : in_.q, given ? a_.dout_strides : in_.q_strides, in_.D,
                          s_.b, head, row + s_.q_row),
@@ -266,7 +267,7 @@ class Backward {
     const auto to = [&](const T* tile, void* base, const HeadStrides& strides) {
       const int row = work_.first + (kKeys ? s_.k_row : s_.q_row);
       store_tile<kWidth>(tile, rows_of<T>(base, strides, in_.D, s_.b, work_.head, row),
-                         max(0, first_alive() - work_.first), work_.rows, thread, S::kThreads);
+                         max(0, first_alive() - work_.first), work_.rows, thread, kThreads);
     };
     if constexpr (!kKeys) to(tile1, a_.dq, a_.dq_strides);
     if constexpr (kKeys && S::kHasSum1) to(tile1, a_.dk, a_.dk_strides);
@@ -290,40 +291,52 @@ class Backward {
 };
 
 template <class T, int kWidth, Sums kSums, bool kOptions>
-__global__ void __launch_bounds__(Shape<kWidth, kSums, kOptions>::kThreads)
-    attention_backward_mma_kernel(const __grid_constant__ AttentionBackwardArgs a) {
+__device__ __forceinline__ void sum_up(const AttentionBackwardArgs& a) {
   using S = Shape<kWidth, kSums, kOptions>;
   const Work& work = find_work<S::kKeys, S::kRows>(a.in);
-  if (!work.exists) return;
-  Backward<T, kWidth, kSums, kOptions>(a, work).run();
+  if (work.exists) Backward<T, kWidth, kSums, kOptions>(a, work).run();
+}
+
+// A launch over the keys, or over the queries. Where dK and dV have blocks of their own, both are
+// in one launch: those of dV fill the device when those of dK run out.
+template <int kWidth, bool kKeys, bool kOptions>
+struct Pass {
+  static constexpr bool kApart = kKeys && kWidth > 64;
+  using First = Shape<kWidth, !kKeys ? Sums::kDq : kApart ? Sums::kDk : Sums::kDkDv, kOptions>;
+  using Second = std::conditional_t<kApart, Shape<kWidth, Sums::kDv, kOptions>, First>;
+  static_assert(First::kRows == Second::kRows);
+  static constexpr unsigned kSharedBytes =
+      First::kSharedBytes > Second::kSharedBytes ? First::kSharedBytes : Second::kSharedBytes;
+};
+
+template <class T, int kWidth, bool kKeys, bool kOptions>
+__global__ void __launch_bounds__(kThreads)
+    attention_backward_mma_kernel(const __grid_constant__ AttentionBackwardArgs a) {
+  if constexpr (!kKeys) {
+    sum_up<T, kWidth, Sums::kDq, kOptions>(a);
+  } else if constexpr (!Pass<kWidth, kKeys, kOptions>::kApart) {
+    sum_up<T, kWidth, Sums::kDkDv, kOptions>(a);
+  } else if (blockIdx.y == 0) {
+    sum_up<T, kWidth, Sums::kDk, kOptions>(a);
+  } else {
+    sum_up<T, kWidth, Sums::kDv, kOptions>(a);
+  }
 }
 
 // ---------------------------------------------------------------- launching
 
-// Calls f(constant of Sums, name) for each launch at this width.
-template <int kWidth, class F>
-void for_each_sums(F&& f) {
-  if constexpr (kWidth <= 64) {
-    f(std::integral_constant<Sums, Sums::kDkDv>{}, "dkdv");
-  } else {
-    f(std::integral_constant<Sums, Sums::kDk>{}, "dk");
-    f(std::integral_constant<Sums, Sums::kDv>{}, "dv");
-  }
-  f(std::integral_constant<Sums, Sums::kDq>{}, "dq");
-}
-
-template <class T, int kWidth, Sums kSums, bool kOptions>
-void launch_sums(const AttentionBackwardArgs& a, Stream stream) {
-  using S = Shape<kWidth, kSums, kOptions>;
+template <class T, int kWidth, bool kKeys, bool kOptions>
+void launch_pass(const AttentionBackwardArgs& a, Stream stream) {
+  using P = Pass<kWidth, kKeys, kOptions>;
   const AttentionInputs& in = a.in;
-  const unsigned grid = grid_of("attention_backward", in, S::kKeys ? in.NKV : in.NH,
-                                S::kKeys ? in.Tk : in.Tq, S::kRows);
+  const unsigned grid = grid_of("attention_backward", in, kKeys ? in.NKV : in.NH,
+                                kKeys ? in.Tk : in.Tq, P::First::kRows);
   if (grid == 0) return;
-  launch(attention_backward_mma_kernel<T, kWidth, kSums, kOptions>,
+  launch(attention_backward_mma_kernel<T, kWidth, kKeys, kOptions>,
          {.name = "attention_backward",
-          .grid = grid,
-          .block = S::kThreads,
-          .smem = S::kSharedBytes,
+          .grid = dim3(grid, P::kApart ? 2 : 1),
+          .block = kThreads,
+          .smem = P::kSharedBytes,
           .stream = stream},
          a);
 }
@@ -336,9 +349,8 @@ void attention_backward_mma(const AttentionBackwardArgs& a, Stream stream) {
   specialize_mma(a.in,
                  [&]<class T, int kWidth, class Options>(TypeTag<T>, Constant<kWidth>, Options) {
                    launch_row_stats<T, kWidth>(a, stream);
-                   for_each_sums<kWidth>([&](auto sums, const char*) {
-                     launch_sums<T, kWidth, sums(), Options::value>(a, stream);
-                   });
+                   launch_pass<T, kWidth, true, Options::value>(a, stream);
+                   launch_pass<T, kWidth, false, Options::value>(a, stream);
                  });
 }
 
@@ -349,11 +361,12 @@ void visit_attention_backward_mma_kernels(VisitKernel visit, void* context) {
       visit(context, ("attention_row_stats_mma" + options).c_str(),
             reinterpret_cast<const void*>(attention_row_stats_mma_kernel<T, kWidth>));
     }
-    for_each_sums<kWidth>([&](auto sums, const char* name) {
-      visit(context, ("attention_backward_mma_" + std::string(name) + options).c_str(),
-            reinterpret_cast<const void*>(
-                attention_backward_mma_kernel<T, kWidth, sums(), Options::value>));
-    });
+    visit(context, ("attention_backward_mma_dkdv" + options).c_str(),
+          reinterpret_cast<const void*>(
+              attention_backward_mma_kernel<T, kWidth, true, Options::value>));
+    visit(context, ("attention_backward_mma_dq" + options).c_str(),
+          reinterpret_cast<const void*>(
+              attention_backward_mma_kernel<T, kWidth, false, Options::value>));
   });
 }
 

@@ -132,6 +132,7 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], const T* a,
                                               const T* b, int b_row) {
   static_assert(N % 2 == 0);
   using Positions = Tile<kWidth>;
+  // Opaque: positions that were kept from product to product would not fit in registers.
   const int lane = opaque(static_cast<int>(threadIdx.x) % kWarp);
   const int of_a = Positions::at(a_row + lane % 16, lane / 16);
   const int of_b = Positions::at(b_row + lane % 8 + lane / 16 * 8, lane / 8 % 2);
@@ -168,7 +169,7 @@ __device__ __forceinline__ void multiply_columns(float (&acc)[M][N][4],
                                                  int b_row) {
   static_assert(N % 2 == 0);
   using Positions = Tile<kWidth>;
-  const int lane = opaque(static_cast<int>(threadIdx.x) % kWarp);
+  const int lane = opaque(static_cast<int>(threadIdx.x) % kWarp);  // as in multiply_rows
   const int of_b = Positions::at(b_row + lane % 16, lane / 16);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
