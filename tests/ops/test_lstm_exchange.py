@@ -55,7 +55,8 @@ def forward(
 ) -> list[Tensor]:
     """Output, h_n, c_n, c of all steps and the gates."""
     with torch.no_grad():
-        return list(_registry.active.lstm_forward(*tensors, lengths, reverse, True, True))
+        op = _registry.active.lstm_forward
+        return list(_registry.call(op, *tensors, lengths, reverse, True, True))
 
 
 def both(
