@@ -256,10 +256,9 @@ class Backward {
   }
 
   __device__ __forceinline__ void store() {
-    T* tile1 = a1_;
     T* tile2 = S::kHasSum1 ? a2_ : a1_;
     if constexpr (S::kHasSum1)
-      to_tile<kWidth>(tile1, sum1_, static_cast<float>(in_.scale), warp_row_);
+      to_tile<kWidth>(a1_, sum1_, static_cast<float>(in_.scale), warp_row_);
     if constexpr (S::kHasSum2)
       to_tile<kWidth>(tile2, sum2_, static_cast<float>(keep_scale(in_)), warp_row_);
     __syncthreads();  // orders the writes before the reads of whole chunks
@@ -269,8 +268,8 @@ class Backward {
       store_tile<kWidth>(tile, rows_of<T>(base, strides, in_.D, s_.b, work_.head, row),
                          max(0, first_alive() - work_.first), work_.rows, thread, kThreads);
     };
-    if constexpr (!kKeys) to(tile1, a_.dq, a_.dq_strides);
-    if constexpr (kKeys && S::kHasSum1) to(tile1, a_.dk, a_.dk_strides);
+    if constexpr (!kKeys) to(a1_, a_.dq, a_.dq_strides);
+    if constexpr (kKeys && S::kHasSum1) to(a1_, a_.dk, a_.dk_strides);
     if constexpr (S::kHasSum2) to(tile2, a_.dv, a_.dv_strides);
   }
 

@@ -90,21 +90,12 @@ bool by_values() {
                     "'");
 }
 
-// Calls f with the tags of the element type and of the exchange.
-template <class F>
-decltype(auto) dispatch(const LstmForwardArgs& a, F&& f) {
-  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T> type) {
-    if constexpr (sizeof(T) == 2) {
-      if (by_values()) return f(type, TypeTag<ByValues>{});
-    }
-    return f(type, TypeTag<ByFlags>{});
-  });
-}
-
-template <class T, class Exchange>
+// Of types that have both ways, one for both: a workspace is made before the way is chosen.
+template <class T>
 ResidentPlan plan_of(const LstmForwardArgs& a) {
   if (a.in.w_hr) return {};
-  return plan_resident<ForwardProduct<T>>(a.in.r, current_device(), kGates, Exchange::kBuffers);
+  constexpr int kBuffers = sizeof(T) == 2 ? ByValues::kBuffers : ByFlags::kBuffers;
+  return plan_resident<ForwardProduct<T>>(a.in.r, current_device(), kGates, kBuffers);
 }
 
 }  // namespace
@@ -112,20 +103,24 @@ ResidentPlan plan_of(const LstmForwardArgs& a) {
 // ---------------------------------------------------------------- launching
 
 int64_t lstm_forward_workspace(const LstmForwardArgs& a) {
-  return dispatch(a, [&]<class T, class Exchange>(TypeTag<T>, TypeTag<Exchange>) {
-    const ResidentPlan plan = plan_of<T, Exchange>(a);
+  return dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
     return plan.blocks() > 0 ? plan.bytes : lstm_forward_steps_workspace(a);
   });
 }
 
 void lstm_forward(const LstmForwardArgs& a, Stream stream) {
-  dispatch(a, [&]<class T, class Exchange>(TypeTag<T>, TypeTag<Exchange>) {
-    const ResidentPlan plan = plan_of<T, Exchange>(a);
+  dispatch_dtype(a.in.r.dtype, [&]<class T>(TypeTag<T>) {
+    const ResidentPlan plan = plan_of<T>(a);
     if (plan.blocks() == 0) {
       lstm_forward_steps(a, stream);
       return;
     }
-    launch_resident("lstm", lstm_resident_kernel<T, Exchange>, a, plan, a.in.r.B, stream);
+    auto* kernel = lstm_resident_kernel<T, ByFlags>;
+    if constexpr (sizeof(T) == 2) {
+      if (by_values()) kernel = lstm_resident_kernel<T, ByValues>;
+    }
+    launch_resident("lstm", kernel, a, plan, a.in.r.B, stream);
   });
 }
 
