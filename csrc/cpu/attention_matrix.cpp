@@ -1,5 +1,5 @@
-// Causal attention in the matrix unit, forward: as attention.cpp, with strips of 32 queries against
-// groups of 32 keys (docs/math/attention.md).
+// Causal attention in products of bf16, forward: as attention.cpp, with strips of 32 queries
+// against groups of 32 keys (docs/math/attention.md).
 #include "cpu/attention_matrix_tiles.h"
 #include "cpu/kernels.h"
 

@@ -1,4 +1,4 @@
-// Causal attention in the matrix unit, backward: as attention_backward.cpp, with strips of 32
+// Causal attention in products of bf16, backward: as attention_backward.cpp, with strips of 32
 // queries against groups of 32 keys (docs/math/attention.md).
 #include "cpu/attention_matrix_tiles.h"
 #include "cpu/kernels.h"
@@ -166,7 +166,7 @@ struct MatrixBackward {
     pack_columns(dout_columns, dout, padded);
     pack_depths<false>(q_depths, q, padded);
     pack_depths<false>(dout_depths, dout, padded);
-    // In the order in which the unit sums dout . v: a query that sees one key has out = v, and
+    // In the order in which products sum dout . v: a query that sees one key has out = v, and
     // its gradient is then exactly zero.
     auto* out_rows = reinterpret_cast<uint16_t*>(dq);  // which has nothing yet
     pack_rows(out_rows, out, padded);

@@ -1,5 +1,5 @@
-// Attention in the matrix unit (AMX): what forward and backward share. Blocks of bf16 as tiles,
-// their products, masks and weights of a strip (docs/math/attention.md).
+// Attention in products of bf16 (matrix_tiles.h): what forward and backward share. Blocks of bf16
+// as tiles, their products, masks and weights of a strip (docs/math/attention.md).
 //
 // Scores are transposed here, too, S^T [keys, queries], in strips of 32 queries. The keys are then
 // rows of the left operand as they are, the queries, packed once per task, are the right one; two
@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cpu/attention.h"
+#include "cpu/bf16_pairs.h"
 #include "cpu/matrix_tiles.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
@@ -17,10 +18,16 @@ inline constexpr int64_t kStrip = 32;  // queries of a strip and keys of a group
 inline constexpr int L = kLanes<float>;
 static_assert(L == 16);
 
-// All tiles whole.
+// All tiles whole, in a thread that has registers for them.
+#if defined(SEQKERN_TILES)
 struct WholeTiles : TileSession {
   WholeTiles() { shape_tiles(kTileHeight, 7); }
 };
+#else
+struct WholeTiles {
+  WholeTiles() {}
+};
+#endif
 
 // ---------------------------------------------------------------- bf16
 
@@ -49,7 +56,7 @@ SEQKERN_INLINE void store_columns(BFloat16* to, VecF v, int64_t count) {
 }
 
 // a's lanes, then b's, rounded to nearest even. Subnormal results may be zeros, which they are to
-// the unit.
+// the products.
 SEQKERN_INLINE Words round_two(VecF a, VecF b) {
 #if defined(__AVX512BF16__)
   return (Words)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
@@ -148,6 +155,8 @@ struct Operand {
   }
 };
 
+#if defined(SEQKERN_TILES)
+
 // Asks for a tile's lines: a tile is read faster than second-level cache can answer.
 SEQKERN_INLINE void fetch_tile(const uint16_t* tile) {
 #pragma GCC unroll 16
@@ -193,24 +202,6 @@ SEQKERN_INLINE void multiply_square(const Operand& a, int64_t m, const Operand& 
   if constexpr (M > 1 && N > 1) store_tile<3>(below + 16, bytes);
 }
 
-// C [16 rows, 16 columns] = A B, or C + A B.
-__attribute__((noinline)) inline void multiply_block(const Operand& a, int64_t rows,
-                                                     const Operand& b, int64_t columns,
-                                                     int64_t depths, float* c, int64_t stride,
-                                                     bool add) {
-  for (int64_t m = 0; m < rows; m += 2) {
-    for (int64_t n = 0; n < columns; n += 2) {
-      float* to = c + m * 16 * stride + n * 16;
-      with_tile_rows<2>(least<int64_t>(rows - m, 2), [&](auto M) {
-        with_tile_rows<2>(least<int64_t>(columns - n, 2), [&](auto N) {
-          multiply_square<decltype(M)::value, decltype(N)::value>(a, m, b, n, depths, to, stride,
-                                                                  add);
-        });
-      });
-    }
-  }
-}
-
 // C [16 rows, 32] = A B, where B is short enough to stay in registers: half the loads.
 template <int kDepths>
 SEQKERN_INLINE void multiply_short(const Operand& a, int64_t rows, const Operand& b, float* c) {
@@ -239,11 +230,48 @@ SEQKERN_INLINE void multiply_short(const Operand& a, int64_t rows, const Operand
   }
 }
 
+#else
+
+// C [16 M, 16 N] = A B, or C + A B, from row tile m and column tile n on.
+template <int M, int N>
+SEQKERN_INLINE void multiply_square(const Operand& a, int64_t m, const Operand& b, int64_t n,
+                                    int64_t depths, float* c, int64_t stride, bool add) {
+  constexpr int kRows = kPairRows<N>;
+  const PairOperand right{b.tile(n, 0), b.across * kTileNumbers, b.along * kTileNumbers};
+  for (int64_t r = 0; r < 16 * M; r += kRows) {
+    const PairOperand left{a.tile(m + r / 16, 0) + r % 16 * kTileDepth, kTileDepth,
+                           a.along * kTileNumbers};
+    multiply_pairs<kRows, N>(left, right, depths * kTileDepth, c + r * stride, stride, add);
+  }
+}
+
+#endif
+
+// C [16 rows, 16 columns] = A B, or C + A B.
+__attribute__((noinline)) inline void multiply_block(const Operand& a, int64_t rows,
+                                                     const Operand& b, int64_t columns,
+                                                     int64_t depths, float* c, int64_t stride,
+                                                     bool add) {
+  for (int64_t m = 0; m < rows; m += 2) {
+    for (int64_t n = 0; n < columns; n += 2) {
+      float* to = c + m * 16 * stride + n * 16;
+      with_tile_rows<2>(least<int64_t>(rows - m, 2), [&](auto M) {
+        with_tile_rows<2>(least<int64_t>(columns - n, 2), [&](auto N) {
+          multiply_square<decltype(M)::value, decltype(N)::value>(a, m, b, n, depths, to, stride,
+                                                                  add);
+        });
+      });
+    }
+  }
+}
+
 // A strip's scores, or their gradients: C [16 rows, 32] = A B.
 __attribute__((noinline)) inline void multiply_strip(const Operand& a, int64_t rows,
                                                      const Operand& b, int64_t depths, float* c) {
+#if defined(SEQKERN_TILES)
   if (depths == 1) return multiply_short<1>(a, rows, b, c);
   if (depths == 2) return multiply_short<2>(a, rows, b, c);
+#endif
   multiply_block(a, rows, b, 2, depths, c, kStrip, false);
 }
 
@@ -332,8 +360,11 @@ struct Power {
 };
 inline constexpr float kLog2e = 1.44269504088896340736f;
 
-// Forward and backward in tiles are for this dtype; the kernels of AVX-512 take the others.
-SEQKERN_INLINE bool in_tiles(const AttentionInputs& in) { return in.dtype == DType::kBFloat16; }
+// Whether forward and backward are in tiles; the kernels of AVX-512 take the others. Zeros that
+// fill a tile take the vector units as long as other numbers: measured, in docs/math/attention.md.
+SEQKERN_INLINE bool in_tiles(const AttentionInputs& in) {
+  return in.dtype == DType::kBFloat16 && (kMatrixUnit || (in.D > 16 && in.Tq > 16 && in.Tk >= 64));
+}
 
 }  // namespace
 }  // namespace seqkern::cpu::SEQKERN_ISA

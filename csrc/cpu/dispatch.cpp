@@ -34,17 +34,17 @@ bool takes(Isa isa, const Args& args) {
 }  // namespace
 
 #if defined(SEQKERN_HAS_AMX)
-#define SEQKERN_ROUTE_MATRIX(call) \
+#define SEQKERN_ROUTE_AMX(call) \
   if (takes(Isa::kAmx, args)) return amx::call;
 #else
-#define SEQKERN_ROUTE_MATRIX(call)
+#define SEQKERN_ROUTE_AMX(call)
 #endif
 #if defined(__x86_64__)
-#define SEQKERN_ROUTE_TEAM(call) \
-  SEQKERN_ROUTE_MATRIX(call)     \
+#define SEQKERN_ROUTE_16_BIT(call) \
+  SEQKERN_ROUTE_AMX(call)          \
   if (takes(Isa::kAvx512Bf16, args)) return avx512_bf16::call;
 #else
-#define SEQKERN_ROUTE_TEAM(call)
+#define SEQKERN_ROUTE_16_BIT(call)
 #endif
 #if defined(__x86_64__)
 #define SEQKERN_ROUTE(call)  \
@@ -65,36 +65,41 @@ bool takes(Isa isa, const Args& args) {
   void name(const Args& args, int64_t begin, int64_t end) { SEQKERN_ROUTE(name(args, begin, end)) }
 #define SEQKERN_DISPATCH_MATRIX(name, Args)                 \
   void name(const Args& args, int64_t begin, int64_t end) { \
-    SEQKERN_ROUTE_MATRIX(name(args, begin, end))            \
+    SEQKERN_ROUTE_16_BIT(name(args, begin, end))            \
     SEQKERN_ROUTE(name(args, begin, end))                   \
   }
-#define SEQKERN_DISPATCH_TEAM(name, Args)                                                      \
-  int64_t name##_workspace(const Args& args, int64_t members) {                                \
-    SEQKERN_ROUTE_TEAM(name##_workspace(args, members))                                        \
-    SEQKERN_ROUTE(name##_workspace(args, members))                                             \
-  }                                                                                            \
-  void name##_prepare(const Args& args, int64_t members) {                                     \
-    SEQKERN_ROUTE_TEAM(name##_prepare(args, members))                                          \
-    SEQKERN_ROUTE(name##_prepare(args, members))                                               \
-  }                                                                                            \
-  void name(const Args& args, int64_t members, int64_t member) {                               \
-    SEQKERN_ROUTE_TEAM(name(args, members, member)) SEQKERN_ROUTE(name(args, members, member)) \
+#define SEQKERN_DISPATCH_TEAM(name, Args)                                                        \
+  int64_t name##_workspace(const Args& args, int64_t members) {                                  \
+    SEQKERN_ROUTE_16_BIT(name##_workspace(args, members))                                        \
+    SEQKERN_ROUTE(name##_workspace(args, members))                                               \
+  }                                                                                              \
+  void name##_prepare(const Args& args, int64_t members) {                                       \
+    SEQKERN_ROUTE_16_BIT(name##_prepare(args, members))                                          \
+    SEQKERN_ROUTE(name##_prepare(args, members))                                                 \
+  }                                                                                              \
+  void name(const Args& args, int64_t members, int64_t member) {                                 \
+    SEQKERN_ROUTE_16_BIT(name(args, members, member)) SEQKERN_ROUTE(name(args, members, member)) \
   }
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
 SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DISPATCH_MATRIX)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
 
+#if defined(__x86_64__)
 #if defined(SEQKERN_HAS_AMX)
-bool has_mixed_product() { return active_isa() == Isa::kAmx; }
+#define SEQKERN_ROUTE_MIXED(call) return active_isa() == Isa::kAmx ? amx::call : avx512_bf16::call;
+#else
+#define SEQKERN_ROUTE_MIXED(call) return avx512_bf16::call;
+#endif
+bool has_mixed_product() { return active_isa() == Isa::kAmx || active_isa() == Isa::kAvx512Bf16; }
 int64_t mixed_product_workspace(const MixedProductArgs& args, int64_t members) {
-  return amx::mixed_product_workspace(args, members);
+  SEQKERN_ROUTE_MIXED(mixed_product_workspace(args, members))
 }
 void mixed_product_prepare(const MixedProductArgs& args, int64_t members) {
-  amx::mixed_product_prepare(args, members);
+  SEQKERN_ROUTE_MIXED(mixed_product_prepare(args, members))
 }
 void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member) {
-  amx::mixed_product(args, members, member);
+  SEQKERN_ROUTE_MIXED(mixed_product(args, members, member))
 }
 #else  // They are not called.
 bool has_mixed_product() { return false; }

@@ -19,7 +19,8 @@
 #include "ops/sample.h"
 #include "ops/softmax.h"
 
-// X(kernel, Args): the kernels that also have a build for the matrix unit, beside those of teams.
+// X(kernel, Args): the kernels that also have builds for processors that multiply 16-bit numbers,
+// as those of teams have.
 #define SEQKERN_CPU_MATRIX_KERNELS(X)        \
   X(attention_forward, AttentionForwardArgs) \
   X(attention_backward, AttentionBackwardArgs)
@@ -85,6 +86,7 @@ SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512
 namespace avx512_bf16 {
+SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512_bf16
 namespace amx {

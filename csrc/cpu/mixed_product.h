@@ -1,6 +1,6 @@
-// Matrix products of bf16 numbers with float results, on processors with a matrix unit
-// (matrix_tiles.h). A team kernel as those of kernels.h, but of that one instruction set: elsewhere
-// 16-bit operands are better multiplied as floats.
+// Matrix products of bf16 numbers with float results, on processors that multiply such numbers
+// (matrix_tiles.h). A team kernel as those of kernels.h, but of those instruction sets alone:
+// elsewhere 16-bit operands are better multiplied as floats.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +33,9 @@ bool has_mixed_product();  // whether the functions below may be called
   void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member);
 
 SEQKERN_DECLARE_MIXED_PRODUCT
+namespace avx512_bf16 {
+SEQKERN_DECLARE_MIXED_PRODUCT
+}  // namespace avx512_bf16
 namespace amx {
 SEQKERN_DECLARE_MIXED_PRODUCT
 }  // namespace amx

@@ -2,6 +2,8 @@
 // the cells that use them.
 #include "cpu/recurrent_product.h"
 
+#include "cpu/bf16_pairs.h"
+
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
@@ -124,52 +126,18 @@ void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t part_stride, i
 
 void shape_for(int64_t) {}
 
-template <int NV, int R>
-void rows_of_pairs(const uint16_t* a, int64_t row_bytes, const uint16_t* b, int64_t depths,
-                   float* out, int64_t stride, bool add) {
-  __m512 sum[R][NV] = {};
-  if (add) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[r][v] = (__m512)load(out + r * stride + v * 16);
-    }
-  }
-  for (int64_t d = 0; d < depths; ++d, a += kTileDepth, b += NV * kTileNumbers) {
-    for (int j = 0; j < 16; ++j) {
-      __m512bh b_j[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        __builtin_memcpy(&b_j[v], b + v * kTileNumbers + j * kTileDepth, sizeof(b_j[v]));
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        int32_t pair;
-        __builtin_memcpy(&pair, reinterpret_cast<const char*>(a + 2 * j) + r * row_bytes, 4);
-        const __m512bh a_rj = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], a_rj, b_j[v]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + r * stride + v * 16, (VecF)sum[r][v]);
-  }
-}
-
 // out [rows, NV tiles], of one part.
 template <int NV>
 void panel_of_tiles(const uint16_t* a, int64_t row_bytes, int64_t, int64_t rows, const uint16_t* b,
                     int64_t depths, int, float* out, int64_t stride, bool add) {
-  constexpr int kRows = NV > 3 ? 6 : 8;  // 24 sums
-  const int64_t tiles = (rows + kRows - 1) / kRows;
+  constexpr int kRows = kPairRows<NV>;
+  const int64_t a_row = row_bytes / 2, tiles = (rows + kRows - 1) / kRows;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = rows * i / tiles, end = rows * (i + 1) / tiles;
     with_tile_rows<kRows>(end - begin, [&](auto count) {
-      rows_of_pairs<NV, decltype(count)::value>(a + begin * (row_bytes / 2), row_bytes, b, depths,
-                                                out + begin * stride, stride, add);
+      multiply_pairs<decltype(count)::value, NV>(
+          {a + begin * a_row, a_row, kTileDepth}, {b, kTileNumbers, NV * kTileNumbers},
+          depths * kTileDepth, out + begin * stride, stride, add);
     });
   }
 }

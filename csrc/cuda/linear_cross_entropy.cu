@@ -258,11 +258,13 @@ constexpr const char* kName = "linear_cross_entropy";
 // Calls f(TypeTag<Group>, kSmooth, config) for the rows' options and the tile's width.
 template <class F>
 void specialize(const LinearCrossEntropyRows& rows, const LogitsTile& tile, Stream stream, F&& f) {
-  if (rows.V > INT_MAX || rows.N > INT_MAX) {
-    throw_value_error(
-        "linear_cross_entropy: weight must have at most 2147483647 rows on CUDA, got " +
-        std::to_string(rows.V));
-  }
+  const auto check_most = [](const char* of, int64_t most, int64_t got) {
+    if (got <= most) return;
+    throw_value_error(std::string(kName) + ": " + of + " must have at most " +
+                      std::to_string(most) + " rows on CUDA, got " + std::to_string(got));
+  };
+  check_most("weight", kMostElements, rows.V);
+  check_most("hidden", INT_MAX, rows.N);
   const int64_t item = rows.acc == DType::kFloat64 ? 8 : 4;
   const auto with_group = [&](auto group, unsigned grid, unsigned threads) {
     const LaunchConfig config{.name = kName, .grid = grid, .block = threads, .stream = stream};

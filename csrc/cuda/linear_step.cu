@@ -315,11 +315,10 @@ void for_each_linear_step(F&& f) {
 }  // namespace
 
 void linear_step(const LinearStepArgs& a, Stream stream) {
-  constexpr int64_t kMostK = INT_MAX - 1024;  // so that a tile's end is an int
   const int64_t of_block = kWarps * (a.gated ? 1 : kWeights);
   const int64_t blocks = ceil_div(a.M, of_block);
-  if (blocks > INT_MAX || a.K > kMostK) {
-    throw_value_error("linear_step: weight must be at most [2^33, 2^31 - 1025] on CUDA, got [" +
+  if (blocks > INT_MAX || a.K > kMostElements) {
+    throw_value_error("linear_step: weight must be at most [2^33, 2^31 - 2^13] on CUDA, got [" +
                       std::to_string(a.M) + ", " + std::to_string(a.K) + "]");
   }
   const LaunchConfig config{.name = "linear_step",

@@ -22,9 +22,9 @@ bool warp_takes_row(int64_t V) {
 }
 
 inline void check_row_length(const char* name, int64_t V) {
-  if (V > INT_MAX) {
-    throw_value_error(std::string(name) +
-                      ": rows must have at most 2147483647 elements on CUDA, got " +
+  if (V > kMostElements) {
+    throw_value_error(std::string(name) + ": rows must have at most " +
+                      std::to_string(kMostElements) + " elements on CUDA, got " +
                       std::to_string(V));
   }
 }

@@ -150,6 +150,9 @@ __device__ __forceinline__ void prefetch_row(const T* x_n, int V, const Group& g
   prefetch_l2(x_n + (V - 1 - v));
 }
 
+// Elements of a row at most: an int holds its length and one step of a block beyond.
+inline constexpr int64_t kMostElements = (int64_t{1} << 31) - (1 << 13);
+
 // Calls f(v, step, x) until the group (at least 32 threads) has seen each element of the row x_n
 // [V] once: x[u][i] is element v + u * step + i, in the accumulator type. The kUnroll loads of a
 // call are independent and issued before the first use, which is what hides the latency of memory.

@@ -23,6 +23,8 @@ struct Cpu {
   static bool mixed_gemm(DType dtype) {
     return dtype == DType::kBFloat16 && cpu::has_mixed_product();
   }
+  // Whether a unit of its own multiplies them, beside the vector units.
+  static bool matrix_unit() { return cpu::active_isa() == cpu::Isa::kAmx; }
   // Whether multiply() can add a product of 16-bit operands to what was there.
   static constexpr bool kAddsMixedProducts = true;
   // Logits are made in tiles that the softmax finds in cache.

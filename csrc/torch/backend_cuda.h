@@ -22,6 +22,7 @@ namespace seqkern {
 struct Cuda {
   // Tensor cores take 16-bit operands and sum in float; a GEMM is large, and there is one tile.
   static bool mixed_gemm(DType) { return true; }
+  static bool matrix_unit() { return true; }
   static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
   // A look at the targets would wait for the device; kernels answer a bad one with NaN.

@@ -10,6 +10,7 @@ namespace seqkern {
 struct Emulator {
   // As on CUDA.
   static bool mixed_gemm(DType) { return true; }
+  static bool matrix_unit() { return true; }
   static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
   // As on CUDA, where targets cannot be looked at before the launch.

@@ -11,8 +11,10 @@ constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
 // With 16-bit operands a GEMM takes less time than the packing of a weight for few rows, or than
-// adding to a dW in memory. So up to kMostRows are one chunk; and where chunks would have fewer
-// rows than these, they have more of them, and logits are made twice instead of kept.
+// adding to a dW in memory. So up to kMostRows are one chunk (where vector units multiply, twice as
+// many: a matrix unit loses more time to a result that leaves second-level cache); and where chunks
+// would have fewer rows than these, they have more of them, and logits are made twice instead of
+// kept.
 constexpr int64_t kFewestMixedRows = 256;
 // The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
 // and then over the tiles.
@@ -67,12 +69,15 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   const int64_t V = head.V();
   const bool gradients = all_tiles;
   const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
-  const int64_t wanted = std::max(all_tiles ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
+  const bool in_vectors = head.mixed() && !Backend::matrix_unit();
+  const bool several = all_tiles && !in_vectors;
+  const int64_t wanted = std::max(several ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
                                   kSmallChunk / row_bytes);
   int64_t rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
   if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
   if (all_tiles && !chunk_bytes && head.mixed()) {
-    if (R <= kMostRows && R * row_bytes <= kLargestChunk) {
+    const int64_t whole = in_vectors ? 2 * kMostRows : kMostRows;
+    if (R <= whole && R * row_bytes <= kLargestChunk) {
       rows = R;
     } else if (rows < std::min(R, kFewestMixedRows)) {
       all_tiles = false;

@@ -22,7 +22,7 @@ def test_products(isa: str) -> None:
     assert {n: v for n, v in worst.items() if v > (WORST if n in names else 0)} == {}
 
 
-@pytest.mark.parametrize("isa", ["amx", "tiles"])
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx", "tiles"])
 def test_mixed_products(isa: str) -> None:
     """Of bf16 numbers with float results, at the edges of tiles and with any strides."""
     worst = run_program("mixed_product", isa)

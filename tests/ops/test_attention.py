@@ -197,7 +197,10 @@ def test_packed_is_each_sequence_alone(
     for start, length in zip(starts.tolist(), lengths, strict=False):
         part = slice(start, start + length)
         out = ops.causal_attention(q[:, :, part], k[:, :, part], v[:, :, part], window=window)
-        torch.testing.assert_close(whole[0][:, :, part], out)
+        if dtype == torch.float32:
+            torch.testing.assert_close(whole[0][:, :, part], out)
+        else:  # Alone, a short one may be multiplied as floats (docs/math/attention.md).
+            assert_accurate(out, theirs[0][:, :, part], truth[0][:, :, part], dtype)
 
 
 @every_backend

@@ -1,5 +1,5 @@
-"""ops.causal_attention in 16-bit numbers, at the edges of the tiles that a matrix unit multiplies:
-16 rows, 32 numbers deep."""
+"""ops.causal_attention in 16-bit numbers, at the edges of the tiles that a matrix unit, or vector
+units that multiply bf16, take: 16 rows, 32 numbers deep."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ EDGES = [
     Sizes(B=1, NH=2, NKV=1, Tq=1, Tk=33, D=40),
     Sizes(B=2, NH=4, NKV=2, Tq=15, Tk=47, D=80),
     Sizes(B=1, NH=2, NKV=2, Tq=17, Tk=17, D=256),
+    Sizes(B=2, NH=2, NKV=1, Tq=17, Tk=65, D=72),
     Sizes(B=2, NH=2, NKV=1, Tq=33, Tk=300, D=40),
     Sizes(B=1, NH=1, NKV=1, Tq=421, Tk=450, D=24),
     # Enough heads to take more queries at a time; more keys of a task than are kept packed.
     Sizes(B=1, NH=8, NKV=4, Tq=400, Tk=400, D=16),
+    Sizes(B=1, NH=8, NKV=4, Tq=400, Tk=400, D=20),
     Sizes(B=1, NH=1, NKV=1, Tq=33, Tk=2400, D=256),
 ]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -93,10 +95,11 @@ def test_a_query_that_sees_one_key_is_exact(backend: Any, D: int) -> None:
 
 
 @native
+@pytest.mark.parametrize(("T", "D"), [(40, 16), (70, 32)])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_special_scores(backend: Any, value: float) -> None:
+def test_special_scores(backend: Any, value: float, T: int, D: int) -> None:
     """A key of infinities: +inf and NaN reach the queries that see it, -inf weighs nothing."""
-    q, k, v = make(Sizes(B=1, NH=1, NKV=1, Tq=40, Tk=40, D=16), bfloat16, backend.device)
+    q, k, v = make(Sizes(B=1, NH=1, NKV=1, Tq=T, Tk=T, D=D), bfloat16, backend.device)
     q = q.abs() + 0.1
     k[0, 0, 6] = value
     out, lse = ours(q, k, v)
