@@ -192,7 +192,7 @@ struct ForwardTask {
       const Acc* from = o + r * stride;
       int64_t d = 0;
       for (; d + L <= in.D; d += L) store(out + d, load(from + d) * inverse);
-      for (; d < in.D; ++d) store1(out + d, from[d] * inverse);
+      if (d < in.D) store_part<Acc>(out + d, load(from + d) * inverse, in.D - d);
       lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] * factor() + log1(sum[r]);
     }
   }

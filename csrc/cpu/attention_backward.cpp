@@ -85,9 +85,9 @@ struct BackwardTask {
   }
 
   void write_row(T* to, const Acc* from, Acc factor) const {
-    int64_t d = 0;
-    for (; d + L <= in.D; d += L) store(to + d, load(from + d) * factor);
-    for (; d < in.D; ++d) store1(to + d, from[d] * factor);
+    for (int64_t d = 0; d < in.D; d += L) {
+      store_part<Acc>(to + d, load(from + d) * factor, in.D - d);
+    }
   }
 
   // ---------------------------------------------------------------- the loop over blocks
@@ -374,11 +374,7 @@ void sum_dq_rows(const AttentionBackwardArgs& a, const AttentionBackwardPlan& pl
       for (int64_t c = first; c < end; ++c) {
         sum += load(sums + (((c * in.B + b) * in.NH + h) * in.Tq + i) * plan.width + d);
       }
-      if (d + L <= in.D) {
-        store(to + d, sum);
-      } else {
-        for (int64_t l = 0; d + l < in.D; ++l) store1(to + d + l, sum[l]);
-      }
+      store_part<Acc>(to + d, sum, in.D - d);
     }
   }
 }

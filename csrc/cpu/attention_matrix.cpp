@@ -185,7 +185,7 @@ struct MatrixForward {
         for (int l = 0; l < L; ++l) square[l] = load(o + (d + l) * kStrip + c) * inverse;
         transpose(square);
         for (int64_t l = 0; l < count; ++l) {
-          store_columns(to + l * a.out_strides.t + d, square[l], in.D - d);
+          store_part<float>(to + l * a.out_strides.t + d, square[l], in.D - d);
         }
       }
       for (int64_t l = 0; l < count; ++l) lse[r + l] = log_sum(r + l);

@@ -65,9 +65,9 @@ struct MatrixBackward {
   void convert(const float* from, void* gradient, const HeadStrides& strides, float factor) const {
     for (int64_t r = 0; r < sum_rows(); ++r, from += plan.width) {
       BFloat16* to = at(static_cast<BFloat16*>(gradient), strides, b, kv, first_key + r);
-      int64_t d = 0;
-      for (; d + L <= in.D; d += L) store(to + d, load(from + d) * factor);
-      for (; d < in.D; ++d) store1(to + d, from[d] * factor);
+      for (int64_t d = 0; d < in.D; d += L) {
+        store_part<float>(to + d, load(from + d) * factor, in.D - d);
+      }
     }
   }
 
@@ -301,7 +301,7 @@ struct MatrixBackward {
             continue;
           }
           BFloat16* to = at(static_cast<BFloat16*>(a.dq), a.dq_strides, b, h, i + c + l) + d;
-          store_columns(to, square[l], in.D - d);
+          store_part<float>(to, square[l], in.D - d);
         }
       }
     }

@@ -46,15 +46,6 @@ SEQKERN_INLINE Words load_words(const BFloat16* row, int64_t d, int64_t D) {
   return v;
 }
 
-// The first `count` lanes, 16 at most.
-SEQKERN_INLINE void store_columns(BFloat16* to, VecF v, int64_t count) {
-  if (count >= L) [[likely]] {
-    store(to, v);
-  } else {
-    for (int64_t l = 0; l < count; ++l) store1(to + l, v[l]);
-  }
-}
-
 // a's lanes, then b's, rounded to nearest even. Subnormal results may be zeros, which they are to
 // the products.
 SEQKERN_INLINE Words round_two(VecF a, VecF b) {

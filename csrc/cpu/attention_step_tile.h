@@ -127,7 +127,7 @@ SEQKERN_INLINE void add_columns(const Acc* p, const C* v, int64_t v_stride, int 
       if constexpr (kWhole) {
         value[c] = load(from + d + c * L);
       } else {
-        value[c] = load_last(from, d + c * L, D);
+        value[c] = load_part<Acc>(from + d + c * L, D - d - c * L);
       }
     }
 #pragma GCC unroll 4

@@ -8,7 +8,7 @@
 #include <utility>  // integer_sequence: types, no code
 
 #include "cpu/gemm_tile.h"
-#include "cpu/simd.h"
+#include "cpu/part.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
@@ -58,14 +58,6 @@ inline constexpr int kMostRows = kVectorBytes == 64 ? 8 : 6;
 
 // ---------------------------------------------------------------- packing
 
-template <class Acc, class T>
-SEQKERN_INLINE Vec<Acc> load_some(const T* p, int64_t n) {  // zeros beyond n elements
-  if (n >= kLanes<Acc>) return load(p);
-  Vec<Acc> v = {};
-  for (int64_t l = 0; l < n; ++l) v[l] = load1(p + l);
-  return v;
-}
-
 // Rows of D elements, source_stride apart, as Acc [n, stride], times factor, zeros to whole
 // vectors.
 template <class Acc, class T>
@@ -74,7 +66,7 @@ void copy_rows(Acc* to, int64_t stride, const T* source, int64_t source_stride, 
   constexpr int L = kLanes<Acc>;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t d = 0; d < D; d += L) {
-      store(to + i * stride + d, load_some<Acc>(source + i * source_stride + d, D - d) * factor);
+      store(to + i * stride + d, load_part<Acc>(source + i * source_stride + d, D - d) * factor);
     }
   }
 }
@@ -118,7 +110,7 @@ void transpose_rows(Acc* to, int64_t stride, const T* source, int64_t source_str
       Vec<Acc> v[L];
 #pragma GCC unroll 16
       for (int r = 0; r < L; ++r) {
-        v[r] = i + r < n ? load_some<Acc>(source + (i + r) * source_stride + d, D - d) : Vec<Acc>{};
+        v[r] = i + r < n ? load_part<Acc>(source + (i + r) * source_stride + d, D - d) : Vec<Acc>{};
       }
       transpose_square<Acc>(v);
       if (d + L <= D) {

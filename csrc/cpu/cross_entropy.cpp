@@ -12,30 +12,6 @@ namespace {
 constexpr int64_t kShortRow = 128;
 constexpr int kShortRows = 4;
 
-bool ignores(const CrossEntropyInputs& in, int64_t n) {
-  return in.target && in.target[n] == in.ignore_index;
-}
-
-// Writes row n. x_y is the logit of its class, extra the loss of a target distribution.
-template <class Acc>
-SEQKERN_INLINE void finish_row(const CrossEntropyForwardArgs& a, const Options<Acc>& o, int64_t n,
-                               Acc m, Acc log_sum, Acc x_y, Acc extra) {
-  const bool ignored = ignores(a.in, n);
-  if (ignored && !a.lse) m = log_sum = 0;
-  static_cast<Acc*>(a.row_max)[n] = m;
-  static_cast<Acc*>(a.row_log_sum)[n] = log_sum;
-  if (a.lse) static_cast<Acc*>(a.lse)[n] = m + log_sum;
-  Acc loss = 0;
-  if (!ignored) {
-    loss = extra;
-    if (a.in.target) {
-      loss += (Acc(1) - o.smoothing) * o.weight_of(a.in.target[n]) * (log_sum + (m - x_y));
-    }
-    if (a.add_z_loss) loss += o.z_loss * (m + log_sum) * (m + log_sum);
-  }
-  static_cast<Acc*>(a.row_loss)[n] = loss;
-}
-
 template <class T, bool kCap>
 void forward_short_rows(const CrossEntropyForwardArgs& a, int64_t n) {
   using Acc = AccOf<T>;
@@ -163,6 +139,7 @@ void reduce(const CrossEntropyReduceArgs& a) {
 }  // namespace
 
 void cross_entropy_forward(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end) {
+  if (a.in.side) return forward_columns(a, begin, end);
   specialize(a.in, [&](auto tag, auto cap, auto sums) {
     forward_rows<typename decltype(tag)::type, cap.value, sums.value>(a, begin, end);
   });

@@ -16,11 +16,8 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
   const Options<Acc> o(in);
   const T* logits = static_cast<const T*>(in.logits);
   const T* probs = static_cast<const T*>(in.target_probs);
-  const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
-  const Acc* grad_lse = static_cast<const Acc*>(a.grad_lse);
   const Acc* row_max = static_cast<const Acc*>(a.row_max);
   const Acc* row_log_sum = static_cast<const Acc*>(a.row_log_sum);
-  const Acc* norm = static_cast<const Acc*>(a.norm);
   T* dlogits = static_cast<T*>(a.dlogits);
   alignas(64) Acc x_buffer[kBlock];
   alignas(64) Acc p_buffer[kBlock];
@@ -29,25 +26,17 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
   const Acc uniform = o.smoothing / static_cast<Acc>(in.V);
 
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t y = in.target ? in.target[n] : 0;
-    const bool ignored = in.target && y == in.ignore_index;
-    const Acc g = ignored || !grad_loss ? Acc(0) : grad_loss[n * a.grad_loss_stride];
-    const Acc g_ce = g == 0 ? Acc(0) : g * (norm ? norm[0] : Acc(1));
-    const Acc g_z = g == 0 ? Acc(0) : g * (norm ? norm[1] : Acc(1));
-    const Acc g_lse = grad_lse ? grad_lse[n] : Acc(0);
+    RowGradient<Acc> row(a, o, n);
     T* dx_n = dlogits + n * in.V;
-    if (ignored && g_lse == 0) {
+    if (row.none) {
       __builtin_memset(dx_n, 0, in.V * sizeof(T));
       continue;
     }
+    const int64_t y = in.target ? in.target[n] : 0;
     const T* x_n = logits + in.logits_rows.offset(n);
     const T* p_n = probs ? probs + in.target_probs_rows.offset(n) : nullptr;
     const Acc m = row_max[n];
     const Acc log_sum = row_log_sum[n];
-    // An ignored row's target need not be a class: it has neither a weight nor an element.
-    const bool on_class = in.target && !ignored;
-    const Acc on_target = on_class ? g_ce * (Acc(1) - o.smoothing) * o.weight_of(y) : Acc(0);
-    Acc mass = in.target ? o.smoothing * o.weight_sum / static_cast<Acc>(in.V) : Acc(0);
     if (p_n) {
       TargetSums<Acc> sums;
       for (int64_t v = 0; v < in.V; v += kBlock) {
@@ -55,11 +44,9 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
         const Acc* p = stage<T, Acc, false>(p_n + v, len, Acc(0), Acc(0), p_buffer);
         add_targets(sums, p, p, o.weight ? o.weight + v : nullptr, keep, uniform, len);
       }
-      mass = sums.mass;
+      row.set_mass(sums.mass);
     }
-    const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * (m + log_sum);
-    const Acc rest = g_ce * mass + z + g_lse;
-    const Acc scale = on_target + rest;
+    const Acc scale = row.scale();
     Acc x_y = 0;
     Acc cap_derivative = 1;
     const V max_v = splat<V>(m);
@@ -84,15 +71,9 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
           V q = splat<V>(uniform);
           if (p) q += load(p + i) * keep;
           if (o.weight) {
-            V w = {};
-            if (i + L <= len) {
-              w = load(o.weight + v + i);
-            } else {
-              for (int64_t j = i; j < len; ++j) w[j - i] = o.weight[v + j];
-            }
-            q *= w;
+            q *= load_part<Acc>(o.weight + v + i, len - i);
           }
-          d -= q * g_ce;
+          d -= q * row.g_ce;
         }
         if constexpr (kCap) d *= load(cap_buffer + i);
         return d;
@@ -102,19 +83,13 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
         __builtin_prefetch(x_n + v + i + kPrefetchAhead);
         store(dx_n + v + i, gradient(i));
       }
-      if (i < len) {
-        const V d = gradient(i);
-        for (int64_t j = i; j < len; ++j) store1(dx_n + v + j, d[j - i]);
-      }
+      if (i < len) store_part<Acc>(dx_n + v + i, gradient(i), len - i);
     }
 
-    if (on_target != 0) {
-      // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would
-      // cancel.
+    if (row.on_target != 0) {
       const Acc log_p = (x_y - m) - log_sum;
-      Acc d = on_target * expm1_nonpositive<Acc>(splat<V>(log_p))[0];
-      if (rest != 0) d += rest * exp1(log_p);
-      if constexpr (kTargetSums) d -= g_ce * uniform * o.weight_of(y);
+      Acc d = row.of_class(expm1_nonpositive<Acc>(splat<V>(log_p))[0], exp1(log_p));
+      if constexpr (kTargetSums) d -= row.g_ce * uniform * o.weight_of(y);
       store1(dx_n + y, d * cap_derivative);
     }
   }
@@ -123,6 +98,7 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
 }  // namespace
 
 void cross_entropy_backward(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
+  if (a.in.side) return backward_columns(a, begin, end);
   specialize(a.in, [&](auto tag, auto cap, auto sums) {
     backward_rows<typename decltype(tag)::type, cap.value, sums.value>(a, begin, end);
   });

@@ -2,7 +2,7 @@
 // cache of keys, those of a weight.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/part.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
@@ -22,14 +22,6 @@ SEQKERN_INLINE void dispatch_mixed(DType dtype, DType stored, F f) {
 
 // Sums that fit beside the loads into the registers.
 constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
-
-// Elements [d, D) of a row, less than a vector, and zeros.
-template <class C>
-SEQKERN_INLINE Vec<AccOf<C>> load_last(const C* x, int64_t d, int64_t D) {
-  Vec<AccOf<C>> v = {};
-  for (int64_t i = 0; d + i < D; ++i) v[i] = load1(x + d + i);
-  return v;
-}
 
 // sum[n kStepN + r kStepR] = x_r * w_n, lane by lane: kN rows w of D elements, R rows x that are
 // zero from there to whole vectors. Every kParts-th vector adds to the same sum, so that the order
@@ -70,7 +62,7 @@ SEQKERN_INLINE void multiply_rows(const Acc* x, int64_t x_stride, const C* const
   if (d < D) {
     Vec<Acc> of_w[kN];
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) of_w[n] = load_last(w[n], d, D);
+    for (int n = 0; n < kN; ++n) of_w[n] = load_part<Acc>(w[n] + d, D - d);
     add(0, d, of_w);
   }
 #pragma GCC unroll 4

@@ -179,13 +179,7 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
         if constexpr (kSmooth) {
           V q = splat<V>(uniform);
           if (weight) {
-            V w = {};
-            if (i + L <= len) {
-              w = load(weight + v + i);
-            } else {
-              for (int64_t j = i; j < len; ++j) w[j - i] = weight[v + j];
-            }
-            q *= w;
+            q *= load_part<Acc>(weight + v + i, len - i);
           }
           d -= q * g_ce;
         }
@@ -194,10 +188,7 @@ void gradient_rows(const LinearCrossEntropyGradientArgs& a, int64_t begin, int64
       };
       int64_t i = 0;
       for (; i + L <= len; i += L) store(dx_n + v + i, gradient(i));
-      if (i < len) {
-        const V d = gradient(i);
-        for (int64_t j = i; j < len; ++j) store1(dx_n + v + j, d[j - i]);
-      }
+      if (i < len) store_part<Acc>(dx_n + v + i, gradient(i), len - i);
     }
 
     if (has_class && on_target != 0) {

@@ -11,20 +11,6 @@ namespace {
 
 constexpr int kMostRows = 4;  // rows of x at a time, so many products share a load of the weight
 
-// count elements, at most a vector, and zeros.
-template <class Acc, class T>
-SEQKERN_INLINE Vec<Acc> load_some(const T* p, int64_t count) {
-  return count >= kLanes<Acc> ? load(p) : load_last(p, 0, count);
-}
-template <class Acc, class T>
-SEQKERN_INLINE void store_some(T* p, Vec<Acc> v, int64_t count) {
-  if (count >= kLanes<Acc>) {
-    store(p, v);
-  } else {
-    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
-  }
-}
-
 // ---------------------------------------------------------------- normalising a row
 
 template <class W, class Acc>
@@ -50,9 +36,9 @@ void normalise(const LinearStepArgs& a, Acc* x) {
   const W* bias = static_cast<const W*>(a.norm_bias);
   for (k = 0; k < K; k += L) {
     Vec<Acc> y = (load(x + k) - mean) * scale;
-    if (weight) y *= load_some<Acc>(weight + k, K - k);
-    if (bias) y += load_some<Acc>(bias + k, K - k);
-    store_some<Acc>(x + k, y, K - k);
+    if (weight) y *= load_part<Acc>(weight + k, K - k);
+    if (bias) y += load_part<Acc>(bias + k, K - k);
+    store_part<Acc>(x + k, y, K - k);
   }
 }
 
@@ -63,7 +49,7 @@ void prepare(const LinearStepArgs& a, const LinearStepPlan& plan, int64_t n) {
   const T* from = static_cast<const T*>(a.x) + a.x_rows.offset(n);
   Acc* x = static_cast<Acc*>(a.workspace) + n * plan.stride;
   for (int64_t k = 0; k < plan.stride; k += L) {
-    store(x + k, k < a.K ? load_some<Acc>(from + k, a.K - k) : Vec<Acc>{});
+    store(x + k, k < a.K ? load_part<Acc>(from + k, a.K - k) : Vec<Acc>{});
   }
   if (a.norm != StepNorm::kNone) normalise<W>(a, x);
 }
@@ -105,7 +91,7 @@ void make_outputs(const LinearStepArgs& a, const LinearStepPlan& plan, int64_t n
   const auto linear = [&](int64_t from, Vec<Acc>(&out)[R]) __attribute__((always_inline)) {
     project<R>(x, plan.stride, weight + from * a.weight_stride, a.weight_stride, count, a.K, out);
     if (!bias) return;
-    const Vec<Acc> b = load_some<Acc>(bias + from, count);
+    const Vec<Acc> b = load_part<Acc>(bias + from, count);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) out[r] += b;
   };
@@ -125,9 +111,9 @@ void make_outputs(const LinearStepArgs& a, const LinearStepPlan& plan, int64_t n
   for (int r = 0; r < R; ++r) {
     if (a.residual) {
       const T* residual = static_cast<const T*>(a.residual) + a.residual_rows.offset(n + r) + m;
-      out[r] += load_some<Acc>(residual, count);
+      out[r] += load_part<Acc>(residual, count);
     }
-    store_some<Acc>(static_cast<T*>(a.y) + (n + r) * a.M + m, out[r], count);
+    store_part<Acc>(static_cast<T*>(a.y) + (n + r) * a.M + m, out[r], count);
   }
 }
 

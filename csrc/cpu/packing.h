@@ -5,26 +5,9 @@
 #include <type_traits>
 
 #include "cpu/matrix_tiles.h"
+#include "cpu/part.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
-
-template <class Acc, class T>
-SEQKERN_INLINE Vec<Acc> load_part(const T* p, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]]
-    return load(p);
-  Vec<Acc> v = {};
-  for (int64_t i = 0; i < count; ++i) v[i] = load1(p + i);
-  return v;
-}
-
-template <class Acc, class T>
-SEQKERN_INLINE void store_part(T* p, Vec<Acc> v, int64_t count) {
-  if (count == kLanes<Acc>) [[likely]] {
-    store(p, v);
-  } else {
-    for (int64_t i = 0; i < count; ++i) store1(p + i, v[i]);
-  }
-}
 
 // to[k * row + i] = from[k * k_stride + i * i_stride] for k < K and lanes i < count; zeros in the
 // other lanes of the vector.

@@ -128,27 +128,35 @@ SEQKERN_INLINE VecF load(const Half* p) {
 SEQKERN_INLINE void store(float* p, VecF v) { __builtin_memcpy(p, &v, sizeof(v)); }
 SEQKERN_INLINE void store(double* p, VecD v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
-SEQKERN_INLINE void store(BFloat16* p, VecF v) {
-  // Round to nearest even; a NaN keeps its upper bits and gets the quiet bit, so it stays a NaN.
+// v's lanes as what the pointer is to, rounded to nearest even.
+SEQKERN_INLINE HalfBits rounded_bits(VecF v, const BFloat16*) {
+  // A NaN keeps its upper bits and gets the quiet bit, so it stays a NaN.
   const VecU32 u = bitcast<VecU32>(v);
   const VecU32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const VecU32 quiet = (u >> 16) | 0x40u;
   const VecI32 is_nan = v != v;
-  const HalfBits h =
-      __builtin_convertvector((rounded & ~(VecU32)is_nan) | (quiet & (VecU32)is_nan), HalfBits);
-  __builtin_memcpy(p, &h, sizeof(h));
+  return __builtin_convertvector((rounded & ~(VecU32)is_nan) | (quiet & (VecU32)is_nan), HalfBits);
 }
 
-SEQKERN_INLINE void store(Half* p, VecF v) {
+SEQKERN_INLINE HalfBits rounded_bits(VecF v, const Half*) {
 #if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  return (HalfBits)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__) && SEQKERN_VECTOR_BYTES == 32
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  return (HalfBits)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  for (int i = 0; i < kLanes<float>; ++i) p[i].bits = float_to_half(v[i]);
+  HalfBits bits;
+  for (int i = 0; i < kLanes<float>; ++i) bits[i] = float_to_half(v[i]);
+  return bits;
 #endif
+}
+
+SEQKERN_INLINE void store(BFloat16* p, VecF v) {
+  const HalfBits bits = rounded_bits(v, p);
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
+SEQKERN_INLINE void store(Half* p, VecF v) {
+  const HalfBits bits = rounded_bits(v, p);
+  __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
 SEQKERN_INLINE float load1(const float* p) { return *p; }

@@ -19,10 +19,7 @@ SEQKERN_INLINE void write(T* out, int64_t len, F&& f) {
   constexpr int L = kLanes<AccOf<T>>;
   int64_t i = 0;
   for (; i + L <= len; i += L) store(out + i, f(i));
-  if (i < len) {
-    const auto last = f(i);
-    for (int64_t j = i; j < len; ++j) store1(out + j, last[j - i]);
-  }
+  if (i < len) store_part<AccOf<T>>(out + i, f(i), len - i);
 }
 
 template <class T, bool kLog>

@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include "cpu/simd.h"
+#include "cpu/part.h"
 #include "cpu/vmath.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
@@ -33,12 +33,7 @@ SEQKERN_INLINE const Acc* stage(const T* x, int64_t len, Acc softcap, Acc pad, A
   }
   for (int64_t i = 0; i < len; i += L) {
     const int64_t valid = len - i;
-    Vec<Acc> v = splat<Vec<Acc>>(pad);
-    if (valid >= L) {
-      v = load(x + i);
-    } else {
-      for (int64_t j = 0; j < valid; ++j) v[j] = load1(x + i + j);
-    }
+    Vec<Acc> v = load_part<Acc>(x + i, valid, splat<Vec<Acc>>(pad));
     if constexpr (kCap) {
       const TanhResult<Vec<Acc>> t = tanh_with_derivative(v / softcap);
       v = t.value * softcap;

@@ -19,6 +19,12 @@
 
 namespace seqkern {
 
+// Rows that lie side by side: row n is the (n % side)-th of batch n / side. Its class v is at
+// (n / side) * batch_stride + n % side + v * class_stride.
+struct ClassColumns {
+  int64_t batch_stride, class_stride;
+};
+
 // Acc is double for double logits, float otherwise; pointers to it are passed as void.
 struct CrossEntropyInputs {
   DType dtype;
@@ -26,9 +32,14 @@ struct CrossEntropyInputs {
   int64_t V;           // classes
   const void* logits;  // T [N, V]
   Rows logits_rows;
+  // Where not 0, the Rows are not used but the columns; dlogits is then [N / side, V, side]
+  // contiguous. CPU only.
+  int64_t side;
+  ClassColumns logits_columns;
   const int64_t* target;     // [N] class per row; null with class probabilities
   const void* target_probs;  // T [N, V] class probabilities; null with class indices
   Rows target_probs_rows;
+  ClassColumns target_probs_columns;
   const void* weight;      // Acc [V]; null for all ones
   const void* weight_sum;  // Acc [1], sum of weight; null for V
   int64_t ignore_index;
@@ -70,7 +81,7 @@ struct CrossEntropyBackwardArgs {
   const void* row_max;       // Acc [N]
   const void* row_log_sum;   // Acc [N]
   const void* norm;          // Acc [2]; null for (1, 1)
-  void* dlogits;             // T [N, V] contiguous
+  void* dlogits;             // T [N, V] contiguous, unless in.side
 };
 
 }  // namespace seqkern

@@ -18,22 +18,61 @@ struct Inputs {
   std::optional<Tensor> weight_sum;
 };
 
+// Rows of a batch that lie side by side, as those of [B, V, d1, ...] do, whose class dimension
+// comes last here; 0 where they do not or are fewer than a vector: such rows are copied.
+int64_t rows_side_by_side(const Tensor& t) {
+  constexpr int64_t kFewest = 16;
+  const int64_t dims = t.dim();
+  if (!Backend::kColumns || dims < 2 || t.size(dims - 1) == 1 || t.stride(dims - 1) == 1) return 0;
+  int64_t side = 1;
+  for (int64_t d = dims - 2; d >= (dims > 2 ? 1 : 0); --d) {
+    if (t.size(d) != 1 && t.stride(d) != side) return 0;
+    side *= t.size(d);
+  }
+  return side >= kFewest ? side : 0;
+}
+
+ClassColumns columns_of(const Tensor& t) {
+  return {.batch_stride = t.dim() > 2 ? t.stride(0) : 0, .class_stride = t.stride(t.dim() - 1)};
+}
+
+// [N, V] in the order of the inputs' elements.
+Tensor empty_gradient(const Tensor& logits, const CrossEntropyInputs& in) {
+  if (in.side == 0) return empty_on(logits, logits.sizes(), logits.scalar_type());
+  constexpr int64_t kMostDims = 64;
+  int64_t strides[kMostDims];
+  const int64_t last = logits.dim() - 1;
+  strides[last] = in.side;
+  int64_t step = 1;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (d == 0 && last > 1) step *= in.V;
+    strides[d] = step;
+    step *= logits.size(d);
+  }
+  return empty_strided_on(logits, logits.sizes(), strides, logits.scalar_type());
+}
+
 Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                int64_t ignore_index, double label_smoothing, double z_loss, double softcap) {
   check(logits.dim() >= 1, kOp, ": logits must be [V] or [B, V, ...], got a scalar");
   check_same_device(logits, target, kOp, "logits", "target");
-  Inputs inputs{.args = {},
-                .logits = with_unit_last_stride(logits),
-                .target = target,
-                .weight = {},
-                .weight_sum = {}};
+  int64_t side = rows_side_by_side(logits);
+  if (is_floating(target) && rows_side_by_side(target) != side) side = 0;
+  const auto readable = [&](const Tensor& t) { return side ? t : with_unit_last_stride(t); };
+  Inputs inputs{
+      .args = {}, .logits = readable(logits), .target = target, .weight = {}, .weight_sum = {}};
   CrossEntropyInputs& in = inputs.args;
   in.dtype = float_dtype(logits, kOp, "logits");
   in.V = logits.size(logits.dim() - 1);
   in.N = in.V > 0 ? logits.numel() / in.V : 0;
   check(in.V > 0, kOp, ": logits must have at least one class, got ", describe(logits));
   in.logits = inputs.logits.const_data_ptr();
-  in.logits_rows = rows_of(inputs.logits, kOp, "logits");
+  in.side = side;
+  if (side) {
+    in.logits_columns = columns_of(logits);
+  } else {
+    in.logits_rows = rows_of(inputs.logits, kOp, "logits");
+  }
   in.ignore_index = ignore_index;
   in.label_smoothing = label_smoothing;
   in.z_loss = z_loss;
@@ -44,9 +83,13 @@ Inputs prepare(const Tensor& logits, const Tensor& target, const std::optional<T
     for (int64_t d = 0; same && d < target.dim(); ++d) same = target.size(d) == logits.size(d);
     check(same && target.scalar_type() == logits.scalar_type(), kOp,
           ": target of class probabilities must be ", describe(logits), ", got ", describe(target));
-    inputs.target = with_unit_last_stride(target);
+    inputs.target = readable(target);
     in.target_probs = inputs.target.const_data_ptr();
-    in.target_probs_rows = rows_of(inputs.target, kOp, "target");
+    if (side) {
+      in.target_probs_columns = columns_of(target);
+    } else {
+      in.target_probs_rows = rows_of(inputs.target, kOp, "target");
+    }
   } else {
     check(is_class_index(target) && leading_sizes_match(target, logits), kOp,
           ": target must be int64, int32 or uint8 ", row_shape(logits), ", got ", describe(target));
@@ -138,7 +181,7 @@ Tensor cross_entropy_backward(const std::optional<Tensor>& grad_loss,
   const SavedRows parts(static_cast<const char*>(kept->const_data_ptr()), in.N, reduced,
                         kept->element_size());
 
-  Tensor dlogits = empty_on(logits, logits.sizes(), logits.scalar_type());
+  Tensor dlogits = empty_gradient(logits, in);
   Backend::before_first_write(dlogits);
   if (in.N > 0) {
     Backend::run(CrossEntropyBackwardArgs{.in = in,

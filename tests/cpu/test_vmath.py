@@ -27,6 +27,7 @@ BOUNDS = {
     "half_load_mismatches": 0.0,
     "half_store_mismatches": 0.0,
     "bf16_store_mismatches": 0.0,
+    "parts_wrong": 0.0,
 }
 
 

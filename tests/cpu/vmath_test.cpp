@@ -2,11 +2,15 @@
 // of each, as `name value` lines; tests/cpu/test_vmath.py holds the bounds.
 #include "cpu/vmath.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <limits>
 
+#include "cpu/part.h"
 #include "cpu/simd.h"
 
 using namespace seqkern;
@@ -182,6 +186,36 @@ void conversions() {
   std::printf("bf16_store_mismatches %g\n", double(bf16_stores));
 }
 
+// Parts of vectors at the end of a page, behind which nothing may be touched.
+template <class T>
+int64_t wrong_parts(char* page_end) {
+  using Acc = AccOf<T>;
+  constexpr int L = kLanes<Acc>;
+  int64_t wrong = 0;
+  for (int64_t count = -1; count <= L; ++count) {
+    const int64_t some = count < 0 ? 0 : count;
+    T* p = reinterpret_cast<T*>(page_end) - some;
+    const T beside = p[-1];
+    for (int64_t i = 0; i < some; ++i) store1(p + i, static_cast<Acc>(i + 1));
+    Vec<Acc> v = load_part<Acc>(p, count, splat<Vec<Acc>>(Acc(77)));
+    for (int64_t i = 0; i < L; ++i) wrong += v[i] != (i < some ? Acc(i + 1) : Acc(77));
+    store_part<Acc>(p, v + Acc(1), count);
+    for (int64_t i = 0; i < some; ++i) wrong += load1(p + i) != Acc(i + 2);
+    wrong += __builtin_memcmp(p - 1, &beside, sizeof(T)) != 0;
+  }
+  return wrong;
+}
+
+void parts() {
+  const long page = sysconf(_SC_PAGESIZE);
+  void* pages = mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char* end = static_cast<char*>(pages) + page;
+  if (pages == MAP_FAILED || mprotect(end, page, PROT_NONE)) return;
+  const int64_t wrong = wrong_parts<float>(end) + wrong_parts<double>(end) +
+                        wrong_parts<BFloat16>(end) + wrong_parts<Half>(end);
+  std::printf("parts_wrong %g\n", double(wrong));
+}
+
 }  // namespace
 
 int main() {
@@ -189,4 +223,5 @@ int main() {
   hyperbolic_tangents();
   sigmoids();
   conversions();
+  parts();
 }

@@ -84,7 +84,8 @@ def cross_entropy(
 
     Args:
         logits: float32, float64, float16 or bfloat16, [V], [B, V] or [B, V, d1, ...]: class
-            dimension 1. Any strides; read where they are when the class dimension has stride 1.
+            dimension 1. Any strides; read where they are when the class dimension has stride 1 and,
+            on the CPU, when the dimensions after it are contiguous.
         target: classes, int64, int32 or uint8, [], [B] or [B, d1, ...]; or class probabilities,
             floating point, in the shape of `logits`.
         weight: [V] weight per class, floating point. It gets no gradient.
@@ -184,10 +185,36 @@ def _fake(
     )
 
 
+#: Fewer rows of a batch than this are not read side by side (csrc/torch/cross_entropy.cpp).
+_FEWEST_SIDE_BY_SIDE = 16
+
+
+def _side_by_side(t: Tensor) -> int:
+    """Rows of a batch that lie side by side, as those of [B, V, d1, ...] do; 0 if they do not."""
+    if t.dim() < 2 or t.shape[-1] == 1 or t.stride(-1) == 1:
+        return 0
+    side = 1
+    for d in range(t.dim() - 2, 0 if t.dim() > 2 else -1, -1):
+        if t.shape[d] != 1 and t.stride(d) != side:
+            return 0
+        side *= t.shape[d]
+    return side if side >= _FEWEST_SIDE_BY_SIDE else 0
+
+
 def _fake_backward(
-    grad_loss: Tensor | None, grad_lse: Tensor | None, logits: Tensor, *_: Any
+    columns: bool,
+    grad_loss: Tensor | None,
+    grad_lse: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    *_: Any,
 ) -> Tensor:
-    return logits.new_empty(logits.shape)
+    side = _side_by_side(logits) if columns and logits.device.type == "cpu" else 0
+    if not side or (target.is_floating_point() and _side_by_side(target) != side):
+        return logits.new_empty(logits.shape)
+    batches = logits.shape[:1] if logits.dim() > 2 else ()
+    by_class = (*batches, logits.shape[-1], *logits.shape[len(batches) : -1])
+    return logits.new_empty(by_class).movedim(len(batches), -1)
 
 
 def accumulate_dtype(logits: Tensor) -> torch.dtype:
@@ -285,7 +312,8 @@ def register(namespace: str) -> None:
     """
     register_fake(namespace, "cross_entropy", _fake)
     register_fake(namespace, "cross_entropy_forward", _fake)
-    register_fake(namespace, "cross_entropy_backward", _fake_backward)
+    columns = namespace == "seqkern"  # not in the emulator, whose kernels are those of CUDA
+    register_fake(namespace, "cross_entropy_backward", partial(_fake_backward, columns))
 
     def setup(ctx: Any, inputs: Any, output: Any) -> None:
         _setup(ctx, inputs, output)
