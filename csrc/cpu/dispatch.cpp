@@ -1,7 +1,6 @@
 // Routes each kernel to the build of the active instruction set.
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
-#include "cpu/mixed_product.h"
 
 namespace seqkern::cpu {
 
@@ -85,27 +84,14 @@ SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
 SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DISPATCH_MATRIX)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
 
+bool multiplies_bf16() { return active_isa() == Isa::kAmx || active_isa() == Isa::kAvx512Bf16; }
+
+bool multiplies_floats() {
 #if defined(__x86_64__)
-#if defined(SEQKERN_HAS_AMX)
-#define SEQKERN_ROUTE_MIXED(call) return active_isa() == Isa::kAmx ? amx::call : avx512_bf16::call;
+  return active_isa() != Isa::kBaseline && __builtin_cpu_is("amd");
 #else
-#define SEQKERN_ROUTE_MIXED(call) return avx512_bf16::call;
+  return false;
 #endif
-bool has_mixed_product() { return active_isa() == Isa::kAmx || active_isa() == Isa::kAvx512Bf16; }
-int64_t mixed_product_workspace(const MixedProductArgs& args, int64_t members) {
-  SEQKERN_ROUTE_MIXED(mixed_product_workspace(args, members))
 }
-void mixed_product_prepare(const MixedProductArgs& args, int64_t members) {
-  SEQKERN_ROUTE_MIXED(mixed_product_prepare(args, members))
-}
-void mixed_product(const MixedProductArgs& args, int64_t members, int64_t member) {
-  SEQKERN_ROUTE_MIXED(mixed_product(args, members, member))
-}
-#else  // They are not called.
-bool has_mixed_product() { return false; }
-int64_t mixed_product_workspace(const MixedProductArgs&, int64_t) { return 0; }
-void mixed_product_prepare(const MixedProductArgs&, int64_t) {}
-void mixed_product(const MixedProductArgs&, int64_t, int64_t) {}
-#endif
 
 }  // namespace seqkern::cpu

@@ -8,6 +8,7 @@
 #include "cpu/dense.h"
 #include "cpu/embedding_gradient.h"
 #include "cpu/lstm_step.h"
+#include "cpu/panel_product.h"
 #include "cpu/weight_gradient.h"
 #include "ops/attention.h"
 #include "ops/attention_step.h"
@@ -58,7 +59,8 @@
   X(hidden_forward, HiddenForwardArgs)        \
   X(hidden_backward, HiddenBackwardArgs)      \
   X(dense, DenseArgs)                         \
-  X(weight_gradient, WeightGradientArgs)
+  X(weight_gradient, WeightGradientArgs)      \
+  X(panel_product, PanelProductArgs)
 
 #define SEQKERN_DECLARE_KERNEL(name, Args) void name(const Args& args, int64_t begin, int64_t end);
 #define SEQKERN_DECLARE_TEAM_KERNEL(name, Args)                \

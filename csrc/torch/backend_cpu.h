@@ -9,7 +9,6 @@
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_step_plan.h"
-#include "cpu/mixed_product.h"
 #include "torch/check.h"
 #include "torch/host_gemm.h"
 #include "torch/kept_memory.h"
@@ -21,7 +20,7 @@ struct Cpu {
   // PyTorch without such units takes a hundred times as long as in float32: there, and in float16,
   // they are converted to float.
   static bool mixed_gemm(DType dtype) {
-    return dtype == DType::kBFloat16 && cpu::has_mixed_product();
+    return dtype == DType::kBFloat16 && cpu::multiplies_bf16();
   }
   // Whether a unit of its own multiplies them, beside the vector units.
   static bool matrix_unit() { return cpu::active_isa() == cpu::Isa::kAmx; }
@@ -239,9 +238,15 @@ struct Cpu {
 
   // out = a b (+ out), of one dtype, float32 or float64; or of bf16 with a float32 result.
   static void multiply(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-    if (a.scalar_type() == out.scalar_type()) return host_multiply(out, a, b, accumulate);
     const int64_t N = a.size(0), K = a.size(1), M = b.size(1);
-    cpu::MixedProductArgs args{.K = K,
+    const ScalarType type = a.scalar_type();
+    // Of few rows the packing of the other operand takes as long as the product.
+    constexpr int64_t kFewestRows = 32;
+    const bool in_panels =
+        type == ScalarType::Float && std::min(N, M) >= kFewestRows && cpu::multiplies_floats();
+    if (type == out.scalar_type() && !in_panels) return host_multiply(out, a, b, accumulate);
+    cpu::PanelProductArgs args{.dtype = in_panels ? DType::kFloat32 : DType::kBFloat16,
+                               .K = K,
                                .a = {.data = a.const_data_ptr(),
                                      .size = N,
                                      .stride = a.stride(0),
@@ -258,10 +263,10 @@ struct Cpu {
     constexpr int64_t kProductsOfAMember = 1 << 21;
     const int64_t members = std::clamp<int64_t>(N * M / 64 * K / (kProductsOfAMember / 64), 1,
                                                 torch::stable::get_num_threads());
-    const KeptMemory<KeptScratch> workspace(cpu::mixed_product_workspace(args, members));
+    const KeptMemory<KeptScratch> workspace(cpu::panel_product_workspace(args, members));
     args.workspace = workspace.data();
-    cpu::mixed_product_prepare(args, members);
-    team(cpu::mixed_product, args, members);
+    cpu::panel_product_prepare(args, members);
+    team(cpu::panel_product, args, members);
   }
 
   // Multiplications a thread should have at least, as kGrainElements.

@@ -71,7 +71,8 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   const int64_t row_bytes = (all_tiles ? V : std::min(V, kNarrowestTile)) * item;
   const bool in_vectors = head.mixed() && !Backend::matrix_unit();
   const bool several = all_tiles && !in_vectors;
-  const int64_t wanted = std::max(several ? std::clamp(R / 4, kFewestRows, kMostRows) : kMostRows,
+  const int64_t share = head.mixed() ? R / 4 : R / 2;
+  const int64_t wanted = std::max(several ? std::clamp(share, kFewestRows, kMostRows) : kMostRows,
                                   kSmallChunk / row_bytes);
   int64_t rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
   if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;

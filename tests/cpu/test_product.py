@@ -22,9 +22,9 @@ def test_products(isa: str) -> None:
     assert {n: v for n, v in worst.items() if v > (WORST if n in names else 0)} == {}
 
 
-@pytest.mark.parametrize("isa", ["avx512_bf16", "amx", "tiles"])
-def test_mixed_products(isa: str) -> None:
-    """Of bf16 numbers with float results, at the edges of tiles and with any strides."""
-    worst = run_program("mixed_product", isa)
+@pytest.mark.parametrize("isa", ISAS)
+def test_panel_products(isa: str) -> None:
+    """Of floats, or of bf16 numbers, at the edges of panels and with any strides."""
+    worst = run_program("panel_product", isa)
     assert worst["error"] <= WORST
     assert worst["beside"] == 0

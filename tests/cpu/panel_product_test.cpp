@@ -1,6 +1,6 @@
-// csrc/cpu/mixed_product.cpp against sums in double. Prints "name worst" lines: errors as multiples
+// csrc/cpu/panel_product.cpp against sums in double. Prints "name worst" lines: errors as multiples
 // of 2^-24 of the sum of the magnitudes, and how many elements beside the result were written.
-#include "cpu/mixed_product.h"
+#include "cpu/panel_product.h"
 
 #include <cmath>
 #include <cstdio>
@@ -10,28 +10,40 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/kernels.h"
 #include "cpu/simd.h"
+
+namespace seqkern::cpu::SEQKERN_ISA {  // `wide` and `tiles` are no instruction sets of dispatch.cpp
+SEQKERN_DECLARE_TEAM_KERNEL(panel_product, PanelProductArgs)
+}  // namespace seqkern::cpu::SEQKERN_ISA
 
 using namespace seqkern;
 using namespace seqkern::cpu::SEQKERN_ISA;
 namespace tested = seqkern::cpu::SEQKERN_ISA;
-using cpu::MixedOperand;
-using cpu::MixedProductArgs;
+using cpu::PanelOperand;
+using cpu::PanelProductArgs;
 
 namespace {
 
+#if defined(SEQKERN_TILES) || defined(SEQKERN_BF16_PAIRS)
+using T = BFloat16;
+constexpr DType kDType = DType::kBFloat16;
+#else
+using T = float;
+constexpr DType kDType = DType::kFloat32;
+#endif
 constexpr int64_t kRowsApart = 3;  // more of out than it is wide
 constexpr float kBeside = -77;
 
 enum Layout { kAlongK, kAcrossK, kApart, kLayouts };
 
 struct Operand {
-  std::vector<BFloat16> data;
-  MixedOperand operand;
+  std::vector<T> data;
+  PanelOperand operand;
 
   Operand(int64_t size, int64_t K, Layout layout, std::mt19937& random) : data(2 * size * K) {
     std::normal_distribution<float> normal;
-    for (BFloat16& x : data) store1(&x, normal(random));
+    for (T& x : data) store1(&x, normal(random));
     operand = {.data = data.data(),
                .size = size,
                .stride = layout == kAcrossK ? 1 : (layout == kApart ? 2 : 1) * K,
@@ -57,7 +69,8 @@ struct Worst {
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t m = 0; m < M; ++m) out[n * stride + m] = accumulate ? 0.5f : NAN;
     }
-    MixedProductArgs args{.K = K,
+    PanelProductArgs args{.dtype = kDType,
+                          .K = K,
                           .a = a.operand,
                           .b = b.operand,
                           .out = out.data(),
@@ -65,12 +78,12 @@ struct Worst {
                           .accumulate = accumulate,
                           .workspace = nullptr};
     const auto bytes =
-        static_cast<size_t>(tested::mixed_product_workspace(args, members) + 63) / 64 * 64;
+        static_cast<size_t>(tested::panel_product_workspace(args, members) + 63) / 64 * 64;
     const std::unique_ptr<void, void (*)(void*)> memory(std::aligned_alloc(64, bytes), std::free);
     args.workspace = memory.get();
-    tested::mixed_product_prepare(args, members);
+    tested::panel_product_prepare(args, members);
     for (int64_t member = 0; member < members; ++member)
-      tested::mixed_product(args, members, member);
+      tested::panel_product(args, members, member);
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t m = 0; m < M; ++m) {
         double exact = accumulate ? 0.5 : 0, size = exact;
