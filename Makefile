@@ -34,7 +34,7 @@ test: $(VENV)/.built $(VENV)/.requires-test emulator
 # The CPU kernels of every instruction set this machine has but the one that the plain run tests.
 OTHER_ISAS = $(shell $(BIN)/python -c "from seqkern._C import cpu_isa, cpu_isas; print(*(set(cpu_isas()) - {cpu_isa()}))")
 # Those of the AVX-512 family share all kernels but these.
-isa_tests = $(if $(findstring avx512,$(1)),cpu and (lstm or gru or rnn),cpu)
+isa_tests = $(if $(findstring avx512,$(1)),cpu and (lstm or gru or rnn or attention or linear_cross),cpu)
 isa: $(VENV)/.built $(VENV)/.requires-test
 	set -e; $(foreach isa,$(OTHER_ISAS),SEQKERN_FORCE_ISA=$(isa) $(BIN)/python -m pytest tests/ops \
 	   -k "$(call isa_tests,$(isa))" $(PYTEST_ARGS);)

@@ -6,6 +6,39 @@
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
+// Gradients of the rows' classes, which are written over what the rest of the row is made like: as
+// many as a vector has lanes at a time, since for one row alone the two exponentials take as long
+// as for all of them.
+template <class T>
+struct ClassGradients {
+  using Acc = AccOf<T>;
+  static constexpr int L = kLanes<Acc>;
+
+  int count = 0;
+  alignas(64) Acc log_p[L];
+  RowGradient<Acc> rows[L];
+  Acc smooth[L], cap_derivative[L];
+  T* to[L];
+
+  void add(const RowGradient<Acc>& row, Acc log_p_y, Acc smooth_y, Acc derivative, T* dx_y) {
+    log_p[count] = log_p_y;
+    rows[count] = row;
+    smooth[count] = smooth_y;
+    cap_derivative[count] = derivative;
+    to[count] = dx_y;
+    if (++count == L) write();
+  }
+  void write() {
+    for (int i = count; i < L; ++i) log_p[i] = 0;
+    const Vec<Acc> p_less_1 = expm1_nonpositive<Acc>(load(log_p));
+    const Vec<Acc> p = exp_nonpositive<Acc>(load(log_p));
+    for (int i = 0; i < count; ++i) {
+      store1(to[i], (rows[i].of_class(p_less_1[i], p[i]) - smooth[i]) * cap_derivative[i]);
+    }
+    count = 0;
+  }
+};
+
 // dx_v = scale * p_v - g w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's derivative.
 template <class T, bool kCap, bool kTargetSums>
 void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
@@ -24,6 +57,7 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
   alignas(64) Acc cap_buffer[kCap ? kBlock : 1];
   const Acc keep = probs ? Acc(1) - o.smoothing : Acc(0);
   const Acc uniform = o.smoothing / static_cast<Acc>(in.V);
+  ClassGradients<T> classes;
 
   for (int64_t n = begin; n < end; ++n) {
     RowGradient<Acc> row(a, o, n);
@@ -87,12 +121,11 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
     }
 
     if (row.on_target != 0) {
-      const Acc log_p = (x_y - m) - log_sum;
-      Acc d = row.of_class(expm1_nonpositive<Acc>(splat<V>(log_p))[0], exp1(log_p));
-      if constexpr (kTargetSums) d -= row.g_ce * uniform * o.weight_of(y);
-      store1(dx_n + y, d * cap_derivative);
+      const Acc smooth = kTargetSums ? row.g_ce * uniform * o.weight_of(y) : Acc(0);
+      classes.add(row, (x_y - m) - log_sum, smooth, cap_derivative, dx_n + y);
     }
   }
+  classes.write();
 }
 
 }  // namespace
