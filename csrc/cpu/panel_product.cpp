@@ -13,7 +13,8 @@ namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
 constexpr int L = kLanes<float>;
-constexpr int64_t kMostPanels = 4;  // that a thread packs at a time
+constexpr int64_t kMostPanels = 4;    // that a thread packs at a time
+constexpr int64_t kFewestShared = 4;  // panels that pay for packing one again
 
 #if defined(SEQKERN_TILES) || defined(SEQKERN_BF16_PAIRS)
 
@@ -185,7 +186,8 @@ struct PanelProduct {
   int64_t K;  // filled up
   bool a_is_shared;
   int64_t shared_panels, own_panels, shared_size, own_size;
-  int64_t some;  // panels of an item
+  int64_t some;    // own panels of an item
+  int64_t splits;  // of the shared ones, each with items of its own: where own ones are few
   int64_t items;
   Counter* counters;
   Number* shared;  // [shared_panels, shared_size]
@@ -204,9 +206,14 @@ struct PanelProduct {
     shared_size = K * (a_is_shared ? kRows : kColumns);
     own_size = K * (a_is_shared ? kColumns : kRows);
     // Several items for each thread, so that they end together.
-    some = own_panels / (4 * members);
+    const int64_t wanted = 4 * members;
+    some = own_panels / wanted;
     some = some < 1 ? 1 : some > kMostPanels ? kMostPanels : some;
-    items = (own_panels + some - 1) / some;
+    splits = wanted / own_panels;
+    const int64_t most_splits = shared_panels / kFewestShared;
+    splits = splits > most_splits ? most_splits : splits;
+    if (splits < 1 || members == 1) splits = 1;
+    items = (own_panels + some - 1) / some * splits;
     counters = arena.take<Counter>(counter_count());
     shared = arena.take<Number>(shared_panels * shared_size);
     own = arena.take<Number>(members * some * own_size);
@@ -230,7 +237,9 @@ struct PanelProduct {
   }
 
   void multiply(int64_t item, Number* panels) const {
-    const int64_t first = item * some;
+    const int64_t split = item % splits, first = item / splits * some;
+    const int64_t s_begin = shared_panels * split / splits;
+    const int64_t s_end = shared_panels * (split + 1) / splits;
     const int64_t count = own_panels - first < some ? own_panels - first : some;
     for (int64_t p = 0; p < count; ++p) pack(first + p, !a_is_shared, panels + p * own_size);
     const int64_t steps = K / Panels::kStep, parts = (K + Panels::kPart - 1) / Panels::kPart;
@@ -239,7 +248,7 @@ struct PanelProduct {
       const int64_t end = part + 1 < parts ? steps * (part + 1) / parts * Panels::kStep : args.K;
       const int64_t skip_shared = begin * (shared_size / K), skip_own = begin * (own_size / K);
       const bool continued = part > 0 || args.accumulate;
-      for (int64_t s = 0; s < shared_panels; ++s) {
+      for (int64_t s = s_begin; s < s_end; ++s) {
         for (int64_t p = 0; p < count; ++p) {
           if (continued) {
             p + 1 < count ? fetch(s, first + p + 1) : fetch(s + 1, first);

@@ -59,12 +59,12 @@ struct Operand {
 struct Worst {
   double error = 0, beside = 0;
 
-  void check(int64_t N, int64_t K, int64_t M, int variant) {
+  void check(int64_t N, int64_t K, int64_t M, int variant, int64_t members) {
     std::mt19937 random(static_cast<unsigned>(N * 131 + K * 17 + M + variant));
     const Operand a(N, K, static_cast<Layout>(variant % kLayouts), random);
     const Operand b(M, K, static_cast<Layout>(variant / 2 % kLayouts), random);
     const bool accumulate = variant % 2;
-    const int64_t members = 1 + variant % 3, stride = M + kRowsApart;
+    const int64_t stride = M + kRowsApart;
     std::vector<float> out(N * stride, kBeside);
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t m = 0; m < M; ++m) out[n * stride + m] = accumulate ? 0.5f : NAN;
@@ -110,9 +110,15 @@ int main() {
   for (const int64_t N : {1, 17, 32, 65}) {
     for (const int64_t K : {1, 33, 64, 545}) {
       for (const int64_t M : {1, 16, 33, 100}) {
-        for (int variant = 0; variant < 6; ++variant) worst.check(N, K, M, variant);
+        for (int variant = 0; variant < 6; ++variant)
+          worst.check(N, K, M, variant, 1 + variant % 3);
       }
     }
+  }
+  // More threads than there are panels of either side.
+  for (int variant = 0; variant < 6; ++variant) {
+    worst.check(300, 70, 310, variant, 16);
+    worst.check(330, 600, 300, variant, 64);
   }
   std::printf("error %g\nbeside %g\n", worst.error, worst.beside);
 }
