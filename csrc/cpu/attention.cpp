@@ -190,9 +190,9 @@ struct ForwardTask {
       T* out = at(static_cast<T*>(a.out), a.out_strides, b, h, i + r);
       const Acc inverse = Acc(1) / sum[r];
       const Acc* from = o + r * stride;
-      int64_t d = 0;
-      for (; d + L <= in.D; d += L) store(out + d, load(from + d) * inverse);
-      if (d < in.D) store_part<Acc>(out + d, load(from + d) * inverse, in.D - d);
+      for (int64_t d = 0; d < in.D; d += L) {
+        store_part<Acc>(out + d, load(from + d) * inverse, in.D - d);
+      }
       lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] * factor() + log1(sum[r]);
     }
   }

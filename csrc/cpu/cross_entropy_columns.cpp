@@ -174,16 +174,12 @@ void backward_block(const CrossEntropyBackwardArgs& a, const Columns<T, NV>& c) 
     }
     for (int u = 0; u < NV; ++u) store(mass + u * L, sum[u]);
   }
-  const auto padded = [&](const void* base) __attribute__((always_inline)) {
-    struct {
-      V lanes[NV];
-    } all;
-    for (int u = 0; u < NV; ++u) {
-      all.lanes[u] = load_part<Acc>(static_cast<const Acc*>(base) + c.n + u * L, c.lanes(u));
-    }
-    return all;
-  };
-  const auto max = padded(a.row_max), log_sum = padded(a.row_log_sum);
+  V max[NV], log_sum[NV];
+  for (int u = 0; u < NV; ++u) {
+    const int64_t n = c.n + u * L;
+    max[u] = load_part<Acc>(static_cast<const Acc*>(a.row_max) + n, c.lanes(u));
+    log_sum[u] = load_part<Acc>(static_cast<const Acc*>(a.row_log_sum) + n, c.lanes(u));
+  }
   alignas(64) Acc scale[NV * L] = {}, of_targets[NV * L] = {}, wanted[NV * L] = {};
   RowGradient<Acc> rows[NV * L];
   for (int64_t i = 0; i < c.count; ++i) {
@@ -202,7 +198,7 @@ void backward_block(const CrossEntropyBackwardArgs& a, const Columns<T, NV>& c) 
       V x = c.template raw<kWhole>(v, u), derivative;
       const bool cap = kOptions && c.o.softcap > 0;
       if (cap) x = c.capped(x, &derivative);
-      V d = exp_nonpositive<Acc>((x - max.lanes[u]) - log_sum.lanes[u]) * load(scale + u * L);
+      V d = exp_nonpositive<Acc>((x - max[u]) - log_sum[u]) * load(scale + u * L);
       if (sums) d -= c.template target<kWhole>(v, u) * load(of_targets + u * L);
       if (cap) d *= derivative;
       // What a row without a gradient holds, NaN perhaps, must not matter.
@@ -215,7 +211,7 @@ void backward_block(const CrossEntropyBackwardArgs& a, const Columns<T, NV>& c) 
   alignas(64) Acc x_y[NV * L], derivative[NV * L];
   c.of_classes(x_y, derivative);
   for (int u = 0; u < NV; ++u) {
-    const V log_p = (load(x_y + u * L) - max.lanes[u]) - log_sum.lanes[u];
+    const V log_p = (load(x_y + u * L) - max[u]) - log_sum[u];
     const V p_less_1 = expm1_nonpositive<Acc>(log_p), p = exp_nonpositive<Acc>(log_p);
     for (int64_t l = 0; l < c.lanes(u); ++l) {
       const int64_t i = u * L + l;

@@ -25,7 +25,7 @@ from ops.attention_cases import (
     sdpa,
     torchs,
 )
-from seqkern import ops, reference
+from seqkern import _C, ops, reference
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 native = pytest.mark.parametrize("backend", NATIVE, indirect=True)
@@ -197,10 +197,11 @@ def test_packed_is_each_sequence_alone(
     for start, length in zip(starts.tolist(), lengths, strict=False):
         part = slice(start, start + length)
         out = ops.causal_attention(q[:, :, part], k[:, :, part], v[:, :, part], window=window)
-        if dtype == torch.float32:
-            torch.testing.assert_close(whole[0][:, :, part], out)
-        else:  # Alone, a short one may be multiplied as floats (docs/math/attention.md).
+        if backend.name == "cpu" and _C.cpu_isa() == "avx512_bf16" and length < 64:
+            # Alone it is multiplied as floats (docs/math/attention.md).
             assert_accurate(out, theirs[0][:, :, part], truth[0][:, :, part], dtype)
+        else:
+            torch.testing.assert_close(whole[0][:, :, part], out)
 
 
 @every_backend

@@ -22,7 +22,6 @@ from ops.cross_entropy_cases import (
 )
 from seqkern import ops, reference
 
-native = pytest.mark.parametrize("backend", ["cpu", "cuda"], indirect=True)
 # Around a vector of any width, four of them, and 64 classes.
 SHAPES = [(2, 5, 16), (3, 65, 50), (1, 130, 7, 13), (2, 64, 17), (1, 3, 129), (70, 23)]
 
@@ -63,7 +62,6 @@ def plain(x: Tensor, target: Tensor, **options: Any) -> Tensor:
     return in_rows(x, target, **options)[0]
 
 
-@native
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,7 +72,6 @@ def test_matches_torch(
     check(logits, target, torchs, **resolve(options, shape[1], backend.device))
 
 
-@native
 @pytest.mark.parametrize("options", OURS_ONLY.values(), ids=OURS_ONLY)
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,7 +82,6 @@ def test_extensions_match_the_reference(
     check(logits, target, plain, **resolve(options, shape[1], backend.device))
 
 
-@native
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("options", ["plain", "smoothing-weight"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -110,7 +106,6 @@ VIEWS = {
 }
 
 
-@native
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_strided(backend: Any, view: Any) -> None:
     base = torch.randn(4, 9, 40, device=backend.device, dtype=torch.float64)
@@ -132,7 +127,6 @@ def test_the_gradient_is_laid_out_as_the_logits(shape: tuple[int, ...]) -> None:
     assert grad.stride() == logits.stride()
 
 
-@native
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_special_values(backend: Any, value: float) -> None:
     """They reach the rows they are in; a row of -inf alone has none but NaN."""
@@ -148,7 +142,6 @@ def test_special_values(backend: Any, value: float) -> None:
     assert grad.isnan().any(1).equal(torch_grad.isnan().any(1))
 
 
-@native
 def test_masked_logits(backend: Any) -> None:
     logits, target = make((2, 200, 40), torch.float32, backend.device)
     logits[:, :150] = -torch.inf  # whole blocks of classes
@@ -159,7 +152,6 @@ def test_masked_logits(backend: Any) -> None:
         torch.testing.assert_close(actual, expected)
 
 
-@native
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "softcap": 2.0}], ids=str)
 def test_ignored_rows_may_hold_anything(backend: Any, options: dict[str, Any]) -> None:
     logits, target = make((2, 20, 40), torch.float32, backend.device)
@@ -170,7 +162,6 @@ def test_ignored_rows_may_hold_anything(backend: Any, options: dict[str, Any]) -
     assert torch.equal(grad, expected[1])
 
 
-@native
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_lse_and_its_gradient(backend: Any, softcap: float) -> None:
     logits, target = make((2, 70, 21), torch.float64, backend.device)
@@ -216,7 +207,6 @@ def test_opcheck(backend: Any, shape: tuple[int, ...], probabilities: bool) -> N
     opcheck(raw.cross_entropy_backward.default, (*arguments, *options[1:]))
 
 
-@native
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_fullgraph(backend: Any, dynamic: bool) -> None:
     compiled = torch.compile(ops.cross_entropy, fullgraph=True, dynamic=dynamic)
