@@ -102,3 +102,14 @@ def test_target_out_of_range_on_cuda(backend: Any, value: int) -> None:
     assert x.grad is not None
     assert loss.isnan().tolist() == [False, True, False]
     assert x.grad.isnan().any(-1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("backend", ["emu", "cuda"], indirect=True)
+def test_rows_that_an_int_does_not_hold(backend: Any) -> None:
+    """With the step beyond their end that a block takes: refused, and the memory never touched."""
+    x = torch.empty(1, 2**31 - 100, dtype=torch.bfloat16, device=backend.device)
+    message = "cross_entropy: rows must have at most 2147475456 elements on CUDA, got 2147483548"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ops.cross_entropy(x, torch.tensor([1], device=backend.device))
+    with pytest.raises(ValueError, match="^softmax: rows must have at most 2147475456 elements"):
+        ops.softmax(x)
