@@ -132,6 +132,18 @@ OPS = {
         ops.gru,
         plain=reference.gru,
     ),
+    "gru_cell": Case(
+        lambda n: [randn(n, 5), randn(n, 4), randn(12, 5), randn(12, 4), randn(12), randn(12)],
+        [{0: N}, {0: N}, {}, {}, {}, {}],
+        ops.gru_cell,
+        plain=torch.gru_cell,
+    ),
+    "rnn_cell": Case(
+        lambda n: [randn(n, 5), randn(n, 4), randn(4, 5), randn(4, 4)],
+        [{0: N}, {0: N}, {}, {}],
+        ops.rnn_cell,
+        plain=torch.rnn_tanh_cell,
+    ),
     "rnn": Case(
         lambda n: [randn(n, 3, 5), randn(3, 4), randn(4, 5), randn(4, 4)],
         [{0: T}, {}, {}, {}],
@@ -172,6 +184,8 @@ MODULES: dict[str, tuple[Callable[[], torch.nn.Module], Case]] = {
         ("GRU", lambda: nn.GRU(5, 4, 2), recurrent, [{0: T}]),
         ("RNN", lambda: nn.RNN(5, 4, 2), recurrent, [{0: T}]),
         ("LSTMCell", lambda: nn.LSTMCell(5, 4), lambda n: [randn(n, 5)], [{0: N}]),
+        ("GRUCell", lambda: nn.GRUCell(5, 4), lambda n: [randn(n, 5)], [{0: N}]),
+        ("RNNCell", lambda: nn.RNNCell(5, 4), lambda n: [randn(n, 5)], [{0: N}]),
         (
             "CrossEntropyLoss",
             lambda: nn.CrossEntropyLoss(torch.rand(7)),

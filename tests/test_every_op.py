@@ -91,9 +91,9 @@ def test_functional_call(name: str) -> None:
 
 #: Under autocast, ops that are GEMMs run in its dtype, as F.linear does. Losses stay float32, and
 #: attention and the recurrent ops take what they are given, as torch.library's ops do.
-SIXTEEN_BIT = {"LSTM", "GRU", "RNN", "LSTMCell", "CausalSelfAttention"}
+SIXTEEN_BIT = {"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell", "CausalSelfAttention"}
 #: The state that these carry along has its own dtype on the CPU, as torch's has.
-STATE_STAYS = {"GRU", "LSTMCell"}
+STATE_STAYS = {"GRU", "LSTMCell", "GRUCell"}
 
 
 @pytest.mark.parametrize("name", TRAINED)

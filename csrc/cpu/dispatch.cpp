@@ -15,7 +15,7 @@ DType dtype_of(const Args& args) {
   } else if constexpr (requires { args.in.r; }) {
     return args.in.r.dtype;
   } else if constexpr (requires { args.step; }) {
-    return args.step.in.dtype;
+    return dtype_of(args.step);
   } else {
     return args.in.dtype;
   }

@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
+#include "cpu/cell_step.h"
 #include "cpu/dense.h"
 #include "cpu/embedding_gradient.h"
-#include "cpu/lstm_step.h"
 #include "cpu/panel_product.h"
 #include "cpu/weight_gradient.h"
 #include "ops/attention.h"
@@ -44,8 +44,8 @@
   X(attention_step_combine, AttentionStepArgs)                     \
   X(linear_step_prepare, LinearStepArgs)                           \
   X(linear_step, LinearStepArgs)                                   \
-  X(lstm_cell_backward, LstmCellBackwardArgs)                      \
-  X(lstm_step_forward, LstmStepForwardArgs)                        \
+  X(cell_step_forward, CellStepForwardArgs)                        \
+  X(cell_step_gates, CellStepGatesArgs)                            \
   X(embedding_gradient, EmbeddingGradientArgs)
 
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
@@ -53,9 +53,9 @@
 #define SEQKERN_CPU_TEAM_KERNELS(X)           \
   X(lstm_forward, LstmForwardArgs)            \
   X(lstm_backward, LstmBackwardArgs)          \
-  X(lstm_step_packed, LstmStepPackedArgs)     \
-  X(lstm_step_pack, LstmStepPackArgs)         \
-  X(lstm_step_backward, LstmStepBackwardArgs) \
+  X(cell_step_packed, CellStepPackedArgs)     \
+  X(cell_step_pack, CellStepPackArgs)         \
+  X(cell_step_backward, CellStepBackwardArgs) \
   X(hidden_forward, HiddenForwardArgs)        \
   X(hidden_backward, HiddenBackwardArgs)      \
   X(dense, DenseArgs)                         \

@@ -150,15 +150,23 @@ struct WeightGradient {
     }
   }
 
+  // Rows are added up in short runs, for they may all have one sign: then the rounding grows with
+  // the sum.
+  static constexpr int64_t kRun = 32;
   template <int NV>
   void add_up(int64_t panel, int64_t n, int64_t rows) const {
     const Panel from = a_panel(panel, n);
     const int64_t m = first_vector(panel) * L;
     T* out = static_cast<T*>(args.sum) + m;
     V total[NV] = {};
-    for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t i = 0; i < rows;) {
+      const int64_t end = rows - i < kRun ? rows : i + kRun;
+      V run[NV] = {};
+      for (; i < end; ++i) {
 #pragma GCC unroll 8
-      for (int j = 0; j < NV; ++j) total[j] += load(from.data + i * from.row + j * L);
+        for (int j = 0; j < NV; ++j) run[j] += load(from.data + i * from.row + j * L);
+      }
+      for (int j = 0; j < NV; ++j) total[j] += run[j];
     }
     for (int j = 0; j < NV; ++j) {
       const int64_t rest = args.M - m - j * L, count = rest < L ? rest : L;

@@ -137,7 +137,7 @@ __device__ __forceinline__ void save_gradients(const HiddenBackwardArgs& a, int6
   if (kGru) {
     store_at<T>(a.dgates, (G * n + 1) * H + j, d.z);
     store_at<T>(a.dgates, (G * n + 2) * H + j, d.n);
-    store_at<T>(a.du_n, n * H + j, d.u_n);
+    if (a.du_n) store_at<T>(a.du_n, n * H + j, d.u_n);
   }
   if (s != 0 || !a.du_0) return;
 #pragma unroll

@@ -29,6 +29,8 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
   X(lstm_backward, LstmBackwardArgs)                               \
   X(lstm_cell_forward, LstmCellForwardArgs)                        \
   X(lstm_cell_backward, LstmCellBackwardArgs)                      \
+  X(hidden_cell_forward, HiddenCellForwardArgs)                    \
+  X(hidden_cell_backward, HiddenCellBackwardArgs)                  \
   X(hidden_forward, HiddenForwardArgs)                             \
   X(hidden_backward, HiddenBackwardArgs)                           \
   X(sample, SampleArgs)                                            \
@@ -70,6 +72,7 @@ void visit_lstm_kernels(VisitKernel visit, void* context);
 void visit_lstm_backward_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_backward_kernels(VisitKernel visit, void* context);
+void visit_gru_rnn_cell_kernels(VisitKernel visit, void* context);
 void visit_gru_rnn_steps_kernels(VisitKernel visit, void* context);
 void visit_sample_kernels(VisitKernel visit, void* context);
 void visit_sample_passes_kernels(VisitKernel visit, void* context);

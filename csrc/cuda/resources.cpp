@@ -44,6 +44,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   seqkern::cuda::visit_lstm_backward_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_gru_rnn_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_gru_rnn_backward_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_gru_rnn_cell_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_gru_rnn_steps_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_sample_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_sample_passes_kernels(seqkern::cuda::append, &out);

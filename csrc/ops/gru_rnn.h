@@ -54,4 +54,34 @@ struct HiddenBackwardArgs {
   void* workspace;   // bytes as the backend asked for, 64-byte aligned; null for none
 };
 
+// CUDA: the pointwise part of one step, whose products are made before; all tensors contiguous, in
+// T. (On the CPU a step is one kernel with its products, cpu/cell_step.h.)
+struct HiddenCellForwardArgs {
+  DType dtype;
+  HiddenCell cell;
+  int64_t B, H;
+  const void* gates_x;  // T [B, G H], w_ih x
+  const void* gates_h;  // T [B, G H], w_hh h
+  const void* b_ih;     // T [G H]; null for none
+  const void* b_hh;     // T [G H]; null for none
+  const void* h0;       // T [B, H]
+  void* gates;          // GRU: T [B, 3 H], r, z, n; null: not wanted
+  void* u_n;            // GRU: T [B, H]; wanted as gates are
+  void* h;              // T [B, H]
+};
+
+struct HiddenCellBackwardArgs {
+  DType dtype;
+  HiddenCell cell;
+  int64_t B, H;
+  const void* gates;  // GRU, of forward, as is u_n
+  const void* u_n;
+  const void* h0;  // T [B, H]
+  const void* h;   // RNN: T [B, H], of forward
+  const void* dh;  // T [B, H]; null for none
+  void* dgates;    // T [B, G H], gradient at a
+  void* du;        // GRU: T [B, 3 H], gradient at u
+  void* past;      // GRU: T [B, H], what h0 gets past the gates
+};
+
 }  // namespace seqkern

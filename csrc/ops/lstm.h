@@ -66,14 +66,14 @@ struct LstmBackwardArgs {
   void* workspace;  // bytes as the backend asked for, 64-byte aligned; null for none
 };
 
-// The pointwise part of one step, for cells whose products are made elsewhere. a = gates_x +
-// gates_h
-// + bias; all tensors contiguous, in T.
+// CUDA: the pointwise part of one step, whose products are made before. a = gates_x + gates_h +
+// bias; all tensors contiguous, in T. (On the CPU a step is one kernel with its products,
+// cpu/cell_step.h.)
 struct LstmCellForwardArgs {
   DType dtype;
   int64_t B, H;
   const void* gates_x;  // T [B, 4 H]
-  const void* gates_h;  // T [B, 4 H]; null for none
+  const void* gates_h;  // T [B, 4 H]
   const void* bias;     // T [4 H]; null for none
   const void* c0;       // T [B, H]
   void* gates;          // T [B, 4 H] activated; may be gates_x or gates_h; null: not wanted
@@ -84,14 +84,13 @@ struct LstmCellForwardArgs {
 struct LstmCellBackwardArgs {
   DType dtype;
   int64_t B, H;
-  const void* gates;   // T [B, 4 H] activated
-  const void* c0;      // T [B, H]
-  const void* c;       // T [B, H], of forward
-  const void* dh;      // T [B, H]; null for none
-  const void* dc;      // T [B, H]; null for none
-  void* dgates;        // T [B, 4 H]
-  int64_t dgates_row;  // elements from a row of dgates to the next; 4 H but on the CPU
-  void* dc0;           // T [B, H]
+  const void* gates;  // T [B, 4 H] activated
+  const void* c0;     // T [B, H]
+  const void* c;      // T [B, H], of forward
+  const void* dh;     // T [B, H]; null for none
+  const void* dc;     // T [B, H]; null for none
+  void* dgates;       // T [B, 4 H]
+  void* dc0;          // T [B, H]
 };
 
 }  // namespace seqkern

@@ -146,7 +146,9 @@ struct Cpu {
     cpu::hidden_backward_prepare(a, members);
     team(cpu::hidden_backward, a, members);
   }
-  static void run(const LstmCellBackwardArgs& a) { rows(cpu::lstm_cell_backward, a, a.B, 4 * a.H); }
+  static void run(const cpu::CellStepGatesArgs& a) {
+    rows(cpu::cell_step_gates, a, a.step.in.B, 4 * a.step.in.H);
+  }
 
   static bool has_bf16_products() {
     const cpu::Isa isa = cpu::active_isa();
@@ -155,7 +157,7 @@ struct Cpu {
 
   // Rows from which one step is worth packing its weights for: what they cost otherwise is to be
   // converted again for every few rows, or, in parts of vectors, to be read element by element.
-  static int64_t step_pack_rows(const cpu::LstmStepInputs& in) {
+  static int64_t step_pack_rows(const cpu::CellStepInputs& in) {
     const cpu::Isa isa = cpu::active_isa();
     if (in.dtype == DType::kBFloat16) return 5;
     if (in.dtype == DType::kFloat16) return isa == cpu::Isa::kAmx ? 24 : 8;
@@ -165,7 +167,7 @@ struct Cpu {
   }
 
   // The same where the packed weights are there already.
-  static int64_t step_kept_rows(const cpu::LstmStepInputs& in) {
+  static int64_t step_kept_rows(const cpu::CellStepInputs& in) {
     constexpr int64_t kRows = 12;
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 1;
     return std::min(kRows, step_pack_rows(in));
@@ -173,40 +175,42 @@ struct Cpu {
 
   // Rows from which its backward is better made as products of packed operands. Until then weights
   // are read where they are, by eight rows at a time, which costs less while caches hold them.
-  static int64_t step_backward_pack_rows(const cpu::LstmStepInputs& in) {
+  static int64_t step_backward_pack_rows(const cpu::CellStepInputs& in) {
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
     constexpr int64_t kCached = 1 << 20;
-    return 4 * in.H * (in.I + in.H) > kCached ? 48 : 96;
+    return gates_of(in.cell) * in.H * (in.I + in.H) > kCached ? 48 : 96;
   }
 
-  static int64_t step_members(const cpu::LstmStepInputs& in) {
-    return team_members(in.B * 4 * in.H * (in.I + in.H));
+  static int64_t step_members(const cpu::CellStepInputs& in) {
+    return team_members(in.B * gates_of(in.cell) * in.H * (in.I + in.H));
   }
-  static void run(const cpu::LstmStepForwardArgs& a) {
+  static void run(const cpu::CellStepForwardArgs& a) {
     const int64_t items = (a.in.H + cpu::kStepUnits - 1) / cpu::kStepUnits;
-    rows(cpu::lstm_step_forward, a, items, a.in.B * 4 * cpu::kStepUnits * (a.in.I + a.in.H) / 4);
+    const int64_t gates = gates_of(a.in.cell);
+    rows(cpu::cell_step_forward, a, items,
+         a.in.B * gates * cpu::kStepUnits * (a.in.I + a.in.H) / 4);
   }
-  static void run(const cpu::LstmStepPackArgs& a) {
-    team(cpu::lstm_step_pack, a, team_members(4 * a.H * (a.I + a.H)));
+  static void run(const cpu::CellStepPackArgs& a) {
+    team(cpu::cell_step_pack, a, team_members(a.G * a.H * (a.I + a.H)));
   }
-  static int64_t workspace_bytes(const cpu::LstmStepPackArgs& a) {
-    return cpu::lstm_step_pack_workspace(a, 1);
+  static int64_t workspace_bytes(const cpu::CellStepPackArgs& a) {
+    return cpu::cell_step_pack_workspace(a, 1);
   }
-  static void run(const cpu::LstmStepPackedArgs& a) {
+  static void run(const cpu::CellStepPackedArgs& a) {
     const int64_t members = step_members(a.step.in);
-    cpu::lstm_step_packed_prepare(a, members);
-    team(cpu::lstm_step_packed, a, members);
+    cpu::cell_step_packed_prepare(a, members);
+    team(cpu::cell_step_packed, a, members);
   }
-  static int64_t workspace_bytes(const cpu::LstmStepPackedArgs& a) {
-    return cpu::lstm_step_packed_workspace(a, step_members(a.step.in));
+  static int64_t workspace_bytes(const cpu::CellStepPackedArgs& a) {
+    return cpu::cell_step_packed_workspace(a, step_members(a.step.in));
   }
-  static void run(const cpu::LstmStepBackwardArgs& a) {
+  static void run(const cpu::CellStepBackwardArgs& a) {
     const int64_t members = step_members(a.in);
-    cpu::lstm_step_backward_prepare(a, members);
-    team(cpu::lstm_step_backward, a, members);
+    cpu::cell_step_backward_prepare(a, members);
+    team(cpu::cell_step_backward, a, members);
   }
-  static int64_t workspace_bytes(const cpu::LstmStepBackwardArgs& a) {
-    return cpu::lstm_step_backward_workspace(a, step_members(a.in));
+  static int64_t workspace_bytes(const cpu::CellStepBackwardArgs& a) {
+    return cpu::cell_step_backward_workspace(a, step_members(a.in));
   }
 
   static int64_t workspace_bytes(const LstmForwardArgs& a) {

@@ -1,5 +1,7 @@
 // ops::gru, ops::rnn and their backwards, one direction of one layer: check, allocate, run.
-#include "ops/gru_rnn.h"
+#include "torch/gru_rnn.h"
+
+#include <cstring>
 
 #include "torch/ops_recurrent.h"
 #include "torch/sequence_input.h"
@@ -14,6 +16,25 @@ struct Inputs : SequenceInput {
   OptionalTensor b_ih;
   OptionalTensor b_hh;
   OptionalTensor h0;
+
+#if defined(SEQKERN_BACKEND_CPU)
+  // A sequence of one step, as in generation: no product over time, so no weight worth packing.
+  bool is_step() const { return T == 1 && B > 0 && !lengths && !ids; }
+  cpu::CellStepInputs step(HiddenCell cell) const {
+    return {.dtype = dtype,
+            .cell = step_cell(cell),
+            .B = B,
+            .I = I,
+            .H = H,
+            .x = data(x),
+            .h0 = data(h0),
+            .c0 = nullptr,
+            .w_ih = w_ih.const_data_ptr(),
+            .w_hh = w_hh.const_data_ptr(),
+            .b_ih = data(b_ih),
+            .b_hh = data(b_hh)};
+  }
+#endif
 };
 
 Inputs prepare(std::string_view op, HiddenCell cell, const Tensor& input, const OptionalTensor& h0,
@@ -64,6 +85,24 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   // the tokens fill the first rows of it, and are not where an RNN's output is.
   const bool in_place = cell != HiddenCell::kGru && !in.tokens;
   const int64_t gates_width = gates_of(cell) * r.H;
+#if defined(SEQKERN_BACKEND_CPU)
+  if (in.is_step()) {
+    const Result y{
+        .output = fresh({1, r.B, r.H}),
+        .h_n = fresh({r.B, r.H}),
+        .gates = save_gates ? fresh({1, r.B, gates_width}) : nothing(like),
+        .u_n = save_gates ? fresh({1, r.B, r.H}) : nothing(like),
+    };
+    run_step(like, {.in = in.step(cell),
+                    .gates = mutable_data(y.gates, save_gates),
+                    .u_n = mutable_data(y.u_n, save_gates),
+                    .h = mutable_data(y.output),
+                    .c = nullptr});
+    std::memcpy(y.h_n.mutable_data_ptr(), y.output.const_data_ptr(),
+                static_cast<size_t>(y.h_n.numel()) * y.h_n.element_size());
+    return y;
+  }
+#endif
   const Tensor gates_x =
       in_place ? fresh({r.T, r.B, gates_width}) : empty_activations(like, r.T, r.B, gates_width);
   const Tensor output = in_place ? gates_x : fresh({r.T, r.B, r.H});
@@ -88,20 +127,6 @@ Result forward(std::string_view op, HiddenCell cell, const Tensor& input, const 
   return result;
 }
 
-// Which gradients a backward is asked for; python/seqkern/ops/_recurrent.py has the same numbers.
-enum Needs : int64_t {
-  kInput = 1,
-  kH0 = 2,
-  kWih = 4,
-  kWhh = 8,
-  kBih = 16,
-  kBhh = 32,
-};
-
-struct Gradients {
-  Tensor input, h0, w_ih, w_hh, b_ih, b_hh;
-};
-
 // Rows from `first` on of `to` become `from`.
 void copy_rows(const Tensor& to, int64_t first, const Tensor& from) {
   Tensor rows = seqkern::narrow(to, 0, first, from.size(0));
@@ -115,10 +140,11 @@ struct Saved {
   bool activated;
 };
 
-Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& grad_output,
-                   const OptionalTensor& grad_h_n, const Tensor& input, const OptionalTensor& h0,
-                   const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
-                   const Tensor& output, const Saved& saved, bool reverse, int64_t needs) {
+StepGradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& grad_output,
+                       const OptionalTensor& grad_h_n, const Tensor& input,
+                       const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh,
+                       const OptionalTensor& lengths, const Tensor& output, const Saved& saved,
+                       bool reverse, int64_t needs) {
   [[maybe_unused]] const Backend::Guard guard(input);
   const Inputs in = prepare(op, cell, input, h0, w_ih, w_hh, {}, {}, lengths, reverse);
   const RecurrentInputs& r = in.args;
@@ -140,14 +166,25 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
 
   const Tensor& like = in.w_hh;
   const ScalarType type = like.scalar_type();
+#if defined(SEQKERN_BACKEND_CPU)
+  if (in.is_step() && (saved.activated || !gru) && is_step_of_few_rows(in.step(cell))) {
+    const auto dh_1 = step_gradient(dh, dh_n);
+    StepGradients d = run_step_backward(like, step_wanted(needs),
+                                        {.in = in.step(cell),
+                                         .gates = data(gates),
+                                         .u_n = data(u_n),
+                                         .h = kept_h.const_data_ptr(),
+                                         .dh = data(dh_1)});
+    const int64_t size[] = {1, B, in.I};
+    if (needs & kInput) d.input = torch::stable::view(d.input, Sizes(size, 3));
+    return d;
+  }
+#endif
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
     const Tensor t =
         wanted ? empty_on(like, Sizes(size.begin(), size.size()), type) : nothing(like);
     Backend::before_first_write(t);
     return t;
-  };
-  const auto pointer = [](const Tensor& t, bool wanted) {
-    return wanted ? t.mutable_data_ptr() : nullptr;
   };
   const bool first_elsewhere = h0 && lengths && !in.tokens && reverse && (needs & kWhh);
   const Tensor dgates = fresh(true, {T, B, G * H});
@@ -165,9 +202,9 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
                             .dh_strides = dh ? sequence_strides(*dh) : SequenceStrides{},
                             .dh_n = data(dh_n),
                             .dgates = dgates.mutable_data_ptr(),
-                            .du_n = pointer(du_n, gru),
-                            .du_0 = pointer(du_0, first_elsewhere),
-                            .dh0 = pointer(dh0, needs & kH0),
+                            .du_n = mutable_data(du_n, gru),
+                            .du_0 = mutable_data(du_0, first_elsewhere),
+                            .dh0 = mutable_data(dh0, needs & kH0),
                             .workspace = nullptr};
     const Scratch scratch(like, Backend::workspace_bytes(args));
     args.workspace = scratch.data();
@@ -200,12 +237,12 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   };
   const int64_t rows[] = {0};
   const auto sum = [&](const Tensor& t) { return torch::stable::sum(t, Sizes(rows, 1)); };
-  Gradients d{.input = needs & kInput && in.x ? in.gradient(flat) : nothing(like),
-              .h0 = dh0,
-              .w_ih = needs & kWih ? in.weight_gradient(flat) : nothing(like),
-              .w_hh = needs & kWhh ? w_hh_gradient() : nothing(like),
-              .b_ih = needs & kBih ? sum(flat) : nothing(like),
-              .b_hh = nothing(like)};
+  StepGradients d{.input = needs & kInput && in.x ? in.gradient(flat) : nothing(like),
+                  .h0 = dh0,
+                  .w_ih = needs & kWih ? in.weight_gradient(flat) : nothing(like),
+                  .w_hh = needs & kWhh ? w_hh_gradient() : nothing(like),
+                  .b_ih = needs & kBih ? sum(flat) : nothing(like),
+                  .b_hh = nothing(like)};
   if (gru && (needs & kBhh)) {  // as b_ih's but in gate n
     const Tensor same = needs & kBih ? d.b_ih : sum(flat);
     d.b_hh = fresh(true, {3 * H});
@@ -214,8 +251,6 @@ Gradients backward(std::string_view op, HiddenCell cell, const OptionalTensor& g
   }
   return d;
 }
-
-HiddenCell rnn_cell(bool relu) { return relu ? HiddenCell::kRelu : HiddenCell::kTanh; }
 
 }  // namespace
 
@@ -235,7 +270,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_backward(
     const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
     const Tensor& output, const Tensor& gates, const Tensor& u_n, bool activated, bool reverse,
     int64_t needs) {
-  const Gradients d =
+  const StepGradients d =
       backward("gru_backward", HiddenCell::kGru, grad_output, grad_h_n, input, h0, w_ih, w_hh,
                lengths, output, {&gates, &u_n, activated}, reverse, needs);
   return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih, d.b_hh};
@@ -245,8 +280,8 @@ std::tuple<Tensor, Tensor> rnn(const Tensor& input, const OptionalTensor& h0, co
                                const Tensor& w_hh, const OptionalTensor& b_ih,
                                const OptionalTensor& b_hh, const OptionalTensor& lengths,
                                bool reverse, bool relu) {
-  const Result y =
-      forward("rnn", rnn_cell(relu), input, h0, w_ih, w_hh, b_ih, b_hh, lengths, reverse, false);
+  const Result y = forward("rnn", rnn_cell_kind(relu), input, h0, w_ih, w_hh, b_ih, b_hh, lengths,
+                           reverse, false);
   return {y.output, y.h_n};
 }
 
@@ -254,8 +289,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
     const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
     const Tensor& output, bool reverse, bool relu, int64_t needs) {
-  const Gradients d = backward("rnn_backward", rnn_cell(relu), grad_output, grad_h_n, input, h0,
-                               w_ih, w_hh, lengths, output, {}, reverse, needs);
+  const StepGradients d = backward("rnn_backward", rnn_cell_kind(relu), grad_output, grad_h_n,
+                                   input, h0, w_ih, w_hh, lengths, output, {}, reverse, needs);
   return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih};
 }
 

@@ -8,12 +8,6 @@ namespace seqkern {
 namespace {
 
 #if defined(SEQKERN_BACKEND_CPU)
-// A sequence of one step, as in generation: no product over time, so no weight worth packing.
-bool is_step(const LstmTensors& in) {
-  const RecurrentInputs& r = in.args.r;
-  return r.T == 1 && r.B > 0 && !in.w_hr && !in.lengths && !in.ids;
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, bool save_gates,
                                                         bool save_cells) {
   const RecurrentInputs& r = in.args.r;
@@ -24,18 +18,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> step(const LstmTensors& in, b
   const Tensor output = fresh(true, {1, r.B, r.H}), h_n = fresh(true, {r.B, r.H});
   const Tensor c = fresh(save_cells, {1, r.B, r.H}), c_n = fresh(true, {r.B, r.H});
   const Tensor gates = fresh(save_gates, {1, r.B, 4 * r.H});
-  run_step(in.w_hh, {.in = {.dtype = r.dtype,
-                            .B = r.B,
-                            .I = in.I,
-                            .H = r.H,
-                            .x = data(in.x),
-                            .h0 = r.h0,
-                            .c0 = in.args.c0,
-                            .w_ih = in.w_ih.const_data_ptr(),
-                            .w_hh = r.w_hh,
-                            .b_ih = data(in.b_ih),
-                            .b_hh = data(in.b_hh)},
+  run_step(in.w_hh, {.in = in.step(),
                      .gates = mutable_data(gates, save_gates),
+                     .u_n = nullptr,
                      .h = mutable_data(output),
                      .c = mutable_data(c_n)});
   const size_t bytes = static_cast<size_t>(h_n.numel()) * h_n.element_size();
@@ -56,9 +41,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm(
   LstmTensors in =
       lstm_tensors("lstm", input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths, reverse);
 #if defined(SEQKERN_BACKEND_CPU)
-  if (is_step(in)) return step(in, save_gates, save_cells);
+  if (in.is_step()) return step(in, save_gates, save_cells);
 #endif
-  in.bias = bias_sum(in.b_ih, in.b_hh);
+  in.bias = sum_of(in.b_ih, in.b_hh);
   in.args.r.b_hh = data(in.bias);
   const RecurrentInputs& r = in.args.r;
   const Tensor& like = in.w_hh;

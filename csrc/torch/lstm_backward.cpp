@@ -66,6 +66,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_backward
   const auto dh_n = checked(grad_h_n, "grad_h_n", {B, P});
   const auto dc_n = checked(grad_c_n, "grad_c_n", {B, H});
 
+#if defined(SEQKERN_BACKEND_CPU)
+  if (in.is_step() && activated && is_step_of_few_rows(in.step())) {
+    const auto dh_1 = step_gradient(dh, dh_n), dc_1 = step_gradient(dc, dc_n);
+    const Tensor dc0 =
+        needs & kC0 ? empty_on(like, in.c0->sizes(), like.scalar_type()) : nothing(like);
+    const StepGradients d = run_step_backward(like, step_wanted(needs),
+                                              {.in = in.step(),
+                                               .gates = kept_gates.const_data_ptr(),
+                                               .c = kept_c.const_data_ptr(),
+                                               .dh = data(dh_1),
+                                               .dc = data(dc_1),
+                                               .dc0 = mutable_data(dc0, needs & kC0)});
+    const int64_t size[] = {1, B, in.I};
+    const Tensor dx = needs & kInput ? torch::stable::view(d.input, Sizes(size, 3)) : d.input;
+    return {dx, d.h0, dc0, d.w_ih, d.w_hh, d.b_ih, nothing(like)};
+  }
+#endif
+
   const ScalarType type = like.scalar_type();
   const auto fresh = [&](bool wanted, std::initializer_list<int64_t> size) {
     const Tensor t =

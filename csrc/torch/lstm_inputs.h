@@ -17,6 +17,25 @@ struct LstmTensors : SequenceInput {
   OptionalTensor w_hr;
   OptionalTensor h0;
   OptionalTensor c0;
+
+#if defined(SEQKERN_BACKEND_CPU)
+  // A sequence of one step, as in generation: no product over time, so no weight worth packing.
+  bool is_step() const { return T == 1 && B > 0 && !w_hr && !lengths && !ids; }
+  cpu::CellStepInputs step() const {
+    return {.dtype = dtype,
+            .cell = cpu::StepCell::kLstm,
+            .B = B,
+            .I = I,
+            .H = H,
+            .x = data(x),
+            .h0 = data(h0),
+            .c0 = data(c0),
+            .w_ih = w_ih.const_data_ptr(),
+            .w_hh = w_hh.const_data_ptr(),
+            .b_ih = data(b_ih),
+            .b_hh = data(b_hh)};
+  }
+#endif
 };
 
 inline LstmTensors lstm_tensors(std::string_view op, const Tensor& input, const OptionalTensor& h0,

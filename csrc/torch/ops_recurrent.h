@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input, const Tensor& 
                                              const Tensor& w_hh, const OptionalTensor& b_ih,
                                              const OptionalTensor& b_hh, bool save_gates);
 
-Tensor lstm_cell_pack(const Tensor& w_ih, const Tensor& w_hh);
+Tensor cell_pack(const Tensor& w_ih, const Tensor& w_hh);
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward(const Tensor& input, const Tensor& h0,
                                                      const Tensor& c0, const Tensor& w_ih,
@@ -65,5 +65,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const Tensor& input,
     const OptionalTensor& h0, const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& lengths,
     const Tensor& output, bool reverse, bool relu, int64_t needs);
+
+std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h0, const Tensor& w_ih,
+                                    const Tensor& w_hh, const OptionalTensor& b_ih,
+                                    const OptionalTensor& b_hh, bool save_gates);
+
+std::tuple<Tensor, Tensor> gru_cell_forward(const Tensor& input, const Tensor& h0,
+                                            const Tensor& w_ih, const Tensor& w_hh,
+                                            const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                                            const OptionalTensor& packed, bool save_gates);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(
+    const OptionalTensor& grad_h, const Tensor& input, const Tensor& h0, const Tensor& w_ih,
+    const Tensor& w_hh, const Tensor& gates, int64_t needs);
+
+Tensor rnn_cell(const Tensor& input, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
+                const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool relu);
+
+Tensor rnn_cell_forward(const Tensor& input, const Tensor& h0, const Tensor& w_ih,
+                        const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                        const OptionalTensor& packed, bool relu);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_cell_backward(
+    const OptionalTensor& grad_h, const Tensor& input, const Tensor& h0, const Tensor& w_ih,
+    const Tensor& w_hh, const Tensor& h, bool relu, int64_t needs);
 
 }  // namespace seqkern

@@ -14,6 +14,10 @@ using OptionalTensor = std::optional<Tensor>;
 // A tensor that the caller does not want.
 inline Tensor nothing(const Tensor& like) { return empty_on(like, {0}, like.scalar_type()); }
 
+inline void* mutable_data(const Tensor& t, bool wanted = true) {
+  return wanted ? t.mutable_data_ptr() : nullptr;
+}
+
 inline std::string shape_name(std::initializer_list<int64_t> shape) {
   std::ostringstream out;
   out << '[';
@@ -127,10 +131,10 @@ inline Tensor mm(const Tensor& a, const Tensor& b, std::initializer_list<int64_t
   return result;
 }
 
-// b_ih + b_hh, either of which may be absent.
-inline OptionalTensor bias_sum(const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-  if (!b_ih || !b_hh) return b_ih ? b_ih : b_hh;
-  return torch::stable::subtract(*b_ih, *b_hh, -1.0);
+// a + b, either of which may be absent.
+inline OptionalTensor sum_of(const OptionalTensor& a, const OptionalTensor& b) {
+  if (!a || !b) return a ? a : b;
+  return torch::stable::subtract(*a, *b, -1.0);
 }
 
 // [T, B, N] as [T B, N]; t is contiguous.

@@ -73,6 +73,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "gru-tuple": lambda: layer("GRU", X, (randn(1, 2),)),
     "rnn-tuple": lambda: layer("RNN", X, (randn(1, 2),)),
     "cell-unknown": lambda: layer("LSTMCell", X, foo=1),
+    "gru-cell-tuple": lambda: layer("GRUCell", X, (randn(4, 2),)),
+    "rnn-cell-unknown": lambda: layer("RNNCell", X, foo=1),
 }
 
 
@@ -131,6 +133,14 @@ def cell(x: Tensor, *hx: Tensor) -> Any:
     return torch.nn.LSTMCell(5, 7)(x, hx or None)
 
 
+def hidden_cell(kind: str) -> Callable[..., Any]:
+    def call(x: Tensor, *hx: Tensor) -> Any:
+        torch.manual_seed(1)
+        return [getattr(torch.nn, kind)(5, 7)(x, *hx)]
+
+    return call
+
+
 F32, BF16 = torch.float32, torch.bfloat16
 AUTOCAST: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "gru": (gru, [randn(3, 2, 5, dtype=F32)]),
@@ -141,6 +151,16 @@ AUTOCAST: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "cell": (cell, [randn(2, 5, dtype=F32)]),
     "cell-state": (cell, [randn(2, 5, dtype=BF16), *(randn(2, 7, dtype=F32) for _ in "hc")]),
     "cell-16-bits": (cell, [randn(2, 5, dtype=BF16)]),
+    **{
+        f"{kind}-{name}": (hidden_cell(kind), [randn(2, 5, dtype=x), *hx])
+        for kind in ("GRUCell", "RNNCell")
+        for name, x, hx in (
+            ("fp32", F32, []),
+            ("state", BF16, [randn(2, 7, dtype=F32)]),
+            ("16-bits", BF16, []),
+            ("16-bit-state", F32, [randn(2, 7, dtype=BF16)]),
+        )
+    },
 }
 
 
@@ -165,7 +185,7 @@ def test_patched_modules_have_the_same_dtypes() -> None:
         assert {t.dtype for t in model(x)} == {F32}
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_other_dtypes_under_autocast_are_torchs(kind: str, dtype: torch.dtype) -> None:
     def ending() -> str:

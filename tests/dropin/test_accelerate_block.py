@@ -84,7 +84,7 @@ def test_scripting_tracing_and_exporting_get_torchs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 def test_script_modules_are_made_of_torchs(kind: str) -> None:
     plain, x = getattr(torch.nn, kind)(5, 7), torch.randn(3, 5)
 
@@ -145,7 +145,10 @@ def test_autocast_has_torchs_dtypes() -> None:
 def places() -> list[Any]:
     return [
         *vars(F).values(),
-        *(vars(torch.nn)[name].forward for name in ("LSTM", "LSTMCell", "GRU", "RNN")),
+        *(
+            vars(torch.nn)[name].forward
+            for name in ("LSTM", "LSTMCell", "GRU", "GRUCell", "RNN", "RNNCell")
+        ),
         torch.jit.script,
         torch.jit._recursive.create_script_module,
         torch.softmax,
@@ -284,13 +287,13 @@ def test_table_says_what_ran_where() -> None:
     assert table(Counts()) == "seqkern: no call that it knows was made"
 
 
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 def test_states_that_torch_refuses_are_refused_by_torch(name: str) -> None:
     """In torch's words, and so are the dtypes that autocast leaves different."""
     module = getattr(torch.nn, name)(5, 7)
     x = randn(3, 5, dtype=torch.float32)
     h = randn(3, 7, dtype=torch.float32)
-    if name != "LSTMCell":
+    if not name.endswith("Cell"):
         x, h = x[None], h[None]
     pairs = name.startswith("LSTM")
     for hx in [h, (h, h, h), ()] if pairs else [(h, h), (h,), [h], ()]:

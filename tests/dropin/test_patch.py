@@ -19,13 +19,14 @@ SWAPPED = [kind for kind in KINDS.values() if kind.ours is not None]
 
 
 class Model(torch.nn.Module):
-    """Embedding, LSTM, LSTM cell, GRU, head and loss."""
+    """Embedding, LSTM, cells, GRU, head and loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embedding = torch.nn.Embedding(11, 6)
         self.lstm = torch.nn.LSTM(6, 8, 2, batch_first=True)
         self.cell = torch.nn.LSTMCell(8, 8)
+        self.cells = torch.nn.ModuleList([torch.nn.GRUCell(8, 8), torch.nn.RNNCell(8, 8)])
         self.gru = torch.nn.GRU(8, 8, batch_first=True)
         self.head = torch.nn.Linear(8, 11)
         self.loss = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -33,6 +34,8 @@ class Model(torch.nn.Module):
     def forward(self, tokens: Tensor, target: Tensor) -> Tensor:
         x, _ = self.lstm(self.embedding(tokens))
         h, _ = self.cell(x[:, -1])
+        for cell in self.cells:
+            h = cell(h)
         y, _ = self.gru(x + h[:, None])
         loss: Tensor = self.loss(self.head(y).transpose(1, 2), target)
         return loss
@@ -61,9 +64,9 @@ def test_record_names_what_was_swapped_and_what_was_left() -> None:
         ("lstm", "LSTM"),
         ("loss", "CrossEntropyLoss"),
     ]
-    assert {e.name for e in record.left} == {"cell", "gru"}
-    assert str(record).splitlines()[:2] == ["swapped 2, left 2", "  lstm  LSTM"]
-    assert "  cell  LSTMCell: left, not among the kinds asked for" in str(record)
+    assert {e.name for e in record.left} == {"cell", "cells.0", "cells.1", "gru"}
+    assert str(record).splitlines()[:2] == ["swapped 2, left 4", "  lstm     LSTM"]
+    assert "  cell     LSTMCell: left, not among the kinds asked for" in str(record)
 
 
 def test_training_goes_on_with_the_optimizer_made_before() -> None:

@@ -239,9 +239,10 @@ def test_compile_in_a_fresh_process() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 @pytest.mark.parametrize("change", ["optimizer", "data", "swap", "state_dict", "to"])
-def test_cell_sees_changed_weights(change: str) -> None:
-    ours, theirs = seqkern.nn.LSTMCell(5, 7), torch.nn.LSTMCell(5, 7)
+def test_cell_sees_changed_weights(change: str, name: str) -> None:
+    ours, theirs = getattr(seqkern.nn, name)(5, 7), getattr(torch.nn, name)(5, 7)
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(3, 5)
     ours(x)
@@ -252,7 +253,7 @@ def test_cell_sees_changed_weights(change: str) -> None:
         elif change == "data":
             cell.weight_ih.data.mul_(-2)
         elif change == "swap":
-            cell.weight_ih.data = torch.ones(28, 5)
+            cell.weight_ih.data = torch.ones_like(cell.weight_ih)
         elif change == "state_dict":
             cell.load_state_dict({k: v + 1 for k, v in cell.state_dict().items()})
         else:

@@ -14,7 +14,8 @@ from mistakes import refused
 from seqkern import nn
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-CELLS = ("LSTM", "LSTMCell")
+CELLS = ("LSTMCell", "GRUCell", "RNNCell")
+PAIRS = ("LSTM", "LSTMCell")
 PAIR = r"hx must be a pair \(h, c\) of tensors or None, got"
 
 
@@ -25,7 +26,7 @@ def modules(name: str, device: str = "cpu") -> tuple[Any, Any, Tensor, Tensor]:
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(4, 3, 5, device=device)
     h = torch.randn(1, 3, 2, device=device)
-    return ours, theirs, *((x[0], h[0]) if name == "LSTMCell" else (x, h))
+    return ours, theirs, *((x[0], h[0]) if name in CELLS else (x, h))
 
 
 #: For modules whose state is a pair: what is given for hx, the error and what it says was given.
@@ -50,7 +51,7 @@ WRONG_STATES: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = 
 
 
 @pytest.mark.parametrize("case", WRONG_PAIRS)
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_states_that_are_no_pair(backend: Any, name: str, case: str) -> None:
     ours, theirs, x, h = modules(name, backend.device)
     make, error, message = WRONG_PAIRS[case]
@@ -60,7 +61,7 @@ def test_states_that_are_no_pair(backend: Any, name: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG_STATES)
-@pytest.mark.parametrize("name", ["GRU", "RNN"])
+@pytest.mark.parametrize("name", ["GRU", "RNN", "GRUCell", "RNNCell"])
 def test_states_that_are_no_tensor(backend: Any, name: str, case: str) -> None:
     ours, theirs, x, h = modules(name, backend.device)
     make, error, message = WRONG_STATES[case]
@@ -69,7 +70,7 @@ def test_states_that_are_no_tensor(backend: Any, name: str, case: str) -> None:
         theirs(x, make(h))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_a_list_is_a_pair(backend: Any, name: str) -> None:
     ours, theirs, x, h = modules(name, backend.device)
     for found, expected in zip(ours(x, [h, 2 * h])[:1], theirs(x, [h, 2 * h])[:1], strict=True):
@@ -83,7 +84,7 @@ ROWS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             TypeError,
             rf"{name}: input must be a tensor( or a PackedSequence)?, got None$",
         )
-        for name in (*RECURRENT, "LSTMCell")
+        for name in (*RECURRENT, *CELLS)
     },
     **{
         f"{name}-lengths": (
@@ -203,7 +204,7 @@ def test_a_token_of_a_packed_sequence_that_is_no_row() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*RECURRENT, "LSTMCell"])
+@pytest.mark.parametrize("name", [*RECURRENT, *CELLS])
 def test_autocast_leaves_float64_alone(backend: Any, name: str) -> None:
     ours, theirs, x, h = (m.double() for m in modules(name, backend.device))
     state = (h, h) if "LSTM" in name else h

@@ -1,4 +1,4 @@
-"""nn.LSTMCell.keep_packed: a copy of the weights that never outlives them."""
+"""keep_packed of the cells: a copy of the weights that never outlives them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def assert_same(ours: Any, theirs: Any, x: Tensor) -> None:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one with each packing from now on."""
     calls: list[Any] = []
-    real = torch.ops.seqkern.lstm_cell_pack
+    real = torch.ops.seqkern.cell_pack
 
     class Counted:
         def __getattr__(self, name: str) -> Any:
-            if name != "lstm_cell_pack":
+            if name != "cell_pack":
                 return getattr(torch.ops.seqkern, name)
             return lambda *args: (calls.append(args), real(*args))[1]
 

@@ -12,7 +12,7 @@ from torch.testing._internal.common_modules import module_db
 
 import seqkern
 
-NAMES = ["LSTM", "LSTMCell", "GRU", "RNN"]
+NAMES = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
 OURS: dict[str, Any] = {name: getattr(seqkern.nn, name) for name in NAMES}
 THEIRS: dict[str, Any] = {name: getattr(torch.nn, name) for name in NAMES}
 

@@ -3,16 +3,13 @@ thousand terms decides there, and does not show in the small shapes of the other
 
 from __future__ import annotations
 
-from typing import Any
-
 import hidden_cases
 import pytest
+import test_cells as cells
 import test_lstm as lstm_cases
 import torch
-from torch import Tensor
 
-from recurrent import compare, weights
-from seqkern import ops
+from recurrent import compare
 
 #: T, B, input width, H: few rows, and more than one block of them.
 SHAPES = [(3, 4, 1200, 600), (5, 45, 16, 1200), (3, 130, 40, 512)]
@@ -31,17 +28,9 @@ def test_gru_and_rnn(cell: str, shape: tuple[int, int, int, int]) -> None:
     compare(*functions, lambda: hidden_cases.make(cell, shape, torch.float32, "cpu"))
 
 
+@pytest.mark.parametrize("cell", cells.CELLS)
 @pytest.mark.parametrize("B", [1, 4, 20, 45])
 @pytest.mark.parametrize(("I", "H"), [(1200, 1200), (1010, 501)])
-def test_lstm_cell(B: int, I: int, H: int) -> None:  # noqa: E741
-    def make() -> list[Tensor | None]:
-        states = [torch.randn(B, n) for n in (I, H, H)]
-        return [*states, *weights(4, I, H, torch.float32, "cpu")[:4]]
-
-    def ours(x: Tensor, h: Tensor, c: Tensor, *w: Tensor) -> Any:
-        return ops.lstm_cell(x, (h, c), *w)
-
-    def theirs(x: Tensor, h: Tensor, c: Tensor, *w: Tensor) -> Any:
-        return torch.lstm_cell(x, (h, c), *w)
-
-    compare(ours, theirs, theirs, make)
+def test_cells(cell: str, B: int, I: int, H: int) -> None:  # noqa: E741
+    case = cells.CELLS[cell]
+    compare(case.ours, case.theirs, case.exact, lambda: case.make((B, I, H), torch.float32, "cpu"))

@@ -40,12 +40,13 @@ def arguments(op: str, device: str) -> dict[str, Any]:
         made = {"x": randn(2, 1, 4), "parameters": block(4) + block(4)}
         made |= {"cache": torch.zeros(2, 2, 2, 2, 6, 2), "lengths": torch.tensor([0, 3])}
     else:
-        gates = {"lstm": 4, "lstm_cell": 4, "gru": 3, "rnn": 1}[op] * 4
-        made = {"input": randn(2, 3, 5), "h0": randn(3, 4)}
+        is_cell = op.endswith("_cell")
+        gates = {"lstm": 4, "gru": 3, "rnn": 1}[op.removesuffix("_cell")] * 4
+        made = {"input": randn(3, 5) if is_cell else randn(2, 3, 5)}
         if "lstm" in op:
-            made = {"input": made["input"], "state": (randn(3, 4), randn(3, 4))}
-        if op == "lstm_cell":
-            made["input"] = randn(3, 5)
+            made["state"] = (randn(3, 4), randn(3, 4))
+        else:
+            made["h" if is_cell else "h0"] = randn(3, 4)
         made |= {"w_ih": randn(gates, 5), "w_hh": randn(gates, 4)}
 
     def placed(value: Any) -> Any:
@@ -73,6 +74,8 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
             "decoder_step": ["x", "cache", "lengths"],
             "lstm": ["input", "w_ih", "w_hh"],
             "lstm_cell": ["input", "w_ih", "w_hh"],
+            "gru_cell": ["input", "w_ih", "w_hh"],
+            "rnn_cell": ["input", "w_ih", "w_hh"],
             "gru": ["input", "w_ih", "w_hh"],
             "rnn": ["input", "w_ih", "w_hh"],
         }.items()
@@ -113,6 +116,9 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
     ("lstm_cell", {"state": lambda s: s[:1]}, V, "state must be a pair .*, got tuple of 1$"),
     ("lstm_cell", {"state": lambda s: (*s, s[0])}, V, "state must be a pair .*, got tuple of 3$"),
     ("lstm_cell", {"state": lambda s: [s[0], 1.0]}, T, r"state\[1\] must be a tensor, got 1.0$"),
+    ("gru_cell", {"h": lambda h: (h,)}, T, "h must be a tensor or None, got tuple of 1$"),
+    ("rnn_cell", {"h": lambda h: (h, h)}, T, "h must be a tensor or None, got tuple of 2$"),
+    ("rnn_cell", {"nonlinearity": "gelu"}, V, "nonlinearity must be 'tanh' or 'relu', got 'gelu'$"),
     (
         "attention_step",
         {"rotary": (randn(6, 2),) * 3},
@@ -285,8 +291,9 @@ def test_mistakes(
 
 
 @pytest.mark.parametrize(
-    "op", ["cross_entropy", "lstm", "lstm_cell", "gru", "rnn", "sample", "causal_attention",
-           "attention_step", "linear_step", "decoder_step", "linear_cross_entropy", "softmax"]
+    "op", ["cross_entropy", "lstm", "lstm_cell", "gru", "gru_cell", "rnn", "rnn_cell", "sample",
+           "causal_attention", "attention_step", "linear_step", "decoder_step",
+           "linear_cross_entropy", "softmax"]
 )  # fmt: skip
 def test_the_right_calls_are_right(backend: Any, op: str) -> None:
     getattr(ops, op)(**arguments(op, backend.device))
@@ -328,6 +335,9 @@ def test_a_cell_of_no_state_starts_at_zero(backend: Any) -> None:
     found = ops.lstm_cell(**given | {"state": None})
     expected = ops.lstm_cell(**given | {"state": (zeros, zeros)})
     assert all(map(torch.equal, found, expected))
+    for op in (ops.gru_cell, ops.rnn_cell):
+        given = arguments(op.__name__, backend.device)
+        assert torch.equal(op(**given | {"h": None}), op(**given | {"h": zeros}))
 
 
 def test_losses_name_the_ops() -> None:

@@ -283,14 +283,17 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
 
 
 def cell(module: torch.nn.RNNCellBase, input: Tensor, hx: object = None) -> str:
-    """For the forward of `torch.nn.LSTMCell`."""
+    """For the forward of `torch.nn.LSTMCell` and its kin."""
     if input.dim() not in (1, 2) or input.numel() == 0 or input.shape[-1] != module.input_size:
         return UNFIT
     autocast = _casts(input)
     if not _dtypes_fit(input, module.weight_ih, autocast):
         return "tensors of different dtypes"
+    if getattr(module, "nonlinearity", "tanh") not in ("tanh", "relu"):
+        return UNFIT
     shape = [*input.shape[:-1], module.hidden_size]
-    reason = _states(hx, [shape, shape], input, autocast)
+    states = 2 if isinstance(module, torch.nn.LSTMCell) else 1
+    reason = _states(hx, [shape] * states, input, autocast)
     return reason or refusal(input) or refusal(module.weight_ih, module.weight_hh)
 
 

@@ -45,7 +45,9 @@ KINDS = {
         Kind("LSTM"),
         Kind("LSTMCell"),
         Kind("GRU"),
+        Kind("GRUCell"),
         Kind("RNN"),
+        Kind("RNNCell"),
         Kind("CrossEntropyLoss", recurrent=False),
     )
 }

@@ -63,7 +63,8 @@ def patch(model: torch.nn.Module, kinds: Iterable[str] | None = None) -> PatchRe
 
     Args:
         model: any module; itself may be one of the kinds.
-        kinds: which of "LSTM", "LSTMCell", "GRU", "RNN", "CrossEntropyLoss" to swap; None for all.
+        kinds: which of "LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell" and
+            "CrossEntropyLoss" to swap; None for all.
 
     Returns:
         What was swapped, and what was left and why. Swapping again changes nothing.

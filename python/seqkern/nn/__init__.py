@@ -2,11 +2,11 @@
 
 from seqkern.nn.attention import CausalSelfAttention
 from seqkern.nn.cross_entropy import CrossEntropyLoss
-from seqkern.nn.gru import GRU
+from seqkern.nn.gru import GRU, GRUCell
 from seqkern.nn.kv_cache import KVCache
 from seqkern.nn.linear_cross_entropy import LinearCrossEntropyLoss
 from seqkern.nn.lstm import LSTM, LSTMCell
-from seqkern.nn.rnn import RNN
+from seqkern.nn.rnn import RNN, RNNCell
 
 __all__ = [
     "GRU",
@@ -14,7 +14,9 @@ __all__ = [
     "RNN",
     "CausalSelfAttention",
     "CrossEntropyLoss",
+    "GRUCell",
     "KVCache",
     "LSTMCell",
     "LinearCrossEntropyLoss",
+    "RNNCell",
 ]

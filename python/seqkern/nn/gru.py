@@ -1,4 +1,4 @@
-"""`torch.nn.GRU` on seqkern's kernels."""
+"""`torch.nn.GRU` and `torch.nn.GRUCell` on seqkern's kernels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
-from seqkern.nn import recurrent
+from seqkern.nn import _cell, recurrent
 from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
 from seqkern.ops._mistakes import checked
+from seqkern.ops.gru_cell import step
 
 
 class GRU(torch.nn.GRU):
@@ -76,3 +77,27 @@ class GRU(torch.nn.GRU):
         else:
             output = as_torchs_state(output, before)
         return output, as_torchs_state(h_n, before)
+
+
+class GRUCell(_cell.KeepsPacked, torch.nn.GRUCell):
+    """`torch.nn.GRUCell`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.gru_cell`. Beyond torch: `keep_packed`.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        bias: whether there are b_ih and b_hh.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> cell = seqkern.nn.GRUCell(5, 8)
+        >>> h = cell(torch.randn(3, 5))
+    """
+
+    @checked()
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""
+        x, state, weights, packed = _cell.prepare(self, input, hx)
+        h = as_torchs_state(step(x, state[0], weights, packed), input if hx is None else hx)
+        return h if input.dim() == 2 else h.squeeze(0)

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
-from seqkern.nn import recurrent
+from seqkern.nn import _cell, recurrent
 from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
 from seqkern.ops._mistakes import checked
-from seqkern.ops.lstm_cell import PackedWeights, step
+from seqkern.ops.lstm_cell import step
 
 State = tuple[Tensor, Tensor]
 
@@ -104,7 +104,7 @@ class LSTM(torch.nn.LSTM):
         return (*result, recurrent.stacked([call.restore(c) for c in cells]))
 
 
-class LSTMCell(torch.nn.LSTMCell):
+class LSTMCell(_cell.KeepsPacked, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.lstm_cell`. Beyond torch: `keep_packed`.
@@ -120,61 +120,11 @@ class LSTMCell(torch.nn.LSTMCell):
         >>> h, c = cell(torch.randn(3, 5))
     """
 
-    _packed: PackedWeights | None = None  # also of modules whose class became this one
-
-    def keep_packed(self, keep: bool = True) -> LSTMCell:
-        """Whether steps on the CPU share a packed copy of the weights, which is not the default.
-
-        A step reads the weights in an order of its own. Where many steps follow one another with
-        the same weights, a copy in that order saves each of them the packing; it takes the memory
-        of the weights once more (for 16-bit ones on processors without such products, twice).
-        Results may differ in rounding. In float32 below some 12 rows the copy is not used, and
-        looking whether it is current costs a few microseconds.
-
-        The copy is made anew after a step of any optimizer, and when a weight is replaced, moved,
-        or changed in place in any way that autograd counts: by `load_state_dict`, or under
-        `no_grad`. What is written through `weight.data`, nobody counts: call this again afterwards,
-        which drops the copy.
-
-        Returns:
-            The module.
-        """
-        self._packed = PackedWeights() if keep else None
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the copy, which is worth neither a file nor a second one."""
-        state = self.__dict__.copy()
-        if state.get("_packed") is not None:
-            state["_packed"] = PackedWeights()
-        return state
-
     @checked()
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""
-        if input.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell: input must be [B, I] or [I], got {list(input.shape)}")
-        states = recurrent.states_of(self, hx)
-        if states is not None and any(s.dim() != input.dim() for s in states):
-            raise ValueError(
-                f"LSTMCell: hx must have {input.dim()} dimensions like input, "
-                f"got {[list(s.shape) for s in states]}"
-            )
-        x = input if input.dim() == 2 else input.unsqueeze(0)
-        weights = (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        x, *rest = recurrent.autocast(x, *weights)
-        if states is None:
-            zeros = x.new_zeros(x.shape[0], self.hidden_size)
-            state = (zeros, zeros)
-        else:
-            h, c = recurrent.autocast(*states)
-            state = (h, c) if input.dim() == 2 else (h.unsqueeze(0), c.unsqueeze(0))
-        packed = None
-        kept = getattr(self, "_packed", None)  # seqkern.accelerate calls this on torch's module
-        # Not of what autocast, functional_call or a parametrization made for this call.
-        if kept and all(type(w) is torch.nn.Parameter for w in rest[:2]):
-            packed = kept.of(*rest[:2])
-        h, c = step(x, state, tuple(rest), packed)
+        x, state, weights, packed = _cell.prepare(self, input, hx)
+        h, c = step(x, (state[0], state[1]), weights, packed)
         before = input if hx is None else hx[1]
         h, c = as_torchs_state(h, before), as_torchs_state(c, before)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))

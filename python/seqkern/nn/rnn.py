@@ -1,4 +1,4 @@
-"""`torch.nn.RNN` on seqkern's kernels."""
+"""`torch.nn.RNN` and `torch.nn.RNNCell` on seqkern's kernels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern import ops
-from seqkern.nn import recurrent
+from seqkern.nn import _cell, recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
 from seqkern.ops._mistakes import checked
+from seqkern.ops.rnn_cell import step
 
 
 class RNN(torch.nn.RNN):
@@ -58,3 +59,32 @@ class RNN(torch.nn.RNN):
         """Run the layers; arguments and results as `seqkern.nn.GRU`'s."""
         op = partial(ops.rnn, nonlinearity=self.nonlinearity)
         return recurrent.run_hidden(self, op, input, hx, lengths, embedding)
+
+
+class RNNCell(_cell.KeepsPacked, torch.nn.RNNCell):
+    """`torch.nn.RNNCell`: same constructor, same state_dict, same results, another forward.
+
+    Formula, dtypes and errors: `seqkern.ops.rnn_cell`. Beyond torch: `keep_packed`.
+
+    Args:
+        input_size: width of the input.
+        hidden_size: H.
+        bias: whether there are b_ih and b_hh.
+        nonlinearity: "tanh" or "relu".
+        device, dtype: of the parameters.
+
+    Example:
+        >>> cell = seqkern.nn.RNNCell(5, 8, nonlinearity="relu")
+        >>> h = cell(torch.randn(3, 5))
+    """
+
+    @checked()
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"RNNCell: nonlinearity must be 'tanh' or 'relu', got {self.nonlinearity!r}"
+            )
+        x, state, weights, packed = _cell.prepare(self, input, hx)
+        h = step(x, state[0], weights, packed, relu=self.nonlinearity == "relu")
+        return h if input.dim() == 2 else h.squeeze(0)

@@ -132,6 +132,31 @@ def fake_hidden_backward(layout: Mapping[int, int]) -> Callable[..., tuple[Tenso
     return fake
 
 
+def fake_cell(op: str, gates: int, args: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The input of a cell's op whose state is h alone, and its next state."""
+    input, h, w_ih, w_hh, b_ih, b_hh = args[:6]
+    check_shape(op, "h", h, (None, None))
+    B, H = h.shape
+    check_shape(op, "input", input, (B, None))
+    check_shape(op, "w_ih", w_ih, (gates * H, input.shape[1]))
+    check_shape(op, "w_hh", w_hh, (gates * H, H))
+    check_shape(op, "b_ih", b_ih, (gates * H,))
+    check_shape(op, "b_hh", b_hh, (gates * H,))
+    return input, input.new_empty(h.shape)
+
+
+def fake_hidden_cell_backward(layout: Mapping[int, int]) -> Callable[..., tuple[Tensor, ...]]:
+    """The fake of the backward of such an op."""
+    results = max(layout.values()).bit_length()
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        input, h, w_ih, w_hh = args[1:5]
+        shapes = (input.shape, h.shape, w_ih.shape, w_hh.shape, w_ih.shape[:1], w_ih.shape[:1])
+        return fake_gradients(input, w_ih, shapes[:results], args[-1], of_w_ih=2)
+
+    return fake
+
+
 def eager_function(
     forward_op: str, setup: Callable[..., None], backward_of: Callable[..., Any]
 ) -> type[torch.autograd.Function]:

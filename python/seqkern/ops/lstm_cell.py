@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from seqkern import reference
 from seqkern.ops import _registry
@@ -59,7 +58,7 @@ def lstm_cell(
 def step(
     input: Tensor, state: State, weights: tuple[Any, ...], packed: Tensor | None = None
 ) -> State:
-    """`lstm_cell` with what `PackedWeights.of` returned for its weights."""
+    """`lstm_cell` with what `PackedWeights.of` (ops/_packed_weights.py) has of its weights."""
     tensors = (input, *state, *weights)
     if torch.compiler.is_compiling():
         h, c, _ = _registry.active.lstm_cell(*tensors, True)
@@ -68,47 +67,6 @@ def step(
     else:
         h, c, _ = _registry.call(_registry.active.lstm_cell_forward, *tensors, packed, False)
     return h, c
-
-
-class PackedWeights:
-    """A copy of both weights in the layout of the CPU kernel, made anew when they change.
-
-    A change is another tensor, other memory, another version of the same, or a step of any
-    optimizer: autograd counts what is written in place, but neither what torch's fused optimizers
-    write nor what is written through `.data`.
-    """
-
-    _optimizer_steps: int | None = None  # of the process; None: not counted yet
-
-    def __init__(self) -> None:
-        """No copy yet."""
-        self._kept: tuple[Any, ...] | None = None
-        if PackedWeights._optimizer_steps is None:
-            PackedWeights._optimizer_steps = 0
-            register_optimizer_step_post_hook(_count_optimizer_step)
-
-    def of(self, w_ih: Tensor, w_hh: Tensor) -> Tensor | None:
-        """The copy, or None where the kernel has no use for one."""
-        if torch.compiler.is_compiling() or w_ih.device.type != "cpu":
-            return None
-        if w_ih.is_inference() or w_hh.is_inference():  # such tensors count no versions
-            return None
-        state = (
-            *(w_ih.data_ptr(), w_ih._version, w_ih.dtype, w_ih.shape, w_ih.stride()),
-            *(w_hh.data_ptr(), w_hh._version, w_hh.dtype, w_hh.shape, w_hh.stride()),
-            *(torch.get_num_threads(), _registry.active, PackedWeights._optimizer_steps),
-        )
-        kept = self._kept
-        if kept is None or kept[0] != state:
-            sources = w_ih.detach(), w_hh.detach()
-            packed = _registry.call(_registry.active.lstm_cell_pack, *sources)
-            # The sources are kept so that nothing else comes to lie at their addresses.
-            self._kept = kept = (state, packed, sources)
-        return kept[1] if kept[1].numel() else None
-
-
-def _count_optimizer_step(*_: Any) -> None:
-    PackedWeights._optimizer_steps = (PackedWeights._optimizer_steps or 0) + 1
 
 
 # ---------------------------------------------------------------- fakes
@@ -136,12 +94,6 @@ def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
     wanted = args[-1] | 4
     shapes = (input.shape, h0.shape, c0.shape, w_ih.shape, w_hh.shape, w_ih.shape[:1])
     return tuple(input.new_empty(s if wanted & (1 << n) else (0,)) for n, s in enumerate(shapes))
-
-
-def _fake_pack(w_ih: Tensor, w_hh: Tensor) -> Tensor:
-    # How many bytes, the processor's instruction set decides.
-    size: Any = torch.library.get_ctx().new_dynamic_size()
-    return w_ih.new_empty(size, dtype=torch.uint8)
 
 
 # ---------------------------------------------------------------- gradients
@@ -184,5 +136,4 @@ def register(namespace: str) -> None:
     for name in ("lstm_cell", "lstm_cell_forward"):
         register_fake(namespace, name, _fake)
     register_fake(namespace, "lstm_cell_backward", _fake_backward)
-    register_fake(namespace, "lstm_cell_pack", _fake_pack)
     torch.library.register_autograd(f"{namespace}::lstm_cell", _backward, setup_context=setup)

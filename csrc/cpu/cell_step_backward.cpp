@@ -1,30 +1,36 @@
-// One step of an LSTM with its products, backward: first the gradients at the gates, then all
+// One step of a cell with its products, backward: first the gradients at the gates, then all
 // products with them.
+#include "cpu/cell_step_units.h"
 #include "cpu/kernels.h"
-#include "cpu/lstm.h"
 #include "cpu/recurrent.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
 namespace {
 
-template <class T>
+template <class T, class Cell>
 struct StepBackward {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int G = Cell::G;
+  // Whether the gradients at the products with x and with h differ, and some of dh passes the gates.
+  static constexpr bool kApart = Cell::kSums > G;
   static constexpr int64_t kWeightRows = 4 * kTileRows;  // of a weight's gradient, an item
 
-  const LstmStepBackwardArgs& args;
-  const LstmStepInputs& in;
+  const CellStepBackwardArgs& args;
+  const CellStepInputs& in;
   int64_t members;
   Arena arena;
   int64_t panel;  // columns of an item of dx and dh0
   int64_t items[2];
   Counter* counters;
   int64_t d_row;
-  Acc* d;  // [B, d_row] gradients at the gates, as the products read them: rounded to T
+  // Gradients at the products with x and with h [B, d_row], as the products of backward read them:
+  // rounded to T.
+  Acc* d[2];
+  Acc* past;  // [B, H] what h0 gets past the gates, if that is wanted
 
-  StepBackward(const LstmStepBackwardArgs& args, int64_t members, char* base)
+  StepBackward(const CellStepBackwardArgs& args, int64_t members, char* base)
       : args(args),
         in(args.in),
         members(members),
@@ -32,10 +38,12 @@ struct StepBackward {
         panel((in.B == 1 ? 8 : kTileVectors) * L),
         items{blocks(in.H, kStepUnits), (args.dx ? blocks(in.I, panel) : 0) +
                                             (args.dh0 ? blocks(in.H, panel) : 0) +
-                                            blocks(4 * in.H, kWeightRows)},
-        d_row(padded<Acc>(4 * in.H)) {
+                                            blocks(G * in.H, kWeightRows)},
+        d_row(padded<Acc>(G * in.H)) {
     counters = arena.take<Counter>(counter_count());
-    d = arena.take<Acc>(in.B * d_row);
+    d[0] = arena.take<Acc>(in.B * d_row);
+    d[1] = kApart ? arena.take<Acc>(in.B * d_row) : d[0];
+    past = kApart && args.dh0 ? arena.take<Acc>(in.B * in.H) : nullptr;
   }
 
   SEQKERN_INLINE int64_t blocks(int64_t n, int64_t of) { return (n + of - 1) / of; }
@@ -58,21 +66,20 @@ struct StepBackward {
     const int64_t end = H - first < kStepUnits ? H : first + kStepUnits;
     for (int64_t b = 0; b < in.B; ++b) {
       for (int64_t u = first; u < end; u += L) {
-        const int64_t count = end - u < L ? end - u : L;
-        const auto part = [&](const void* rows, int64_t n) __attribute__((always_inline)) {
-          return rows ? load_part<Acc>(static_cast<const T*>(rows) + n * H + u, count) : V{};
+        const StepUnits<T> at{H, u, end - u < L ? end - u : L};
+        const auto keep = [&](int i, int gate, V v) __attribute__((always_inline)) {
+          store_part<Acc>(d[i] + b * d_row + gate * H + u, v, at.count);
         };
-        const Gates<Acc> y = {part(args.gates, 4 * b), part(args.gates, 4 * b + 1),
-                              part(args.gates, 4 * b + 2), part(args.gates, 4 * b + 3)};
-        V dc = part(args.dc, b);
-        const Gates<Acc> g =
-            gate_gradients<Acc>(y, part(in.c0, b), vtanh(part(args.c, b)), part(args.dh, b), dc);
-        Acc* d_b = d + b * d_row + u;
-        store_part<Acc>(d_b, rounded<T, Acc>(g.i), count);
-        store_part<Acc>(d_b + H, rounded<T, Acc>(g.f), count);
-        store_part<Acc>(d_b + 2 * H, rounded<T, Acc>(g.g), count);
-        store_part<Acc>(d_b + 3 * H, rounded<T, Acc>(g.o), count);
-        if (args.dc0) store_part<Acc>(static_cast<T*>(args.dc0) + b * H + u, dc, count);
+        const V rest = Cell::template backward<T>(
+            args, b, at, [&](int q, V v) __attribute__((always_inline)) {
+              const V as_read = rounded<T, Acc>(v);
+              if (q < G) keep(0, q, as_read);
+              if (!kApart) return;
+              for (int g = 0; g < G; ++g) {
+                if (Cell::recurrent_sum(g) == q) keep(1, g, as_read);
+              }
+            });
+        if (past) store_part<Acc>(past + b * H + u, rest, at.count);
       }
     }
   }
@@ -80,46 +87,55 @@ struct StepBackward {
   void product_of(int64_t item) const {
     if (args.dx) {
       const int64_t panels = blocks(in.I, panel);
-      if (item < panels) return row_gradient(item, in.w_ih, in.I, args.dx);
+      if (item < panels) return row_gradient(item, d[0], in.w_ih, in.I, nullptr, args.dx);
       item -= panels;
     }
     if (args.dh0) {
       const int64_t panels = blocks(in.H, panel);
-      if (item < panels) return row_gradient(item, in.w_hh, in.H, args.dh0);
+      if (item < panels) return row_gradient(item, d[1], in.w_hh, in.H, past, args.dh0);
       item -= panels;
     }
     const int64_t j = item * kWeightRows;
-    const int64_t end = 4 * in.H - j < kWeightRows ? 4 * in.H : j + kWeightRows;
-    if (args.dw_ih) weight_gradient(j, end, in.x, in.I, args.dw_ih);
-    if (args.dw_hh) weight_gradient(j, end, in.h0, in.H, args.dw_hh);
-    for (int64_t n = j; args.db && n < end; ++n) {
+    const int64_t end = G * in.H - j < kWeightRows ? G * in.H : j + kWeightRows;
+    if (args.dw_ih) weight_gradient(j, end, d[0], in.x, in.I, args.dw_ih);
+    if (args.dw_hh) weight_gradient(j, end, d[1], in.h0, in.H, args.dw_hh);
+    if (args.db_ih) bias_gradient(j, end, d[0], args.db_ih);
+    if (args.db_hh) bias_gradient(j, end, d[1], args.db_hh);
+  }
+
+  void bias_gradient(int64_t j, int64_t end, const Acc* d, void* out) const {
+    for (; j < end; ++j) {
       Acc sum = 0;
-      for (int64_t b = 0; b < in.B; ++b) sum += d[b * d_row + n];
-      store1(static_cast<T*>(args.db) + n, sum);
+      for (int64_t b = 0; b < in.B; ++b) sum += d[b * d_row + j];
+      store1(static_cast<T*>(out) + j, sum);
     }
   }
 
-  // Columns of d w for w [4 H, width]: rows of w are contiguous along them.
-  void row_gradient(int64_t item, const void* w, int64_t width, void* out) const {
+  // Columns of d w (+ more [B, width]) for w [G H, width]: rows of w are contiguous along them.
+  void row_gradient(int64_t item, const Acc* d, const void* w, int64_t width, const Acc* more,
+                    void* out) const {
     const int64_t first = item * panel;
     const int64_t columns = width - first < panel ? width - first : panel;
     const T* w_i = static_cast<const T*>(w) + first;
     T* to = static_cast<T*>(out) + first;
+    if (more) more += first;
     if (in.B == 1) {
-      times<1, 8>(d, 0, 1, w_i, width, 4 * in.H, columns, to, 0);
+      times<1, 8>(d, 0, 1, w_i, width, G * in.H, columns, to, 0, more);
       return;
     }
     for (int64_t b = 0; b < in.B; b += kTileRows) {
       const int64_t rows = in.B - b < kTileRows ? in.B - b : kTileRows;
       with_tile_rows(rows, [&](auto count) __attribute__((always_inline)) {
-        times<decltype(count)::value, kTileVectors>(d + b * d_row, d_row, 1, w_i, width, 4 * in.H,
-                                                    columns, to + b * width, width);
+        times<decltype(count)::value, kTileVectors>(d + b * d_row, d_row, 1, w_i, width, G * in.H,
+                                                    columns, to + b * width, width,
+                                                    more ? more + b * width : nullptr);
       });
     }
   }
 
   // Rows [j, end) of d^T x for x [B, width]; zeros without x.
-  void weight_gradient(int64_t j, int64_t end, const void* x, int64_t width, void* out) const {
+  void weight_gradient(int64_t j, int64_t end, const Acc* d, const void* x, int64_t width,
+                       void* out) const {
     T* to = static_cast<T*>(out);
     if (!x) {
       __builtin_memset(to + j * width, 0, (end - j) * width * sizeof(T));
@@ -137,7 +153,7 @@ struct StepBackward {
           const int64_t columns = width - i < kPanel<Acc> ? width - i : kPanel<Acc>;
           times<decltype(count)::value, kTileVectors>(d + j, 1, d_row, static_cast<const T*>(x) + i,
                                                       width, in.B, columns, to + j * width + i,
-                                                      width);
+                                                      width, nullptr);
         }
       });
     }
@@ -153,10 +169,17 @@ struct StepBackward {
     }
   }
 
-  // out [R, columns] = a [R, K] b [K, columns]; columns up to NV vectors.
+  // out [R, columns] = a [R, K] b [K, columns] (+ more, whose rows are out_stride apart, too);
+  // columns up to NV vectors.
   template <int R, int NV>
   static void times(const Acc* a, int64_t row_stride, int64_t k_stride, const T* b,
-                    int64_t b_stride, int64_t K, int64_t columns, T* out, int64_t out_stride) {
+                    int64_t b_stride, int64_t K, int64_t columns, T* out, int64_t out_stride,
+                    const Acc* more) {
+    const auto put = [&](int r, int64_t i, V v, int64_t count) __attribute__((always_inline)) {
+      const int64_t at = r * out_stride + i;
+      if (more) v += load_part<Acc>(more + at, count);
+      store_part<Acc>(out + at, v, count);
+    };
     if (columns == NV * L) {
       alignas(64) Acc sums[R * NV * L];
       multiply_in_chains<Acc, R, NV>(sums, NV * L, false, a, row_stride, k_stride, b, K, b_stride);
@@ -164,7 +187,7 @@ struct StepBackward {
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
         for (int j = 0; j < NV; ++j) {
-          store(out + r * out_stride + j * L, load(sums + (r * NV + j) * L));
+          put(r, j * L, load(sums + (r * NV + j) * L), L);
         }
       }
       return;
@@ -185,28 +208,26 @@ struct StepBackward {
         for (int r = 0; r < R; ++r) total[r] += sum[r];
       }
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) store_part<Acc>(out + r * out_stride + i, total[r], count);
+      for (int r = 0; r < R; ++r) put(r, i, total[r], count);
     }
   }
 };
 
 }  // namespace
 
-int64_t lstm_step_backward_workspace(const LstmStepBackwardArgs& args, int64_t members) {
-  return dispatch_dtype(args.in.dtype, [&](auto tag) {
-    return StepBackward<typename decltype(tag)::type>(args, members, nullptr).arena.used;
+int64_t cell_step_backward_workspace(const CellStepBackwardArgs& args, int64_t members) {
+  return dispatch_step(args.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
+    return StepBackward<T, Cell>(args, members, nullptr).arena.used;
   });
 }
-void lstm_step_backward_prepare(const LstmStepBackwardArgs& args, int64_t members) {
-  dispatch_dtype(args.in.dtype, [&](auto tag) {
-    StepBackward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .prepare();
+void cell_step_backward_prepare(const CellStepBackwardArgs& args, int64_t members) {
+  dispatch_step(args.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
+    StepBackward<T, Cell>(args, members, static_cast<char*>(args.workspace)).prepare();
   });
 }
-void lstm_step_backward(const LstmStepBackwardArgs& args, int64_t members, int64_t member) {
-  dispatch_dtype(args.in.dtype, [&](auto tag) {
-    StepBackward<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .run(member);
+void cell_step_backward(const CellStepBackwardArgs& args, int64_t members, int64_t member) {
+  dispatch_step(args.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
+    StepBackward<T, Cell>(args, members, static_cast<char*>(args.workspace)).run(member);
   });
 }
 

@@ -1,8 +1,8 @@
-// One step of an LSTM with its products, forward, for rows enough that packed weights are worth
+// One step of a cell with its products, forward, for rows enough that packed weights are worth
 // making: a thread packs a panel and multiplies all rows with it while it is in cache, or finds it
 // packed in a copy that the caller keeps.
+#include "cpu/cell_step_units.h"
 #include "cpu/kernels.h"
-#include "cpu/lstm_step_cell.h"
 #include "cpu/recurrent.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
@@ -18,10 +18,11 @@ struct StepWeights {
 
   PackedMatrix<Acc> w[2];  // [I, H] and [H, H] per gate
 
-  StepWeights(int64_t I, int64_t H, int64_t members) : StepWeights(I, H, members, parts_of(I)) {}
-  StepWeights(int64_t I, int64_t H, int64_t members, int parts)
-      : w{{I, H, 4, panel_rows(parts, H), members, parts},
-          {H, H, 4, panel_rows(parts, H), members, parts_of(H)}} {
+  StepWeights(int G, int64_t I, int64_t H, int64_t members)
+      : StepWeights(G, I, H, members, parts_of(I)) {}
+  StepWeights(int G, int64_t I, int64_t H, int64_t members, int parts)
+      : w{{I, H, G, panel_rows(parts, H), members, parts},
+          {H, H, G, panel_rows(parts, H), members, parts_of(H)}} {
     w[0].blocks = w[1].blocks, w[0].width = w[1].width;
   }
   static int parts_of(int64_t K) { return tile_parts<T>(kRowBlock, K); }
@@ -55,15 +56,18 @@ struct StepWeights {
   }
 };
 
-template <class T>
+template <class T, class Cell>
 struct PackedStep {
   using Acc = AccOf<T>;
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
+  static constexpr int G = Cell::G;
+  // Of a cell with a sum for both products of each gate the second is added to the first.
+  static constexpr bool kApart = Cell::kSums > G;
   static constexpr int64_t kRows = 512;  // that a panel meets
 
-  const LstmStepPackedArgs& args;
-  const LstmStepInputs& in;
+  const CellStepPackedArgs& args;
+  const CellStepInputs& in;
   int64_t members;
   Arena arena;
   StepWeights<T> weights;
@@ -73,16 +77,17 @@ struct PackedStep {
   bool in_place[2];  // x and h are read where they are
   Acc* left[2];      // else [B, left_row], as tiles read them
   Acc* panels;       // [members, panel_size()], unless the weights are packed
-  Acc* sums;         // [members, most_rows(), sum_row] the products of a block
+  Acc* sums;         // [members, most_rows(), sum_row] the products of a block: [G, panel] of both
+                     // or, apart, of each
 
-  PackedStep(const LstmStepPackedArgs& args, int64_t members, char* base)
+  PackedStep(const CellStepPackedArgs& args, int64_t members, char* base)
       : args(args),
         in(args.step.in),
         members(members),
         arena{base},
-        weights(in.I, in.H, args.packed ? args.packed_members : members) {
+        weights(G, in.I, in.H, args.packed ? args.packed_members : members) {
     if (args.packed) weights.place(const_cast<void*>(args.packed));
-    sum_row = 4 * weights.w[0].width * L;
+    sum_row = sum_row_of(weights.w[0].width);
     for (int i = 0; i < 2; ++i) {
       in_place[i] = sizeof(T) == sizeof(Acc) && !weights.w[i].parts;
       left_row[i] = in_place[i] ? weights.w[i].K : weights.w[i].left_row();
@@ -94,6 +99,7 @@ struct PackedStep {
     sums = arena.take<Acc>(members * most_rows() * sum_row);
   }
 
+  SEQKERN_INLINE int64_t sum_row_of(int64_t vectors) { return (kApart ? 2 : 1) * G * vectors * L; }
   int64_t most_rows() const { return in.B < kRows ? in.B : kRows; }
   const void* source(int i) const { return i ? in.h0 : in.x; }
   int64_t panel_size() const {
@@ -131,23 +137,40 @@ struct PackedStep {
   // A block of units of rows [b, b + rows).
   void step(int64_t block, int64_t b, int64_t rows, int64_t member) const {
     const PackedMatrix<Acc>& w = weights.w[0];
-    const int64_t panel = w.width_of(block) * L, row = 4 * panel;
+    const int64_t panel = w.width_of(block) * L, row = sum_row_of(w.width_of(block));
+    const int64_t first = w.first_unit(block), units = w.units_of(block);
     Acc* all = sums + member * most_rows() * sum_row;
     multiply(0, static_cast<const T*>(in.w_ih), block, b, rows, all, member);
     if (in.h0) multiply(1, static_cast<const T*>(in.w_hh), block, b, rows, all, member);
     for (int64_t r = 0; r < rows; ++r) {
-      step_cell<T>(args.step, b + r, w.first_unit(block), w.units_of(block),
-                   [&](int64_t gate, int64_t v) __attribute__((always_inline)) {
-                     return load(all + r * row + gate * panel + v);
-                   });
+      for (int64_t v = 0; v < units; v += L) {
+        const StepUnits<T> at{in.H, first + v, units - v < L ? units - v : L};
+        const Acc* own = all + r * row + v;
+        Cell::template forward<T>(args.step, b + r, at, [&](int s) __attribute__((always_inline)) {
+          return sum_of(own, panel, s);
+        });
+      }
     }
   }
 
-  // out [rows, 4, panel] = the products with matrix i, + out with the second.
+  // Sum s of the units whose first product is at `own`.
+  __attribute__((always_inline)) V sum_of(const Acc* own, int64_t panel, int s) const {
+    if constexpr (!kApart) return load(own + s * panel);
+    V sum = s < G ? load(own + s * panel) : V{};
+    for (int g = 0; in.h0 && g < G; ++g) {
+      if (Cell::recurrent_sum(g) == s) sum += load(own + (G + g) * panel);
+    }
+    return sum;
+  }
+
+  // out [rows, .., panel] = the products with matrix i, in their place of a row; + out with the
+  // second where they share it.
   void multiply(int i, const T* source, int64_t block, int64_t b, int64_t rows, Acc* out,
                 int64_t member) const {
     const int64_t K = weights.w[i].K, columns = weights.columns(i);
     const int64_t panel = weights.w[i].width_of(block) * L;
+    const int64_t row = sum_row_of(weights.w[i].width_of(block));
+    if (kApart) out += i * G * panel;
     for (int64_t k = 0; k < K; k += columns) {
       const PackedMatrix<Acc> w = weights.part(i, k, K - k < columns ? K - k : columns);
       const Acc* a = left[i] + b * left_row[i] + k;
@@ -157,8 +180,8 @@ struct PackedStep {
         if (!args.packed) some.pack(block, source + g * w.units * K + k, 1, K);
         for (int64_t r = 0; r < rows; r += kRowBlock) {
           product(some, block, a + r * left_row[i], left_row[i],
-                  rows - r < kRowBlock ? rows - r : kRowBlock, out + r * 4 * panel + g * panel,
-                  4 * panel, i > 0 || k > 0);
+                  rows - r < kRowBlock ? rows - r : kRowBlock, out + r * row + g * panel, row,
+                  k > 0 || (i > 0 && !kApart));
         }
       }
     }
@@ -166,22 +189,22 @@ struct PackedStep {
 };
 
 template <class T>
-StepWeights<T> weights_of(const LstmStepPackArgs& args) {
-  StepWeights<T> weights(args.I, args.H, args.members);
+StepWeights<T> weights_of(const CellStepPackArgs& args) {
+  StepWeights<T> weights(static_cast<int>(args.G), args.I, args.H, args.members);
   if (args.packed) weights.place(args.packed);
   return weights;
 }
 
 }  // namespace
 
-int64_t lstm_step_pack_workspace(const LstmStepPackArgs& args, int64_t) {
+int64_t cell_step_pack_workspace(const CellStepPackArgs& args, int64_t) {
   return dispatch_dtype(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     return weights_of<T>(args).size() * static_cast<int64_t>(sizeof(AccOf<T>));
   });
 }
-void lstm_step_pack_prepare(const LstmStepPackArgs&, int64_t) {}
-void lstm_step_pack(const LstmStepPackArgs& args, int64_t members, int64_t member) {
+void cell_step_pack_prepare(const CellStepPackArgs&, int64_t) {}
+void cell_step_pack(const CellStepPackArgs& args, int64_t members, int64_t member) {
   dispatch_dtype(args.dtype, [&](auto tag) {
     const auto weights = weights_of<typename decltype(tag)::type>(args);
     const int64_t blocks = weights.w[0].blocks;
@@ -192,22 +215,20 @@ void lstm_step_pack(const LstmStepPackArgs& args, int64_t members, int64_t membe
   });
 }
 
-int64_t lstm_step_packed_workspace(const LstmStepPackedArgs& args, int64_t members) {
-  return dispatch_dtype(args.step.in.dtype, [&](auto tag) {
-    return PackedStep<typename decltype(tag)::type>(args, members, nullptr).arena.used;
+int64_t cell_step_packed_workspace(const CellStepPackedArgs& args, int64_t members) {
+  return dispatch_step(args.step.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
+    return PackedStep<T, Cell>(args, members, nullptr).arena.used;
   });
 }
-void lstm_step_packed_prepare(const LstmStepPackedArgs& args, int64_t members) {
-  dispatch_dtype(args.step.in.dtype, [&](auto tag) {
-    PackedStep<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .prepare();
+void cell_step_packed_prepare(const CellStepPackedArgs& args, int64_t members) {
+  dispatch_step(args.step.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
+    PackedStep<T, Cell>(args, members, static_cast<char*>(args.workspace)).prepare();
   });
 }
-void lstm_step_packed(const LstmStepPackedArgs& args, int64_t members, int64_t member) {
-  dispatch_dtype(args.step.in.dtype, [&](auto tag) {
+void cell_step_packed(const CellStepPackedArgs& args, int64_t members, int64_t member) {
+  dispatch_step(args.step.in, [&]<class T, class Cell>(TypeTag<T>, Cell) {
     const ProductSession session;
-    PackedStep<typename decltype(tag)::type>(args, members, static_cast<char*>(args.workspace))
-        .run(member);
+    PackedStep<T, Cell>(args, members, static_cast<char*>(args.workspace)).run(member);
   });
 }
 
