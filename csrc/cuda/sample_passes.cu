@@ -36,7 +36,7 @@ __device__ void store_maxima(const SamplePlan& plan, const Tiles<T>& tiles, uint
     float y = -__builtin_inff();
     bool nan = false;
   };
-  over_runs<Largest, kUnroll<T>>(
+  over_runs<Largest, kUnroll<T>, Walk::kForward>(
       plan, tiles,
       [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ void add_model_sum(const SampleArgs& args, const SamplePlan& plan, in
                               const RowSpace& space) {
   const Measure mass = model_masses(args, plan, space);
   unsigned long long sum = 0;
-  over_runs<Nothing, kMassUnroll<T>>(
+  over_runs<Nothing, kMassUnroll<T>, Walk::kBackward>(
       plan, model_tiles_of<T>(args, b),
       [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   if (way == Way::kSums) {
     const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
-    over_runs_where<Total, kMassUnroll<T>>(
+    over_runs_where<Total, kMassUnroll<T>, Walk::kBackward>(
         plan, tiles,
         [&](int run) {
           // Masses fall with the score up to their rounding only: what is but little too small may
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     const int64_t k = args.top_k.at(b);
     const int bound =
         find_bin<kDepths>(shared.masses, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
-    over_runs_where<Nothing, kListUnroll>(
+    over_runs_where<Nothing, kListUnroll, Walk::kBackward>(
         plan, tiles, [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
         [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
           const int v = tiles.first(tile);
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   }
   const Depth depth = depth_of_row(args, b, extent);
   const Cuts cuts = cuts_of(args, b);
-  over_runs<Nothing, kMassUnroll<T>>(
+  over_runs<Nothing, kMassUnroll<T>, Walk::kBackward>(
       plan, tiles,
       [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
         int bins[Tiles<T>::P];
@@ -299,7 +299,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   const Tiles<T> tiles = tiles_of<T>(args, b);
   const Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
-  over_runs_where<Total, kMassUnroll<T>>(
+  over_runs_where<Total, kMassUnroll<T>, Walk::kForward>(
       plan, tiles,
       [&](int run) {
         const bool wanted = depth.of(score_of_key(space.run_keys[run])) <= listed.kth;

@@ -190,7 +190,15 @@ __device__ __forceinline__ void over_tiles(const SamplePlan& plan, const Tiles<T
   }
 }
 
-// The warp's runs of a row are every run_step(plan)-th from its first on.
+// From which end of the row. Each pass begins where the one before has ended: what that has read
+// last is still in the second-level cache, of many rows not what it has read first.
+enum class Walk { kForward, kBackward };
+template <Walk kWalk>
+__device__ __forceinline__ int walked(const SamplePlan& plan, int i) {
+  return kWalk == Walk::kForward ? i : plan.runs - 1 - i;
+}
+
+// The warp's runs of a row are every run_step(plan)-th of those walked, from its first on.
 __device__ __forceinline__ int run_step(const SamplePlan& plan) { return plan.blocks * kPassWarps; }
 __device__ __forceinline__ int first_run(const SamplePlan& plan) {
   return static_cast<int>(blockIdx.x) % plan.blocks * kPassWarps +
@@ -198,7 +206,7 @@ __device__ __forceinline__ int first_run(const SamplePlan& plan) {
 }
 
 // over_tiles of all of the warp's runs.
-template <class State, int kRuns, class T, class Add, class End>
+template <class State, int kRuns, Walk kWalk, class T, class Add, class End>
 __device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>& tiles, Add add,
                                           End end) {
   const int step = run_step(plan);
@@ -206,27 +214,31 @@ __device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>
   for (int first = first_run(plan); first < plan.runs; first += kRuns * step) {
     int runs[kRuns];
 #pragma unroll
-    for (int u = 0; u < kRuns; ++u) runs[u] = first + u * step < plan.runs ? first + u * step : -1;
+    for (int u = 0; u < kRuns; ++u) {
+      const int i = first + u * step;
+      runs[u] = i < plan.runs ? walked<kWalk>(plan, i) : -1;
+    }
     over_tiles<State>(plan, tiles, runs, add, end);
   }
 }
 
 // over_tiles of those runs of the warp that want(run) is true of. A lane asks for each of 32, so
 // that what want() reads comes at once.
-template <class State, int kRuns, class T, class Want, class Add, class End>
+template <class State, int kRuns, Walk kWalk, class T, class Want, class Add, class End>
 __device__ __forceinline__ void over_runs_where(const SamplePlan& plan, const Tiles<T>& tiles,
                                                 Want want, Add add, End end) {
   const int step = run_step(plan);
 #pragma unroll 1
   for (int first = first_run(plan); first < plan.runs; first += kWarp * step) {
     const int own = first + static_cast<int>(threadIdx.x) % kWarp * step;
-    unsigned wanted = __ballot_sync(kAllLanes, own < plan.runs && want(own));
+    unsigned wanted = __ballot_sync(kAllLanes, own < plan.runs && want(walked<kWalk>(plan, own)));
 #pragma unroll 1
     while (wanted != 0) {
       int runs[kRuns];
 #pragma unroll
       for (int u = 0; u < kRuns; ++u) {
-        runs[u] = wanted == 0 ? -1 : first + (__ffs(static_cast<int>(wanted)) - 1) * step;
+        const int i = first + (__ffs(static_cast<int>(wanted)) - 1) * step;
+        runs[u] = wanted == 0 ? -1 : walked<kWalk>(plan, i);
         wanted &= wanted - 1;
       }
       over_tiles<State>(plan, tiles, runs, add, end);
