@@ -57,7 +57,11 @@ struct WarpGroup {
 };
 
 struct BlockGroup {
-  static constexpr int kMaxThreads = 512;
+  // So few that several blocks share a multiprocessor: some stream while others begin or reduce.
+  static constexpr int kMaxThreads = 256;
+  // Packs of a row per thread at least, where more than the fewest threads take it: two batches of
+  // loads.
+  static constexpr int kLeastPacks = 8;
 
   __device__ __forceinline__ int rank() const { return static_cast<int>(threadIdx.x); }
   __device__ __forceinline__ int size() const { return static_cast<int>(blockDim.x); }

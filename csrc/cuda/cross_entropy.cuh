@@ -23,12 +23,11 @@ inline constexpr int kUnroll = sizeof(T) == 8 ? 1
                                               : 4;
 
 // Blocks that share a multiprocessor, at least, where a block takes a row: with one, nothing is
-// under way while it reduces or begins. Where the compiler would need memory for registers, one.
+// under way while it reduces or begins. In float64 four would need memory for registers.
 template <class T, class Group>
-inline constexpr int kBlocksAtOnce =
-    std::is_same_v<Group, BlockGroup> && (std::is_same_v<T, BFloat16> || std::is_same_v<T, float>)
-        ? 2
-        : 1;
+inline constexpr int kBlocksAtOnce = !std::is_same_v<Group, BlockGroup> ? 1
+                                     : sizeof(T) == 8                   ? 3
+                                                                        : 4;
 
 // ---------------------------------------------------------------- options and targets
 

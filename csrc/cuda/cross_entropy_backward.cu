@@ -5,8 +5,8 @@
 namespace seqkern::cuda {
 namespace {
 
-// Of what for_each_in_row's batches leave: more would not fit in registers.
-constexpr int kRestAtOnce = 1;
+// Packs whose gradients are made at once: more would not fit in registers.
+constexpr int kTogether = 1;
 
 // dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
 // derivative.
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   if (y.ignored && g_lse == 0) {
     // The row's own split for the stores; what is loaded is not used, and the compiler drops the
     // loads.
-    for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
+    for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
         dx_n, V, group, [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
           const Acc zero[P] = {};
 #pragma unroll
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   }
   if constexpr (kTargetSums) {
     if (p_n) {
-      for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
+      for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
           p_n, V, group, [&]<int U, int P>(int v, int step, Acc(&)[U][P]) {
 #pragma unroll
             for (int u = 0; u < U; ++u) {
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const Acc rest = g_ce * mass + z + g_lse;
   const Acc scale = on_target + rest;
 
-  for_each_in_row<kUnroll<T, kTargetSums>, kRestAtOnce>(
+  for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
       x_n, V, group, [&]<int U, int P>(int v0, int step, Acc(&x)[U][P]) {
 #pragma unroll
         for (int u = 0; u < U; ++u) {

@@ -5,6 +5,7 @@
 #include "common/errors.h"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/row_launch.cuh"
 #include "cuda/softmax.cuh"
 #include "cuda/vec.cuh"
 #include "ops/linear_cross_entropy.h"
@@ -275,11 +276,8 @@ void specialize(const LinearCrossEntropyRows& rows, const LogitsTile& tile, Stre
     with_group(TypeTag<WarpGroup>{},
                static_cast<unsigned>(ceil_div<int64_t>(rows.N, kThreads / kWarp)), kThreads);
   } else {
-    // More threads only while each still has a full batch of loads.
-    const int64_t packs = tile.width * item / 16;
-    unsigned threads = kThreads;
-    while (threads < BlockGroup::kMaxThreads && packs >= int64_t{8} * threads) threads *= 2;
-    with_group(TypeTag<BlockGroup>{}, static_cast<unsigned>(rows.N), threads);
+    with_group(TypeTag<BlockGroup>{}, static_cast<unsigned>(rows.N),
+               threads_of_row<BlockGroup>(tile.width * item / 16));
   }
 }
 

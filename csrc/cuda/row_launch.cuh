@@ -29,6 +29,15 @@ inline void check_row_length(const char* name, int64_t V) {
   }
 }
 
+// Of the block that takes a row. N is not asked: a row's bits do not depend on how many there are.
+template <class Group>
+unsigned threads_of_row(int64_t packs) {
+  unsigned threads = 128;
+  while (threads < Group::kMaxThreads && packs >= int64_t{2 * Group::kLeastPacks} * threads)
+    threads *= 2;
+  return threads;
+}
+
 // Rows is anything with N and V.
 template <class T, class Group, class Rows>
 LaunchConfig config_of(const char* name, const Rows& rows, Stream stream) {
@@ -37,9 +46,7 @@ LaunchConfig config_of(const char* name, const Rows& rows, Stream stream) {
   if constexpr (std::is_same_v<Group, WarpGroup>) {
     blocks = ceil_div<int64_t>(rows.N, threads / kWarp);
   } else {
-    // More threads only while each still has a full batch of loads.
-    const int64_t packs = rows.V / kPack<T>;
-    while (threads < BlockGroup::kMaxThreads && packs >= int64_t{8} * threads) threads *= 2;
+    threads = threads_of_row<Group>(rows.V / kPack<T>);
   }
   if (blocks > INT_MAX) {
     throw_value_error(std::string(name) + ": too many rows for one launch, " +

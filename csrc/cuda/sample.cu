@@ -28,6 +28,7 @@ namespace {
 constexpr unsigned kDrawThreads = 512;
 constexpr int kDrawWarps = kDrawThreads / kWarp;
 constexpr unsigned kShortThreads = 128;  // of a row that is one block's
+static_assert(kDrawThreads >= kRanked * kRankLanes);
 
 // ---------------------------------------------------------------- the draw, by a block per row
 
@@ -56,7 +57,7 @@ __device__ void keep_from_list(const RowSpace& space, double top_p, Measure& mas
   const int n = static_cast<int>(state.listed);
   if (state.k > 0) {
     const uint64_t k = static_cast<uint64_t>(state.k);
-    const Reached kth = narrow(
+    const Narrowed kth = narrow(
         n,
         [=](int i, uint32_t& key, unsigned long long& amount) {
           key = list[i].x;
@@ -65,15 +66,16 @@ __device__ void keep_from_list(const RowSpace& space, double top_p, Measure& mas
         },
         // Fewer than k are listed where others are banned.
         [=](uint64_t all) { return k < all ? k : all; });
-    mass.kept = {.key = kth.key, .last_tie = last_of_ties(list, n, kth.key, kth.rest)};
+    mass.kept = {.key = kth.reached.key, .last_tie = last_of_ties(list, n, kth, 1)};
   }
   if (top_p < 1) {
-    const Reached reached = narrow(n, ListedMasses{list, mass}, [=](uint64_t sum) {
+    const Narrowed last = narrow(n, ListedMasses{list, mass}, [=](uint64_t sum) {
       return need_of_top_p(top_p, state.unlisted + sum) - state.before;
     });
-    const int64_t earlier_cut = reached.key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
-    const int64_t cut = last_of_ties(list, n, reached.key, tokens_for(mass, reached));
-    mass.kept.key = reached.key;
+    const uint32_t key = last.reached.key;
+    const int64_t earlier_cut = key == mass.kept.key ? mass.kept.last_tie : INT64_MAX;
+    const int64_t cut = last_of_ties(list, n, last, mass.mass_at(score_of_key(key)));
+    mass.kept.key = key;
     // Both cuts among the same ties: the earlier id holds.
     mass.kept.last_tie = earlier_cut < cut ? earlier_cut : cut;
   }
@@ -83,20 +85,16 @@ __device__ void keep_from_list(const RowSpace& space, double top_p, Measure& mas
 __device__ FromSum draw_from_list(const SampleArgs& args, int64_t b, const RowSpace& space,
                                   const Measure& mass) {
   const uint2* list = space.list;
-  uint64_t sum = 0;
   // By rising id: the token is the first with which the running sum exceeds the target.
-  const Reached drawn = narrow(
+  const Narrowed drawn = narrow(
       static_cast<int>(space.state->listed),
       [&](int i, uint32_t& key, unsigned long long& amount) {
         ListedMasses{list, mass}(i, key, amount);
         key = ~list[i].y;
         return true;
       },
-      [&](uint64_t all) {
-        sum = all;
-        return draw_target(args, b, sum) + 1;
-      });
-  return {static_cast<int64_t>(~drawn.key), sum};
+      [&](uint64_t sum) { return draw_target(args, b, sum) + 1; });
+  return {static_cast<int64_t>(~drawn.reached.key), drawn.sum};
 }
 
 // Adds what of the list stays to the runs' sums.

@@ -36,8 +36,8 @@ __device__ void store_maxima(const SamplePlan& plan, const Tiles<T>& tiles, uint
     float y = -__builtin_inff();
     bool nan = false;
   };
-  over_runs<Largest, kUnroll<T>>(
-      plan, tiles, [](int) { return true; },
+  over_runs<Largest, kUnroll<T>, Walk::kForward>(
+      plan, tiles,
       [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
         for (int i = 0; i < Tiles<T>::P; ++i) {
@@ -58,8 +58,8 @@ __device__ void add_model_sum(const SampleArgs& args, const SamplePlan& plan, in
                               const RowSpace& space) {
   const Measure mass = model_masses(args, plan, space);
   unsigned long long sum = 0;
-  over_runs<Nothing, kMassUnroll<T>>(
-      plan, model_tiles_of<T>(args, b), [](int) { return true; },
+  over_runs<Nothing, kMassUnroll<T>, Walk::kBackward>(
+      plan, model_tiles_of<T>(args, b),
       [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
         for (int i = 0; i < Tiles<T>::P; ++i) sum += mass.mass_at(y[i]);
@@ -116,13 +116,15 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   if (way == Way::kSums) {
     const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
-    over_runs<Total, kMassUnroll<T>>(
+    over_runs_where<Total, kMassUnroll<T>, Walk::kBackward>(
         plan, tiles,
         [&](int run) {
           // Masses fall with the score up to their rounding only: what is but little too small may
           // stand before others that are not.
           const uint64_t largest = mass.mass_at(score_of_key(space.run_keys[run]));
-          return largest + largest / 1024 + 1 >= least;
+          const bool wanted = largest + largest / 1024 + 1 >= least;
+          if (!wanted) space.run_sums[run] = 0;
+          return wanted;
         },
         [&](Total& total, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
     const int64_t k = args.top_k.at(b);
     const int bound =
         find_bin<kDepths>(shared.masses, [=](uint64_t) { return static_cast<uint64_t>(k); }).bin;
-    over_runs<Nothing, kUnroll<T>>(
+    over_runs_where<Nothing, kListUnroll, Walk::kBackward>(
         plan, tiles, [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= bound; },
         [&](Nothing, int tile, const float (&y)[Tiles<T>::P]) {
           const int v = tiles.first(tile);
@@ -163,8 +165,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   }
   const Depth depth = depth_of_row(args, b, extent);
   const Cuts cuts = cuts_of(args, b);
-  over_runs<Nothing, kMassUnroll<T>>(
-      plan, tiles, [](int) { return true; },
+  over_runs<Nothing, kMassUnroll<T>, Walk::kBackward>(
+      plan, tiles,
       [&](Nothing, int, const float (&y)[Tiles<T>::P]) {
         int bins[Tiles<T>::P];
 #pragma unroll
@@ -297,9 +299,13 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks)
   const Tiles<T> tiles = tiles_of<T>(args, b);
   const Measure mass = masses_of(extent.max, args.temperature.at(b), args.V);
   const uint64_t least = least_mass(args.min_p.at(b), mass.unit);
-  over_runs<Total, kMassUnroll<T>>(
+  over_runs_where<Total, kMassUnroll<T>, Walk::kForward>(
       plan, tiles,
-      [&](int run) { return depth.of(score_of_key(space.run_keys[run])) <= listed.kth; },
+      [&](int run) {
+        const bool wanted = depth.of(score_of_key(space.run_keys[run])) <= listed.kth;
+        if (!wanted) space.run_sums[run] = 0;
+        return wanted;
+      },
       [&](Total& total, int tile, const float (&y)[Tiles<T>::P]) {
         const int v = tiles.first(tile);
         int bins[Tiles<T>::P];

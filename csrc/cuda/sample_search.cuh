@@ -89,62 +89,87 @@ struct NarrowShared {
   Bin bins[kNarrowBins];
 };
 
+// Where a search ended, and what it added up on the way.
+struct Narrowed {
+  Reached reached;
+  unsigned long long equal;  // amounts of reached.key
+  unsigned long long sum;    // of all amounts
+};
+
 // Entries up to which each is compared with all others: below, the levels of a histogram take
 // longer.
 inline constexpr int kRanked = 128;
+inline constexpr int kRankLanes = 4;  // that share an entry's comparisons
 
 struct RankedShared {
   uint32_t keys[kRanked];
   unsigned long long amounts[kRanked];
-  unsigned long long sum, rest;
+  unsigned long long rest, equal, sum;
   uint32_t key;
 };
 
-// narrow() of few entries.
+// merge over the lanes that share an entry.
+template <class X, class Merge>
+__device__ __forceinline__ X over_rank_lanes(X x, Merge merge) {
+#pragma unroll
+  for (int delta = 1; delta < kRankLanes; delta *= 2)
+    x = merge(x, __shfl_xor_sync(kAllLanes, x, delta));
+  return x;
+}
+
+// narrow() of few entries, by a block of kRankLanes threads for each of kRanked.
 template <class Entry, class Need>
-__device__ Reached narrow_ranked(int n, Entry entry, Need need) {
+__device__ Narrowed narrow_ranked(int n, Entry entry, Need need) {
   RankedShared& shared = cuda::shared<RankedShared>();
   const int rank = BlockGroup().rank();
-  uint32_t key = 0;
-  unsigned long long amount = 0;
   // Orders the reads of an earlier search before these writes.
   __syncthreads();
   if (rank < n) {
+    uint32_t key = 0;
+    unsigned long long amount = 0;
     if (!entry(rank, key, amount)) amount = 0;
     shared.keys[rank] = key;
     shared.amounts[rank] = amount;
   }
   // Orders the entries before every thread's reads.
   __syncthreads();
-  if (rank < n) {
+  // Whole warps take part. Lanes without an entry look at the last one, and change nothing.
+  if (rank / kWarp * (kWarp / kRankLanes) < n) {
+    const int mine = rank / kRankLanes;
+    const uint32_t key = shared.keys[mine < n ? mine : n - 1];
     unsigned long long above = 0, equal = 0, sum = 0;
-    bool first = amount > 0;
-    for (int i = 0; i < n; ++i) {
+    int first = kRanked;  // of the key's entries that have an amount
+    for (int i = rank % kRankLanes; i < n; i += kRankLanes) {
       const uint32_t other = shared.keys[i];
       const unsigned long long its = shared.amounts[i];
       sum += its;
       if (other > key) above += its;
       if (other == key) equal += its;
-      if (other == key && i < rank && its > 0) first = false;
+      if (other == key && its > 0 && i < first) first = i;
     }
+    const auto add = [](unsigned long long a, unsigned long long b) { return a + b; };
+    above = over_rank_lanes(above, add);
+    equal = over_rank_lanes(equal, add);
+    sum = over_rank_lanes(sum, add);
+    first = over_rank_lanes(first, [](int a, int b) { return a < b ? a : b; });
     const unsigned long long needed = need(sum);
-    if (rank == 0) shared.sum = sum;
-    if (first && above < needed && needed <= above + equal) {
+    if (mine == first && rank % kRankLanes == 0 && above < needed && needed <= above + equal) {
       shared.key = key;
       shared.rest = needed - above;
+      shared.equal = equal;
+      shared.sum = sum;
     }
   }
   // Orders what was found before every thread reads it.
   __syncthreads();
-  need(shared.sum);  // for what the caller learns by it
-  return {.key = shared.key, .rest = shared.rest};
+  return {{.key = shared.key, .rest = shared.rest}, shared.equal, shared.sum};
 }
 
 // Of entries [0, n), each with a key and an amount: the key with which the sum over falling keys
 // reaches need(sum of all). entry(i, key, amount) says whether there is entry i. Every thread of
 // the block calls this, and gets the same answer.
 template <class Entry, class Need>
-__device__ Reached narrow(int n, Entry entry, Need need) {
+__device__ Narrowed narrow(int n, Entry entry, Need need) {
   if (n <= kRanked) return narrow_ranked(n, entry, need);
   const BlockGroup group;
   NarrowShared& shared = cuda::shared<NarrowShared>();
@@ -158,7 +183,9 @@ __device__ Reached narrow(int n, Entry entry, Need need) {
     sum += amount;
   }
   range = group.reduce(range, kNoKeys, both);
-  unsigned long long rest = need(block_sum(sum));
+  sum = block_sum(sum);
+  unsigned long long rest = need(sum);
+  unsigned long long equal = sum;
   while (range.low < range.high) {
     const int bits = 32 - __clz(static_cast<int>(range.high - range.low));
     const int shift = bits > kNarrowBits ? bits - kNarrowBits : 0;
@@ -180,28 +207,29 @@ __device__ Reached narrow(int n, Entry entry, Need need) {
     const FoundBin found =
         find_bin<kNarrowBins>(shared.bins, [=](unsigned long long) { return rest; });
     rest = found.rest;
+    equal = shared.bins[found.bin].sum();  // of the key's alone once the range has no other
     range.low += static_cast<uint32_t>(kNarrowBins - 1 - found.bin) << shift;
     const uint32_t width = (1u << shift) - 1;
     if (range.high - range.low > width) range.high = range.low + width;
   }
-  return {.key = range.low, .rest = rest};
+  return {{.key = range.low, .rest = rest}, equal, sum};
 }
 
-// Of the listed tokens of `key`, which are all there are, `count` of the lowest ids stay: the last
-// of them, or INT64_MAX where all do.
-__device__ inline int64_t last_of_ties(const uint2* list, int n, uint32_t key, uint64_t count) {
+// The last id of the listed tokens of the key that was reached, each of amount `each`, that it
+// takes to reach the rest, from the lowest id on; INT64_MAX where it takes all, as mostly.
+__device__ inline int64_t last_of_ties(const uint2* list, int n, const Narrowed& at,
+                                       uint64_t each) {
+  if (at.reached.rest + each > at.equal) return INT64_MAX;
+  const uint32_t key = at.reached.key;
   const auto entry = [=](int i, uint32_t& reversed, unsigned long long& amount) {
     const uint2 token = list[i];
     reversed = ~token.y;
     amount = 1;
     return token.x == key;
   };
-  bool all = false;
-  const Reached reached = narrow(n, entry, [&](unsigned long long ties) {
-    all = count >= ties;
-    return all ? ties : count;
-  });
-  return all ? INT64_MAX : static_cast<int64_t>(~reached.key);
+  const Narrowed last =
+      narrow(n, entry, [&](unsigned long long) { return ceil_div(at.reached.rest, each); });
+  return static_cast<int64_t>(~last.reached.key);
 }
 
 }  // namespace seqkern::cuda

@@ -26,6 +26,7 @@ template <class T>
 inline constexpr int kUnroll = 4;
 template <class T>
 inline constexpr int kMassUnroll = kPack<T> > 4 ? 1 : 2;
+inline constexpr int kListUnroll = 2;  // few of a warp's runs reach the bound of top-k
 
 inline constexpr uint32_t kLowestKey = 0x007fffffu;  // of a score of -inf
 // Scores below are taken for a mask's (-1e4, -1e9, the least of a type), which says nothing of how
@@ -161,43 +162,86 @@ class Tiles {
   int before_;  // elements from a 16-byte boundary to the row
 };
 
-// Calls add(state of the run, tile, scores) for the tiles of the warp's runs that want(run), and
-// then end(run, state) for all of them.
-template <class State, int kRuns, class T, class Want, class Add, class End>
-__device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>& tiles, Want want,
-                                          Add add, End end) {
-  const int step = plan.blocks * kPassWarps;
-  const int begin = static_cast<int>(blockIdx.x) % plan.blocks * kPassWarps +
-                    static_cast<int>(threadIdx.x) / kWarp;
+// Calls add(state of the run, tile, scores) for the tiles of `runs`, whose loads are in flight
+// together, and then end(run, state). A run of -1 is none.
+template <class State, int kRuns, class T, class Add, class End>
+__device__ __forceinline__ void over_tiles(const SamplePlan& plan, const Tiles<T>& tiles,
+                                           const int (&runs)[kRuns], Add add, End end) {
+  State states[kRuns];
 #pragma unroll 1
-  for (int first = begin; first < plan.runs; first += kRuns * step) {
-    State states[kRuns];
-    bool wanted[kRuns];
+  for (int t = 0; t < plan.run_tiles; ++t) {
+    uint4 bits[kRuns];
 #pragma unroll
     for (int u = 0; u < kRuns; ++u) {
-      const int run = first + u * step;
-      wanted[u] = run < plan.runs && want(run);
-    }
-#pragma unroll 1
-    for (int t = 0; t < plan.run_tiles; ++t) {
-      uint4 bits[kRuns];
-#pragma unroll
-      for (int u = 0; u < kRuns; ++u) {
-        if (wanted[u]) bits[u] = tiles.fetch((first + u * step) * plan.run_tiles + t);
-      }
-#pragma unroll
-      for (int u = 0; u < kRuns; ++u) {
-        if (!wanted[u]) continue;
-        const int tile = (first + u * step) * plan.run_tiles + t;
-        float y[Tiles<T>::P];
-        tiles.scores(tile, bits[u], y);
-        add(states[u], tile, y);
-      }
+      if (runs[u] >= 0) bits[u] = tiles.fetch(runs[u] * plan.run_tiles + t);
     }
 #pragma unroll
     for (int u = 0; u < kRuns; ++u) {
-      const int run = first + u * step;
-      if (run < plan.runs) end(run, states[u]);
+      if (runs[u] < 0) continue;
+      const int tile = runs[u] * plan.run_tiles + t;
+      float y[Tiles<T>::P];
+      tiles.scores(tile, bits[u], y);
+      add(states[u], tile, y);
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < kRuns; ++u) {
+    if (runs[u] >= 0) end(runs[u], states[u]);
+  }
+}
+
+// From which end of the row. Each pass begins where the one before has ended: what that has read
+// last is still in the second-level cache, of many rows not what it has read first.
+enum class Walk { kForward, kBackward };
+template <Walk kWalk>
+__device__ __forceinline__ int walked(const SamplePlan& plan, int i) {
+  return kWalk == Walk::kForward ? i : plan.runs - 1 - i;
+}
+
+// The warp's runs of a row are every run_step(plan)-th of those walked, from its first on.
+__device__ __forceinline__ int run_step(const SamplePlan& plan) { return plan.blocks * kPassWarps; }
+__device__ __forceinline__ int first_run(const SamplePlan& plan) {
+  return static_cast<int>(blockIdx.x) % plan.blocks * kPassWarps +
+         static_cast<int>(threadIdx.x) / kWarp;
+}
+
+// over_tiles of all of the warp's runs.
+template <class State, int kRuns, Walk kWalk, class T, class Add, class End>
+__device__ __forceinline__ void over_runs(const SamplePlan& plan, const Tiles<T>& tiles, Add add,
+                                          End end) {
+  const int step = run_step(plan);
+#pragma unroll 1
+  for (int first = first_run(plan); first < plan.runs; first += kRuns * step) {
+    int runs[kRuns];
+#pragma unroll
+    for (int u = 0; u < kRuns; ++u) {
+      const int i = first + u * step;
+      runs[u] = i < plan.runs ? walked<kWalk>(plan, i) : -1;
+    }
+    over_tiles<State>(plan, tiles, runs, add, end);
+  }
+}
+
+// over_tiles of those runs of the warp that want(run) is true of. A lane asks for each of 32, so
+// that what want() reads comes at once.
+template <class State, int kRuns, Walk kWalk, class T, class Want, class Add, class End>
+__device__ __forceinline__ void over_runs_where(const SamplePlan& plan, const Tiles<T>& tiles,
+                                                Want want, Add add, End end) {
+  const int step = run_step(plan);
+#pragma unroll 1
+  for (int first = first_run(plan); first < plan.runs; first += kWarp * step) {
+    const int own = first + static_cast<int>(threadIdx.x) % kWarp * step;
+    unsigned wanted = __ballot_sync(kAllLanes, own < plan.runs && want(walked<kWalk>(plan, own)));
+#pragma unroll 1
+    while (wanted != 0) {
+      int runs[kRuns];
+#pragma unroll
+      for (int u = 0; u < kRuns; ++u) {
+        const int i = first + (__ffs(static_cast<int>(wanted)) - 1) * step;
+        runs[u] = wanted == 0 ? -1 : walked<kWalk>(plan, i);
+        wanted &= wanted - 1;
+      }
+      over_tiles<State>(plan, tiles, runs, add, end);
     }
   }
 }

@@ -12,6 +12,13 @@ namespace {
 template <class T>
 inline constexpr int kSoftmaxUnroll = sizeof(T) == 8 ? 1 : 2;
 
+// A row's second reading finds in the second-level cache what the first has brought, where few rows
+// are under way: large blocks.
+struct LargeBlockGroup : BlockGroup {
+  static constexpr int kMaxThreads = 512;
+  static constexpr int kLeastPacks = 4;
+};
+
 template <class T, bool kLog, class Group>
 __global__ void __launch_bounds__(Group::kMaxThreads, 1)
     softmax_forward_kernel(const __grid_constant__ SoftmaxForwardArgs a) {
@@ -111,7 +118,7 @@ void specialize(const char* name, const Args& a, F&& f) {
     using T = typename decltype(tag)::type;
     const auto with_group = [&](auto log) {
       warp_takes_row<T>(a.V) ? f(tag, log, TypeTag<WarpGroup>{})
-                             : f(tag, log, TypeTag<BlockGroup>{});
+                             : f(tag, log, TypeTag<LargeBlockGroup>{});
     };
     a.log ? with_group(std::true_type{}) : with_group(std::false_type{});
   });
@@ -146,9 +153,9 @@ void visit_softmax_kernels(VisitKernel visit, void* context) {
   };
   const auto of_type = [&](auto tag, const std::string& dtype) {
     each(tag, std::false_type{}, TypeTag<WarpGroup>{}, "<" + dtype + ", warp per row>");
-    each(tag, std::false_type{}, TypeTag<BlockGroup>{}, "<" + dtype + ", block per row>");
+    each(tag, std::false_type{}, TypeTag<LargeBlockGroup>{}, "<" + dtype + ", block per row>");
     each(tag, std::true_type{}, TypeTag<WarpGroup>{}, "<" + dtype + ", log, warp per row>");
-    each(tag, std::true_type{}, TypeTag<BlockGroup>{}, "<" + dtype + ", log, block per row>");
+    each(tag, std::true_type{}, TypeTag<LargeBlockGroup>{}, "<" + dtype + ", log, block per row>");
   };
   of_type(TypeTag<float>{}, "float32");
   of_type(TypeTag<double>{}, "float64");

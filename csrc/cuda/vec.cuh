@@ -155,10 +155,13 @@ inline constexpr int64_t kMostElements = (int64_t{1} << 31) - (1 << 13);
 
 // Calls f(v, step, x) until the group (at least 32 threads) has seen each element of the row x_n
 // [V] once: x[u][i] is element v + u * step + i, in the accumulator type. The kUnroll loads of a
-// call are independent and issued before the first use, which is what hides the latency of memory.
-template <int kUnroll, int kRest = (kUnroll > 1 ? kUnroll - 1 : 1), class T, class Group, class F>
+// batch are independent and issued before the first use, which is what hides the latency of memory.
+// f gets kTogether of its packs at once: all, or only one where what f makes of an element needs
+// the registers.
+template <int kUnroll, int kTogether = kUnroll, class T, class Group, class F>
 __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group& group, F&& f) {
   using Acc = AccOf<T>;
+  static_assert(kUnroll % kTogether == 0);
   constexpr int P = kPack<T>;
   const int before =
       static_cast<int>((16 - reinterpret_cast<uintptr_t>(x_n) % 16) % 16 / sizeof(T));
@@ -179,13 +182,17 @@ __device__ __forceinline__ void for_each_in_row(const T* x_n, int V, const Group
     uint4 bits[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) bits[u] = load_bits(body + (i + u * size) * P);
-    Acc x[kUnroll][P];
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) unpack(TypeTag<T>{}, bits[u], x[u]);
-    f(head + i * P, size * P, x);
+    for (int first = 0; first < kUnroll; first += kTogether) {
+      Acc x[kTogether][P];
+#pragma unroll
+      for (int u = 0; u < kTogether; ++u) unpack(TypeTag<T>{}, bits[first + u], x[u]);
+      f(head + (i + first * size) * P, size * P, x);
+    }
   }
 
   // What is left: fewer packs per thread than a batch, of which kRest are under way together.
+  constexpr int kRest = kTogether > 1 ? kTogether - 1 : 1;
   for (; i < packs; i += kRest * size) {
     uint4 bits[kRest];
 #pragma unroll

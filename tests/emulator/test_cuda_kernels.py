@@ -52,6 +52,17 @@ def test_same_bits_in_every_order(emulator: ctypes.CDLL, V: int, dtype: torch.dt
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("V", [64, 1040, 9000])  # a warp per row, blocks of 128 and of 256 threads
+def test_a_row_does_not_depend_on_the_other_rows(emulator: ctypes.CDLL, V: int) -> None:
+    logits = 3 * torch.randn(9, V)
+    target = torch.randint(0, V, (9,))
+    loss, lse, _, dlogits = run(logits, target, NONE)
+    alone = run(logits[7:8].clone(), target[7:8], NONE)
+    assert torch.equal(alone[0], loss[7:8])
+    assert torch.equal(alone[1], lse[7:8])
+    assert torch.equal(alone[3], dlogits[7:8])
+
+
 @pytest.mark.parametrize("V", [9, 2000])
 @pytest.mark.parametrize("wrong", [-1, -101, 2000, 2**40])
 def test_target_out_of_range_is_nan(emulator: ctypes.CDLL, wrong: int, V: int) -> None:

@@ -50,10 +50,16 @@ def test_a_token_does_not_depend_on_blocks_and_their_order(
         assert torch.equal(logprobs, results[0][1])
 
 
+@pytest.mark.parametrize("multiprocessors", [1, 4])  # more runs than a warp has lanes, or fewer
 @pytest.mark.parametrize(
-    "options", [{"top_k": 40}, {"top_k": 5000, "top_p": 0.5, "logprobs": "model"}], ids=str
+    "options",
+    [{"top_k": 40}, {"top_k": 5000, "top_p": 0.5, "logprobs": "model"}, {"min_p": 0.05}],
+    ids=str,
 )
-def test_runs_of_several_tiles(emulator: ctypes.CDLL, options: dict[str, Any]) -> None:
+def test_runs_of_several_tiles(
+    emulator: ctypes.CDLL, options: dict[str, Any], multiprocessors: int
+) -> None:
+    emulator.seqkern_emu_set_device(multiprocessors, 227 * 1024, True)
     logits = 3 * torch.randn(1, 530_001)
     tokens, logprobs = ops.sample(logits, **options)
     with _registry.use_namespace("seqkern"):
