@@ -201,10 +201,12 @@ struct TileOrder {
   __device__ __forceinline__ int count() const { return end - begin; }
   __device__ __forceinline__ int masked() const { return count() - (full_end - full_begin); }
   __device__ __forceinline__ int at(int step) const {
-    if (step < end - full_end) return end - 1 - step;
-    step -= end - full_end;
-    if (step < full_begin - begin) return full_begin - 1 - step;
-    return full_end - 1 - (step - (full_begin - begin));
+    const int high = end - full_end, low = full_begin - begin;  // masked tiles of either kind
+    // Chosen, not branched to: every step asks.
+    int first = end;
+    if (step >= high) first = full_begin + high;
+    if (step >= high + low) first = full_end + high + low;
+    return first - 1 - step;
   }
 };
 
@@ -217,6 +219,11 @@ struct Scores {
   __device__ __forceinline__ Scores(const AttentionInputs& in, int b, int head, Acc unit)
       : factor(static_cast<Acc>(in.scale) * unit), cap(static_cast<Acc>(in.softcap) * unit) {
     if (in.softcap > 0) into_cap = static_cast<Acc>(in.scale / in.softcap);
+    take_head(in, b, head, unit);
+  }
+
+  // Of what the scores are made only the slope is a head's own.
+  __device__ __forceinline__ void take_head(const AttentionInputs& in, int b, int head, Acc unit) {
     if (in.alibi_slopes)
       slope = unit * static_cast<Acc>(in.alibi_slopes[b * in.alibi_batch_stride + head]);
   }

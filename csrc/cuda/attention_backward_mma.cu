@@ -38,6 +38,19 @@ struct Shape {
       (kRowTiles * kRows + 4 * kColumns) * kWidth * 2 + 2 * kColumns * sizeof(RowStats<float>);
 };
 
+// What is the same in every step, found once and kept in shared memory.
+template <class T>
+struct Fixed {
+  // Of the block's own head where rows are queries, of head 0 where columns are.
+  Walk<T> columns;               // b1 and b2
+  const RowStats<float>* stats;  // of the segment's first query
+  Scores<float, true> scores;
+  float kept;  // 1 / (1 - dropout_p)
+  int group;   // query heads to a key head
+  TileOrder order;
+  int tiles;  // of columns that each head's rows meet
+};
+
 template <class T, int kWidth, Sums kSums, bool kOptions>
 class Backward {
   using S = Shape<kWidth, kSums, kOptions>;
@@ -54,30 +67,31 @@ class Backward {
     warp_row_ = static_cast<int>(threadIdx.x) / kWarp * 16 * S::M;
     clear(sum1_);
     clear(sum2_);
+    if (threadIdx.x == 0) find_fixed();
+    __syncthreads();  // orders the write before every thread's reads
   }
 
   __device__ __forceinline__ void run() {
-    const int group = static_cast<int>(in_.NH / in_.NKV);
-    const TileOrder order(band(), first_alive(), work_.first + work_.alive - 1, S::kColumns);
-    const int tiles = work_.first + work_.alive > first_alive() ? order.count() : 0;
     // Rows that are keys meet the queries of every head of their group, one head after the other.
-    const int steps = kKeys ? tiles * group : tiles;
+    const int steps = fixed().tiles * (kKeys ? fixed().group : 1);
+    int head = kKeys ? work_.head * fixed().group : work_.head;
+    int tile = 0, column = fixed().order.at(0) * S::kColumns;
     if (steps > 0) {
       load_rows();
-      load_columns(0, first_head(), order.at(0));
+      load_columns(0, head, column);
     }
-    int head = first_head(), tile = 0;
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<0>();
       // Orders this step's tiles (and the rows') before they are read, and the last step's reads
       // before its buffer is written.
       __syncthreads();
-      const bool next_head = tile + 1 == tiles;
-      if (step + 1 < steps) {
-        load_columns((step + 1) % 2, head + next_head, order.at(next_head ? 0 : tile + 1));
-      }
-      const int column = order.at(tile) * S::kColumns;
-      if (tile < order.masked()) {
+      const TileOrder order = fixed().order;
+      const bool masked = tile < order.masked();
+      const bool next_head = tile + 1 == fixed().tiles;
+      const int next_tile = next_head ? 0 : tile + 1;
+      const int next_column = order.at(next_tile) * S::kColumns;
+      if (step + 1 < steps) load_columns((step + 1) % 2, head + next_head, next_column);
+      if (masked) {
         // Not every warp's rows meet what the block's rows meet.
         if (band().meets(first_row(), first_row() + 16 * S::M - 1, column, column + S::kColumns))
           take<true>(step % 2, head, column);
@@ -85,7 +99,8 @@ class Backward {
         take<false>(step % 2, head, column);
       }
       head += next_head;
-      tile = next_head ? 0 : tile + 1;
+      tile = next_tile;
+      column = next_column;
     }
     __syncthreads();  // orders all warps' reads of the rows before the sums are written over them
     store();
@@ -99,44 +114,49 @@ class Backward {
     return kKeys ? max(work_.first, s_.key_lo) : work_.first;
   }
   __device__ __forceinline__ int first_row() const { return work_.first + warp_row_; }
-  __device__ __forceinline__ int first_head() const {
-    return kKeys ? work_.head * static_cast<int>(in_.NH / in_.NKV) : work_.head;
+  __device__ __forceinline__ static Fixed<T>& fixed() { return shared<Fixed<T>>(); }
+
+  // The segment's rows of q or dout, and of k or v.
+  __device__ __forceinline__ WalkedRows<T> queries_of(const void* base, const HeadStrides& strides,
+                                                      int head) const {
+    // No gradient of the output is a gradient of zeros.
+    return {rows_of<const T>(base ? base : in_.q, strides, in_.D, s_.b, head, s_.q_row), 0,
+            base ? s_.alive : 0};
   }
-  __device__ __forceinline__ int key_head() const {
-    return kKeys ? work_.head : work_.head / static_cast<int>(in_.NH / in_.NKV);
+  __device__ __forceinline__ WalkedRows<T> keys_of(const void* base, const HeadStrides& strides,
+                                                   int head) const {
+    return {rows_of<const T>(base, strides, in_.D, s_.b, head, s_.k_row), s_.key_lo, s_.length};
   }
 
-  // kRows rows of q, k, v or dout from row `row` of the segment on.
-  template <int kRows>
-  __device__ __forceinline__ void load(T* tile, const void* base, const HeadStrides& strides,
-                                       bool keys, int head, int row) {
-    load_tile<kWidth, kRows, kThreads>(
-        tile,
-        rows_of<const T>(base, strides, in_.D, s_.b, head, row + (keys ? s_.k_row : s_.q_row)),
-        keys ? s_.key_lo - row : 0, (keys ? s_.length : s_.alive) - row);
-  }
-  // No gradient of the output is a gradient of zeros.
-  template <int kRows>
-  __device__ __forceinline__ void load_dout(T* tile, int head, int row) {
-    const bool given = a_.dout != nullptr;
-    load_tile<kWidth, kRows, kThreads>(
-        tile,
-        rows_of<const T>(given ? a_.dout : in_.q, given ? a_.dout_strides : in_.q_strides, in_.D,
-                         s_.b, head, row + s_.q_row),
-        0, given ? s_.alive - row : 0);
-  }
-  __device__ __forceinline__ const Stats* stats_of(int head, int row) const {
-    return static_cast<const Stats*>(a_.workspace) + row_number(in_, s_.b, head, s_.q_row + row);
+  __device__ __forceinline__ void find_fixed() {
+    Fixed<T>& f = fixed();
+    const int head = kKeys ? 0 : work_.head;
+    f.group = static_cast<int>(in_.NH / in_.NKV);
+    if constexpr (kKeys) {
+      f.columns.set(queries_of(in_.q, in_.q_strides, 0), queries_of(a_.dout, a_.dout_strides, 0),
+                    kWidth);
+    } else {
+      f.columns.set(keys_of(in_.k, in_.k_strides, head / f.group),
+                    keys_of(in_.v, in_.v_strides, head / f.group), kWidth);
+    }
+    f.stats = static_cast<const Stats*>(a_.workspace) + row_number(in_, s_.b, head, s_.q_row);
+    f.scores = Scores<float, true>(in_, s_.b, head, kLog2E);
+    f.kept = static_cast<float>(keep_scale(in_));
+    f.order = TileOrder(band(), first_alive(), work_.first + work_.alive - 1, S::kColumns);
+    f.tiles = work_.first + work_.alive > first_alive() ? f.order.count() : 0;
   }
 
   __device__ __forceinline__ void load_rows() {
+    const auto load = [&](T* tile, const WalkedRows<T>& rows) {
+      load_tile<kWidth, S::kRows, kThreads>(tile, rows, work_.first);
+    };
     if constexpr (kKeys) {
-      load<S::kRows>(a1_, in_.k, in_.k_strides, true, work_.head, work_.first);
-      if (S::kHasSum1) load<S::kRows>(a2_, in_.v, in_.v_strides, true, work_.head, work_.first);
+      load(a1_, keys_of(in_.k, in_.k_strides, work_.head));
+      if (S::kHasSum1) load(a2_, keys_of(in_.v, in_.v_strides, work_.head));
     } else {
-      load<S::kRows>(a1_, in_.q, in_.q_strides, false, work_.head, work_.first);
-      load_dout<S::kRows>(a2_, work_.head, work_.first);
-      const Stats* stats = stats_of(work_.head, work_.first);
+      load(a1_, queries_of(in_.q, in_.q_strides, work_.head));
+      load(a2_, queries_of(a_.dout, a_.dout_strides, work_.head));
+      const Stats* stats = fixed().stats + work_.first;
 #pragma unroll
       for (int m = 0; m < S::M; ++m) {
 #pragma unroll
@@ -148,22 +168,29 @@ class Backward {
     }
   }
 
-  __device__ __forceinline__ void load_columns(int buffer, int head, int tile) {
-    const int column = tile * S::kColumns;
+  __device__ __forceinline__ void load_columns(int buffer, int head, int column) {
     T* b1 = b_ + 2 * buffer * kCopy;
+    T* b2 = b1 + kCopy;
+    // Read before the first copy, for reads are not moved across it: so they wait once.
+    const Walk<T>& walk = fixed().columns;
+    const TensorRows<const T> rows1 = walk.first.all, rows2 = walk.second.all;
+    const Stats* stats = kKeys ? fixed().stats + head * in_.Tq + column : nullptr;
+    const int alive = s_.alive - column;
+    const int64_t before1 = kKeys ? head * in_.q_strides.h : 0;
+    const int64_t before2 = kKeys ? head * a_.dout_strides.h : 0;
+    if (walk.is_whole(column, S::kColumns)) {
+      copy_tile<kWidth, S::kColumns, kThreads>(b1, rows1.first + before1, rows1.stride, column);
+      copy_tile<kWidth, S::kColumns, kThreads>(b2, rows2.first + before2, rows2.stride, column);
+    } else {
+      load_tile<kWidth, S::kColumns, kThreads>(b1, walk.first, column, before1);
+      load_tile<kWidth, S::kColumns, kThreads>(b2, walk.second, column, before2);
+    }
     if constexpr (kKeys) {
-      load<S::kColumns>(b1, in_.q, in_.q_strides, false, head, column);
-      load_dout<S::kColumns>(b1 + kCopy, head, column);
       const int c = static_cast<int>(threadIdx.x);
       if (c < S::kColumns) {
-        const bool exists = column + c < s_.alive;
-        const Stats* stats = stats_of(head, column);
-        cp_async<8>(column_stats_ + buffer * S::kColumns + c, stats + (exists ? c : 0),
-                    exists ? 8 : 0);
+        cp_async<8>(column_stats_ + buffer * S::kColumns + c, stats + (c < alive ? c : 0),
+                    c < alive ? 8 : 0);
       }
-    } else {
-      load<S::kColumns>(b1, in_.k, in_.k_strides, true, key_head(), column);
-      load<S::kColumns>(b1 + kCopy, in_.v, in_.v_strides, true, key_head(), column);
     }
     cp_async_commit();
   }
@@ -200,9 +227,10 @@ class Backward {
   __device__ __forceinline__ void differentiate(float (&x)[S::M][S::N][4],
                                                 float (&y)[S::M][S::N][4], const Stats* columns,
                                                 int head, int column0) const {
-    const Scores<float, true> scores(in_, s_.b, head, kLog2E);
+    Scores<float, true> scores = fixed().scores;
+    if constexpr (kOptions && kKeys) scores.take_head(in_, s_.b, head, kLog2E);
     const Dropout dropout(in_, s_, head);
-    const float kept = static_cast<float>(keep_scale(in_));
+    const float kept = fixed().kept;
     const int row0 = first_row();
     const int mine = column0 + lane() % 4 * 2;  // of the lane's columns, the first
     const Band seen = band();
@@ -259,8 +287,7 @@ class Backward {
     T* tile2 = S::kHasSum1 ? a2_ : a1_;
     if constexpr (S::kHasSum1)
       to_tile<kWidth>(a1_, sum1_, static_cast<float>(in_.scale), warp_row_);
-    if constexpr (S::kHasSum2)
-      to_tile<kWidth>(tile2, sum2_, static_cast<float>(keep_scale(in_)), warp_row_);
+    if constexpr (S::kHasSum2) to_tile<kWidth>(tile2, sum2_, fixed().kept, warp_row_);
     __syncthreads();  // orders the writes before the reads of whole chunks
     const int thread = static_cast<int>(threadIdx.x);
     const auto to = [&](const T* tile, void* base, const HeadStrides& strides) {

@@ -116,16 +116,29 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
   if (!work.exists) return;
   const Segment& s = work.segment;
   const int i0 = work.first;
-  const int h_kv = work.head / static_cast<int>(in.NH / in.NKV);
 
   T* q_tile = dynamic_shared<T>();
   T* k_tile = q_tile + S::kQueries * kWidth;
   T* v_tile = k_tile + S::kKeys * kWidth;
   const auto q = rows_of<const T>(in.q, in.q_strides, in.D, s.b, work.head, s.q_row + i0);
-  const auto load_keys = [&](T* tile, const void* base, const HeadStrides& strides, int j0) {
-    load_tile<kWidth, S::kKeys, S::kThreads>(
-        tile, rows_of<const T>(base, strides, in.D, s.b, h_kv, s.k_row + j0), s.key_lo - j0,
-        s.length - j0);
+  Walk<T>& keys = shared<Walk<T>>();
+  if (threadIdx.x == 0) {
+    const int h_kv = work.head / static_cast<int>(in.NH / in.NKV);
+    const auto rows = [&](const void* base, const HeadStrides& strides) {
+      return WalkedRows<T>{rows_of<const T>(base, strides, in.D, s.b, h_kv, s.k_row), s.key_lo,
+                           s.length};
+    };
+    keys.set(rows(in.k, in.k_strides), rows(in.v, in.v_strides), kWidth);
+  }
+  __syncthreads();  // orders the write before every thread's reads
+  const bool whole = keys.whole_to > 0;
+  const auto load_keys = [&](T* tile, const WalkedRows<T>& rows, int j0, auto mask) {
+    // A tile that needs no mask is within.
+    if (whole && (!mask.value || keys.is_whole(j0, S::kKeys))) {
+      copy_tile<kWidth, S::kKeys, S::kThreads>(tile, rows.all.first, rows.all.stride, j0);
+    } else {
+      load_tile<kWidth, S::kKeys, S::kThreads>(tile, rows, j0);
+    }
     cp_async_commit();
   };
 
@@ -151,7 +164,7 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
 
   if (steps > 0) {
     load_tile<kWidth, S::kQueries, S::kThreads>(q_tile, q, 0, work.alive);
-    load_keys(k_tile, in.k, in.k_strides, order.at(0) * S::kKeys);
+    load_keys(k_tile, keys.first, order.at(0) * S::kKeys, std::true_type{});
   }
   // K and V have a buffer each: while one is multiplied, the other is on its way.
   const auto take_tile_at = [&](int j0, int next_j0, auto mask) {
@@ -159,7 +172,7 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
     // Orders this step's K (and Q) before it is read, and the last step's reads of V before V is
     // written.
     __syncthreads();
-    load_keys(v_tile, in.v, in.v_strides, j0);
+    load_keys(v_tile, keys.second, j0, mask);
     const int row0 = work.first + warp_row;
     // Anew: what it is made of is in shared and constant memory.
     const Band seen = band_of<false>(s, window_of(in));
@@ -179,7 +192,7 @@ __global__ void __launch_bounds__(Shape<kWidth, kOptions>::kThreads)
     cp_async_wait<0>();
     // Orders V before it is read, and the reads of K before K is written.
     __syncthreads();
-    if (next_j0 >= 0) load_keys(k_tile, in.k, in.k_strides, next_j0);
+    if (next_j0 >= 0) load_keys(k_tile, keys.first, next_j0, mask);
     if (meets) multiply_columns<kWidth>(out, p, v_tile, 0);
   };
   int j0 = steps > 0 ? order.at(0) * S::kKeys : 0;

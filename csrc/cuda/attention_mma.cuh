@@ -39,7 +39,7 @@ struct TensorRows {
   T* first;
   int64_t stride;
   int width;
-  bool aligned;  // every row begins on 16 bytes
+  int aligned;  // whether every row begins on 16 bytes
 };
 
 // From tensor row `row` on of head h.
@@ -50,6 +50,29 @@ __device__ __forceinline__ TensorRows<T> rows_of(Void* base, const HeadStrides& 
   return {first, s.t, static_cast<int>(D),
           // Of the kernel's parameters alone: the answer then costs no register.
           reinterpret_cast<uintptr_t>(base) % 16 == 0 && (s.b | s.h | s.t) % 8 == 0};
+}
+
+// Asks for rows [begin, begin + kRows) of a tensor, counted from `first`, which exist, begin on 16
+// bytes and are as wide as the tile.
+template <int kWidth, int kRows, int kThreads, class T>
+__device__ __forceinline__ void copy_tile(T* tile, const T* first, int64_t stride, int begin) {
+  constexpr int kChunks = Tile<kWidth>::kChunks;
+  constexpr int kRowsAtOnce = kThreads / kChunks;
+  static_assert(kThreads % kChunks == 0 && kRows % kRowsAtOnce == 0);
+  const int chunk = static_cast<int>(threadIdx.x) % kChunks;
+  const int row = static_cast<int>(threadIdx.x) / kChunks;
+  // Unsigned, for one multiplication less: what exists is not negative.
+  const T* source = first + static_cast<uint32_t>(begin + row) * stride + 8 * chunk;
+  const int place = Tile<kWidth>::at(row, chunk);
+#pragma unroll
+  for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
+    // With the swizzle's period in kRowsAtOnce the places are a constant apart: spelled out, or the
+    // compiler keeps a register for each.
+    const int next = kRowsAtOnce % 8 == 0 ? place + i * kRowsAtOnce * kWidth
+                                          : Tile<kWidth>::at(row + i * kRowsAtOnce, chunk);
+    cp_async<16>(tile + next, source);
+    source += kRowsAtOnce * stride;
+  }
 }
 
 // Asks for rows [0, kRows): those outside [from, to), and columns from the width on, are zeros.
@@ -67,16 +90,11 @@ __device__ __forceinline__ void load_tile(T* tile, const TensorRows<const T>& ro
   const T* source = rows.first + row * rows.stride + 8 * chunk;
   const int64_t step = kRowsAtOnce * rows.stride;
   if (rows.aligned) {
-    // A whole tile, as most are: nothing to decide per row, and with the swizzle's period in
-    // kRowsAtOnce the places are a constant apart.
+    // A whole tile, as most are. At width 256 its places are no constant apart, and those of all
+    // rows of a block too many for the registers.
     if constexpr (kRowsAtOnce % 8 == 0 && kRows % kRowsAtOnce == 0) {
       if (from <= 0 && to >= kRows && rows.width == kWidth) {
-        T* target = tile + Tile<kWidth>::at(row, chunk);
-#pragma unroll
-        for (int i = 0; i < kRows / kRowsAtOnce; ++i) {
-          cp_async<16>(target + i * kRowsAtOnce * kWidth, source);
-          source += step;
-        }
+        copy_tile<kWidth, kRows, kThreads>(tile, rows.first, rows.stride, 0);
         return;
       }
     }
@@ -103,6 +121,43 @@ __device__ __forceinline__ void load_tile(T* tile, const TensorRows<const T>& ro
     source += step;
   }
 }
+
+// Rows of a tensor that a block loads tile by tile.
+template <class T>
+struct WalkedRows {
+  TensorRows<const T> all;
+  int from, to;  // rows [from, to) exist, the others are zeros
+};
+
+// Asks for kRows of them from row `begin` on, of a head that begins `before` elements later.
+template <int kWidth, int kRows, int kThreads, class T>
+__device__ __forceinline__ void load_tile(T* tile, const WalkedRows<T>& rows, int begin,
+                                          int64_t before = 0) {
+  const TensorRows<const T>& all = rows.all;
+  const T* first = all.first + before + begin * all.stride;
+  load_tile<kWidth, kRows, kThreads>(tile,
+                                     TensorRows<const T>{first, all.stride, all.width, all.aligned},
+                                     rows.from - begin, rows.to - begin);
+}
+
+// Two of them that are walked together: K and V, or Q and dO. In shared memory: finding anew where
+// a tile is takes a good part of the step, and there is no register free to keep it in.
+template <class T>
+struct Walk {
+  WalkedRows<T> first, second;
+  int whole_from, whole_to;  // tiles within these rows can be copied as they are
+
+  __device__ __forceinline__ void set(const WalkedRows<T>& a, const WalkedRows<T>& b, int width) {
+    first = a;
+    second = b;
+    const bool whole = a.all.aligned && b.all.aligned && a.all.width == width;
+    whole_from = max(a.from, b.from);
+    whole_to = whole ? min(a.to, b.to) : 0;
+  }
+  __device__ __forceinline__ bool is_whole(int begin, int rows) const {
+    return begin >= whole_from && begin + rows <= whole_to;
+  }
+};
 
 // Tile rows [from, to) to the tensor, by `threads` threads of which this is number `thread`.
 template <int kWidth, class T>

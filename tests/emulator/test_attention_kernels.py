@@ -127,6 +127,26 @@ def test_rows_of_any_alignment(D: int, offset: int) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("odd", ["q", "k", "v", "dout"])
+def test_whole_tiles_beside_rows_of_any_alignment(odd: str) -> None:
+    """Of two tensors that are walked together, one alone cannot be copied in 16-byte chunks."""
+    sizes = Sizes(B=1, NH=2, NKV=1, Tq=139, Tk=139, D=64)
+    tensors = dict(zip("qkv", make(sizes, torch.bfloat16, "cpu"), strict=True))
+    tensors["dout"] = torch.randn_like(tensors["q"])
+
+    def results() -> list[torch.Tensor]:
+        qkv = [tensors[name].detach().requires_grad_() for name in "qkv"]
+        out, lse = ours(*qkv)
+        return [out, lse, *torch.autograd.grad(out, qkv, tensors["dout"])]
+
+    expected = results()
+    aligned = tensors[odd]
+    tensors[odd] = torch.zeros(*aligned.shape[:3], 67, dtype=aligned.dtype)[..., 1:65]
+    tensors[odd].copy_(aligned)
+    for actual, wanted in zip(results(), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_in_every_order(library: ctypes.CDLL, dtype: torch.dtype) -> None:
     sizes = Sizes(B=2, NH=2, NKV=1, Tq=40, Tk=75, D=16)
