@@ -12,6 +12,10 @@
 namespace seqkern::cuda {
 namespace {
 
+// gates_x is brought to L2 so many steps before it is loaded. A warp waits for its loads and for h
+// at once, so memory, which takes about as long as a step, would delay h.
+constexpr int kStepsAhead = 2;
+
 template <class T, class Exchange>
 __global__ void __launch_bounds__(kProductThreads, 1)
     lstm_resident_kernel(const __grid_constant__ LstmForwardArgs a,
@@ -47,6 +51,9 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         // Under way while the warp waits.
         GateInputs<T> x;
         if (active) x.load(a, t, cell.b, cell.unit);
+        if (s + kStepsAhead < L) {
+          GateInputs<T>::prefetch(a, time_of(r, L, s + kStepsAhead), cell.b, cell.unit);
+        }
         T* const place = block.h_place(cell, pass, s);
         if (set == 0) block.wait(pass, s);
         block.multiply(held, pass, set, s);

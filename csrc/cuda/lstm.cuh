@@ -2,6 +2,7 @@
 // step and the kernel that stays for the whole sequence.
 #pragma once
 
+#include "cuda/ptx.cuh"
 #include "cuda/recurrent.cuh"
 #include "ops/lstm.h"
 
@@ -46,16 +47,28 @@ struct GateInputs {
 
   __device__ __forceinline__ void load(const LstmForwardArgs& a, int64_t t, int64_t b, int64_t j) {
     const RecurrentInputs& r = a.in.r;
-    const int64_t at = t * a.gates_x_strides.t + b * a.gates_x_strides.b + j;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      x[q].load(a.gates_x, at + q * r.H);
+      x[q].load(a.gates_x, at(a, t, b, j) + q * r.H);
       bias[q].load(r.b_hh, q * r.H + j);
     }
+  }
+  // Of a step to come: x to L2, the bias is there.
+  __device__ static __forceinline__ void prefetch(const LstmForwardArgs& a, int64_t t, int64_t b,
+                                                  int64_t j) {
+    const T* x = static_cast<const T*>(a.gates_x) + at(a, t, b, j);
+#pragma unroll
+    for (int q = 0; q < 4; ++q) prefetch_l2(x + q * a.in.r.H);
   }
   __device__ __forceinline__ void add_to(AccOf<T> (&gates)[4]) const {
 #pragma unroll
     for (int q = 0; q < 4; ++q) gates[q] += x[q].value() + bias[q].value();
+  }
+
+ private:
+  __device__ static __forceinline__ int64_t at(const LstmForwardArgs& a, int64_t t, int64_t b,
+                                               int64_t j) {
+    return t * a.gates_x_strides.t + b * a.gates_x_strides.b + j;
   }
 };
 
