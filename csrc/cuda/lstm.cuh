@@ -40,48 +40,73 @@ __device__ __forceinline__ void cell_backward(const Acc (&gates)[4], Acc c_befor
 
 // ---------------------------------------------------------------- one unit of one row and step
 
-// gates_x + b_hh of unit j at row b, time t.
+// Where unit j of row b has its values of time t, in elements.
+struct StepOffsets {
+  int64_t gates_x, gates, c, h;
+
+  StepOffsets() = default;
+  __device__ __forceinline__ StepOffsets(const LstmForwardArgs& a, int64_t t, int64_t b, int64_t j)
+      : gates_x(t * a.gates_x_strides.t + b * a.gates_x_strides.b + j),
+        gates(4 * (t * a.in.r.B + b) * a.in.r.H + j),
+        c((t * a.in.r.B + b) * a.in.r.H + j),
+        h(t * a.h_strides.t + b * a.h_strides.b + j) {}
+
+  // To those of the row's next step.
+  __device__ __forceinline__ void advance(const LstmForwardArgs& a) {
+    const int64_t n = a.in.r.B * a.in.r.H;
+    const auto step = [&](int64_t elements) { return a.in.r.reverse ? -elements : elements; };
+    gates_x += step(a.gates_x_strides.t);
+    gates += step(4 * n);
+    c += step(n);
+    h += step(a.h_strides.t);
+  }
+};
+
+// b_hh of unit j.
+template <class T>
+struct GateBias {
+  Loaded<T> bias[4];
+
+  __device__ __forceinline__ void load(const RecurrentInputs& r, int64_t j) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) bias[q].load(r.b_hh, q * r.H + j);
+  }
+};
+
+// gates_x of one unit, row and step.
 template <class T>
 struct GateInputs {
-  Loaded<T> x[4], bias[4];
+  Loaded<T> x[4];
 
-  __device__ __forceinline__ void load(const LstmForwardArgs& a, int64_t t, int64_t b, int64_t j) {
-    const RecurrentInputs& r = a.in.r;
+  __device__ __forceinline__ void load(const LstmForwardArgs& a, const StepOffsets& at) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      x[q].load(a.gates_x, at(a, t, b, j) + q * r.H);
-      bias[q].load(r.b_hh, q * r.H + j);
+      x[q].stored = static_cast<const T*>(a.gates_x)[at.gates_x + q * a.in.r.H];
     }
   }
-  // Of a step to come: x to L2, the bias is there.
-  __device__ static __forceinline__ void prefetch(const LstmForwardArgs& a, int64_t t, int64_t b,
-                                                  int64_t j) {
-    const T* x = static_cast<const T*>(a.gates_x) + at(a, t, b, j);
+  // To L2, of the row's `steps`-th step after this one.
+  __device__ static __forceinline__ void prefetch(const LstmForwardArgs& a, const StepOffsets& at,
+                                                  int steps) {
+    const int64_t ahead = steps * a.gates_x_strides.t;
+    const T* x = static_cast<const T*>(a.gates_x) + at.gates_x + (a.in.r.reverse ? -ahead : ahead);
 #pragma unroll
     for (int q = 0; q < 4; ++q) prefetch_l2(x + q * a.in.r.H);
   }
-  __device__ __forceinline__ void add_to(AccOf<T> (&gates)[4]) const {
+  __device__ __forceinline__ void add_to(AccOf<T> (&gates)[4], const GateBias<T>& bias) const {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) gates[q] += x[q].value() + bias[q].value();
-  }
-
- private:
-  __device__ static __forceinline__ int64_t at(const LstmForwardArgs& a, int64_t t, int64_t b,
-                                               int64_t j) {
-    return t * a.gates_x_strides.t + b * a.gates_x_strides.b + j;
+    for (int q = 0; q < 4; ++q) gates[q] += x[q].value() + bias.bias[q].value();
   }
 };
 
 // Writes what forward saves of a step.
 template <class T>
-__device__ __forceinline__ void save_step(const LstmForwardArgs& a, int64_t t, int64_t b, int64_t j,
+__device__ __forceinline__ void save_step(const LstmForwardArgs& a, const StepOffsets& at,
                                           const AccOf<T> (&gates)[4], AccOf<T> c) {
-  const int64_t n = t * a.in.r.B + b;
   if (a.gates) {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) store_at<T>(a.gates, (4 * n + q) * a.in.r.H + j, gates[q]);
+    for (int q = 0; q < 4; ++q) store_at<T>(a.gates, at.gates + q * a.in.r.H, gates[q]);
   }
-  if (a.c) store_at<T>(a.c, n * a.in.r.H + j, c);
+  if (a.c) store_at<T>(a.c, at.c, c);
 }
 
 // What backward reads of step s, but for the gradient that comes from the next one.

@@ -52,6 +52,13 @@ __device__ __forceinline__ int opaque(int x) {
 #endif
   return x;
 }
+// Before a loop the other way around: x is kept in a register, not computed again from others.
+__device__ __forceinline__ int64_t opaque(int64_t x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
 
 // ---------------------------------------------------------------- mma.sync
 

@@ -93,9 +93,10 @@ struct FmaForward : ForwardLayout<T>, FmaStage<T> {
     }
   }
 
-  __device__ static __forceinline__ void total(const T* partials, int warps, int row, int u,
-                                               T (&gates)[4]) {
-    for (int warp = 0; warp < warps; ++warp) {
+  template <int kUnroll>
+  __device__ static __forceinline__ void total(const T* partials, int row, int u, T (&gates)[4]) {
+#pragma unroll kUnroll
+    for (int warp = 0; warp < kProductWarps; ++warp) {
       T part[4];
       load4(partials + warp * kPartials + (row * kUnits + u) * kGates, part);
 #pragma unroll

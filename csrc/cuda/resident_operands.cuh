@@ -68,9 +68,13 @@ struct BackwardLayout {
   static constexpr int kParts = 4;
   static constexpr int kPartials = kPassRows * kUnits;
 
-  __device__ static __forceinline__ Acc total(const Acc* partials, int warps, int row, int u) {
+  template <int>
+  __device__ static __forceinline__ Acc total(const Acc* partials, int row, int u) {
     Acc sum = 0;
-    for (int warp = 0; warp < warps; ++warp) sum += partials[warp * kPartials + row * kUnits + u];
+#pragma unroll
+    for (int warp = 0; warp < kProductWarps; ++warp) {
+      sum += partials[warp * kPartials + row * kUnits + u];
+    }
     return sum;
   }
 };
