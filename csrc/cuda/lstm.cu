@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   typename Block::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& c) {
-    const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
+    const int64_t n = cell.b * r.H + cell.unit, L = cell.L;
     c = load_or_zero<T>(a.in.c0, n);
     for (int64_t t = L; t < r.T; ++t) {
       store_at<T>(a.h, t * a.h_strides.t + cell.b * a.h_strides.b + cell.unit, Acc(0));
@@ -41,6 +41,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   block.start([&](int64_t b, int unit) { return load_or_zero<T>(r.h0, b * r.H + unit); });
 
   const int steps = block.steps();
+  // Of the step under way; with kOne computed here, for all.
   StepOffsets at;
   GateBias<T> bias;
   if constexpr (kOne) {
@@ -65,7 +66,6 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         if (active) x.load(a, at);
         if (s + kStepsAhead < L) GateInputs<T>::prefetch(a, at, kStepsAhead);
         T* const place = block.h_place(cell, pass, s);
-        if (set == 0) block.wait(pass, s);
         block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.

@@ -65,11 +65,11 @@ struct StepOffsets {
 // b_hh of unit j.
 template <class T>
 struct GateBias {
-  Loaded<T> bias[4];
+  Loaded<T> gate[4];
 
   __device__ __forceinline__ void load(const RecurrentInputs& r, int64_t j) {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) bias[q].load(r.b_hh, q * r.H + j);
+    for (int q = 0; q < 4; ++q) gate[q].load(r.b_hh, q * r.H + j);
   }
 };
 
@@ -94,7 +94,7 @@ struct GateInputs {
   }
   __device__ __forceinline__ void add_to(AccOf<T> (&gates)[4], const GateBias<T>& bias) const {
 #pragma unroll
-    for (int q = 0; q < 4; ++q) gates[q] += x[q].value() + bias.bias[q].value();
+    for (int q = 0; q < 4; ++q) gates[q] += x[q].value() + bias.gate[q].value();
   }
 };
 
@@ -109,26 +109,51 @@ __device__ __forceinline__ void save_step(const LstmForwardArgs& a, const StepOf
   if (a.c) store_at<T>(a.c, at.c, c);
 }
 
+// Where unit j of row b has its values of step s < L for backward, in elements.
+struct BackwardOffsets {
+  int64_t gates, c, before, h;  // gates, dgates; c, dc; c of step s - 1, if there is one; dh
+
+  BackwardOffsets() = default;
+  __device__ __forceinline__ BackwardOffsets(const LstmBackwardArgs& a, int64_t L, int64_t s,
+                                             int64_t b, int64_t j) {
+    const RecurrentInputs& r = a.in.r;
+    const int64_t t = time_of(r, L, s);
+    gates = 4 * (t * r.B + b) * r.H + j;
+    c = (t * r.B + b) * r.H + j;
+    before = (time_of(r, L, s - 1) * r.B + b) * r.H + j;
+    h = t * a.dh_strides.t + b * a.dh_strides.b + j;
+  }
+
+  // To those of step s - 1.
+  __device__ __forceinline__ void go_back(const LstmBackwardArgs& a) {
+    const int64_t n = a.in.r.B * a.in.r.H;
+    const auto step = [&](int64_t elements) { return a.in.r.reverse ? elements : -elements; };
+    gates += step(4 * n);
+    c = before;
+    before += step(n);
+    h += step(a.dh_strides.t);
+  }
+};
+
 // What backward reads of step s, but for the gradient that comes from the next one.
 template <class T>
 struct SavedStep {
   Loaded<T> saved[4], before, after, grad_h, grad_c;
 
-  __device__ __forceinline__ void load(const LstmBackwardArgs& a, int64_t L, int64_t s, int64_t b,
-                                       int64_t j) {
-    const RecurrentInputs& r = a.in.r;
-    const int64_t t = time_of(r, L, s), n = t * r.B + b;
+  __device__ __forceinline__ void load(const LstmBackwardArgs& a, const BackwardOffsets& at,
+                                       int64_t s, int64_t b, int64_t j) {
+    const int64_t H = a.in.r.H;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) saved[q].load(a.gates, (4 * n + q) * r.H + j);
-    after.load(a.c, n * r.H + j);
+    for (int q = 0; q < 4; ++q) saved[q].load(a.gates, at.gates + q * H);
+    after.load(a.c, at.c);
     if (s > 0) {
-      before.load(a.c, (time_of(r, L, s - 1) * r.B + b) * r.H + j);
+      before.load(a.c, at.before);
     } else {
-      before.load(a.in.c0, b * r.H + j);
+      before.load(a.in.c0, b * H + j);
     }
-    grad_c.load(a.dc, n * r.H + j);
+    grad_c.load(a.dc, at.c);
     // With a projection the gradient of h is not one of a unit: the caller has it.
-    if (!a.in.w_hr) grad_h.load(a.dh, t * a.dh_strides.t + b * a.dh_strides.b + j);
+    if (!a.in.w_hr) grad_h.load(a.dh, at.h);
   }
 
   // The activated gates.
@@ -141,13 +166,14 @@ struct SavedStep {
 
 // Writes dgates of step s, as the sums over the sequence read them.
 template <class T>
-__device__ __forceinline__ void save_dgates(const LstmBackwardArgs& a, int64_t t, int64_t s,
-                                            int64_t b, int64_t j, const AccOf<T> (&d)[4]) {
-  const RecurrentInputs& r = a.in.r;
+__device__ __forceinline__ void save_dgates(const LstmBackwardArgs& a, const BackwardOffsets& at,
+                                            int64_t s, int64_t b, int64_t j,
+                                            const AccOf<T> (&d)[4]) {
+  const int64_t H = a.in.r.H;
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
-    store_at<T>(a.dgates, (4 * (t * r.B + b) + q) * r.H + j, d[q]);
-    if (s == 0 && a.dgates_0) store_at<T>(a.dgates_0, (4 * b + q) * r.H + j, d[q]);
+    store_at<T>(a.dgates, at.gates + q * H, d[q]);
+    if (s == 0 && a.dgates_0) store_at<T>(a.dgates_0, (4 * b + q) * H + j, d[q]);
   }
 }
 

@@ -55,8 +55,10 @@ class Resident {
       one_ = cell_of(0, 0);
       one_rows_ = opaque(pass_rows_of(0));
       one_buffer_ = opaque(buffer_elements());
-      one_source_ = product_.source(own_rows_);
-      one_place_ = place_of(one_, 0);
+      one_source_ = opaque(product_.source(own_rows_));
+      one_place_ = opaque(place_of(one_, 0));
+      flags_ = opaque(flags_);
+      one_flag_ = opaque(flag_of(0));
     }
   }
 
@@ -137,32 +139,17 @@ class Resident {
     cooperative_groups::this_grid().sync();
   }
 
-  // The warp waits until every block whose units it reads has exchanged round - 1 of the pass.
-  // Values are waited for where they are read.
-  __device__ void wait(int pass, int round) {
-    if (Exchange::kValues || round == 0) return;  // start() has ordered round 0
-    const int per_block = plan_.groups * kUnits;
-    const int first = first_block_ + static_cast<int>(threadIdx.x) % kWarp;
-    const int end = min(product_.end_unit(), static_cast<int>(r_.H));
-    uint32_t* flags = flags_ + pass * plan_.unit_blocks;
-    for (int block = first; block * per_block < end; block += kWarp) {
-      for (uint32_t polls = 0; load_acquire(flags + block) < static_cast<uint32_t>(round);) {
-        between_polls(++polls);
-      }
-    }
-    // Orders what the lanes acquired before the copies of all lanes.
-    __syncwarp();
-  }
-
-  // The warp's part of the set's product with what was exchanged before `round`; total() has the
-  // sum after a barrier of the block.
+  // The warp's part of the set's product with what was exchanged before `round`, for which it waits
+  // in the first set; total() has the sum after a barrier of the block.
   __device__ void multiply(const Held& held, int pass, int set, int round) {
     const char* from;
     if constexpr (kOne) {
-      from = one_source_ + buffer_of(round) * static_cast<int64_t>(sizeof(T));
+      // Opaque, to be there before the wait: nothing should delay the copies after it.
+      from = opaque(one_source_ + buffer_of(round) * static_cast<int64_t>(sizeof(T)));
     } else {
       from = product_.source(row_of(pass, 0) + buffer_of(round));
     }
+    if (set == 0) wait(pass, round);
     product_.multiply(held, from, Exchange::expected(round, set), set, pass_rows(pass));
   }
 
@@ -171,9 +158,22 @@ class Resident {
     return product_.template total<kOne>(c.place, c.u, gates...);
   }
 
-  // Value q of the cell, for the others to read in the next round.
-  __device__ void exchange(const Cell& c, int pass, int q, Acc value, int round) {
-    store1(row_of(pass, c.row) + buffer_of(round + 1) + Product::position(c.unit, q), value);
+  // The cell's values, for the others to read in the next round. Where the places of all gates are
+  // side by side, they are one store: rows and units begin at multiples of 8 bytes, and what a cell
+  // with fewer gates leaves is zero.
+  template <int n>
+  __device__ void exchange(const Cell& c, int pass, const Acc (&values)[n], int round) {
+    T* const to = (kOne ? one_place_ : place_of(c, pass)) + buffer_of(round + 1);
+    if constexpr (sizeof(T) == 2 && n > 1 && Product::kApart == 1) {
+      Acc all[kGates] = {};
+#pragma unroll
+      for (int q = 0; q < n; ++q) all[q] = values[q];
+      *reinterpret_cast<uint2*>(to) =
+          make_uint2(pack2(TypeTag<T>{}, all[0], all[1]), pack2(TypeTag<T>{}, all[2], all[3]));
+    } else {
+#pragma unroll
+      for (int q = 0; q < n; ++q) store1(to + q * Product::kApart, values[q]);
+    }
   }
 
   // Where others read the cell's h in the next round, if values say themselves that they are there;
@@ -194,7 +194,7 @@ class Resident {
       const uint16_t bits = Exchange::mark(stored.bits, nan, round + 1);
       if (place) store_relaxed(&place->bits, bits);
     } else if (active) {
-      exchange(c, pass, 0, h, round);
+      exchange(c, pass, {h}, round);
     }
   }
 
@@ -202,12 +202,28 @@ class Resident {
   // warp that is the last to get cells: a release waits for what the block has stored.
   __device__ void publish(int pass, int round) {
     if (!Exchange::kValues && threadIdx.x == kProductThreads - kWarp) {
-      store_release(flags_ + pass * plan_.unit_blocks + unit_block_,
-                    static_cast<uint32_t>(round) + 1);
+      store_release(kOne ? one_flag_ : flag_of(pass), static_cast<uint32_t>(round) + 1);
     }
   }
 
  private:
+  // The warp waits until every block whose units it reads has exchanged round - 1 of the pass.
+  // Values are waited for where they are read.
+  __device__ void wait(int pass, int round) {
+    if (Exchange::kValues || round == 0) return;  // start() has ordered round 0
+    const int per_block = plan_.groups * kUnits;
+    const int first = first_block_ + static_cast<int>(threadIdx.x) % kWarp;
+    const int end = min(product_.end_unit(), static_cast<int>(r_.H));
+    uint32_t* flags = flags_ + pass * plan_.unit_blocks;
+    for (int block = first; block * per_block < end; block += kWarp) {
+      for (uint32_t polls = 0; load_acquire(flags + block) < static_cast<uint32_t>(round);) {
+        between_polls(++polls);
+      }
+    }
+    // Orders what the lanes acquired before the copies of all lanes.
+    __syncwarp();
+  }
+
   // Neighbouring threads have neighbouring units, of one group after the other; the first rows are
   // those of the first warps, so that few rows are on as many schedulers as there are.
   __device__ Cell cell_of(int pass, int set) const {
@@ -230,10 +246,18 @@ class Resident {
     return min(plan_.pass_rows, (rest + kTileRows - 1) / kTileRows * kTileRows);
   }
 
-  // The cell's h in the first buffer; null where nobody reads it.
+  // The cell's first value in the first buffer; by values, null where nobody reads it.
   __device__ T* place_of(const Cell& c, int pass) const {
-    const int units = (static_cast<int>(r_.H) + kUnits - 1) / kUnits * kUnits;
-    return c.row < pass_rows(pass) && c.unit < units ? row_of(pass, c.row) + c.unit : nullptr;
+    if constexpr (Exchange::kValues) {
+      const int units = (static_cast<int>(r_.H) + kUnits - 1) / kUnits * kUnits;
+      if (c.row >= pass_rows(pass) || c.unit >= units) return nullptr;
+    }
+    return row_of(pass, c.row) + Product::position(c.unit);
+  }
+
+  // The block's own.
+  __device__ uint32_t* flag_of(int pass) const {
+    return flags_ + pass * plan_.unit_blocks + unit_block_;
   }
 
   __device__ int64_t buffer_elements() const { return plan_.launch_rows() * plan_.row_elements; }
@@ -262,6 +286,7 @@ class Resident {
   int64_t one_buffer_;      // buffer_elements()
   const char* one_source_;  // WarpProduct::source() of own_rows_
   T* one_place_;            // place_of()
+  uint32_t* one_flag_;      // flag_of()
 };
 
 }  // namespace seqkern::cuda

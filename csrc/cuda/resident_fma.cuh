@@ -115,8 +115,9 @@ struct FmaBackward : BackwardLayout<T>, FmaStage<T> {
   static constexpr int kStages = 4;
 
   // A part of a chunk is a gate.
-  __device__ static __forceinline__ int position(int unit, int q) {
-    return (unit / kChunkUnits * kGates + q) * kChunkUnits + unit % kChunkUnits;
+  static constexpr int kApart = kChunkUnits;
+  __device__ static __forceinline__ int position(int unit) {
+    return unit / kChunkUnits * kGates * kChunkUnits + unit % kChunkUnits;
   }
 
   __device__ static __forceinline__ uint4 weight(const RecurrentWeight<T>& w, int group, int chunk,

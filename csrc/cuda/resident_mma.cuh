@@ -115,7 +115,8 @@ struct MmaBackward : BackwardLayout<T>, MmaStage {
   };
 
   // The gates of a unit side by side.
-  __device__ static __forceinline__ int position(int unit, int q) { return unit * kGates + q; }
+  static constexpr int kApart = 1;
+  __device__ static __forceinline__ int position(int unit) { return unit * kGates; }
 
   __device__ static __forceinline__ uint4 weight(const RecurrentWeight<T>& w, int group, int chunk,
                                                  int i, int lane) {

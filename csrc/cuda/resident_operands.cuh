@@ -53,10 +53,11 @@ struct ForwardLayout {
   using Acc = AccOf<T>;
   static constexpr int kChunkUnits = 4 * kPack<T>;
   static constexpr int kInputs = 1;
+  static constexpr int kApart = 1;
   static constexpr int kParts = 1;
   static constexpr int kPartials = kPassRows * kUnits * kGates;
 
-  __device__ static __forceinline__ int position(int unit, int) { return unit; }
+  __device__ static __forceinline__ int position(int unit) { return unit; }
 };
 
 template <class T>
