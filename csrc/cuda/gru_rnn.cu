@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   block.load_weights(held);
   // The state of a cell is its own h, which a GRU's next step reads past the product.
   block.for_each_cell([&](const Cell& cell, Acc& h) {
-    const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
+    const int64_t n = cell.b * r.H + cell.unit, L = cell.L;
     h = load_or_zero<T>(r.h0, n);
     for (int64_t t = L; t < r.T; ++t) store_at<T>(a.h, t * r.B * r.H + n, Acc(0));
     if (L == 0) store_at<T>(a.h_n, n, h);
@@ -30,13 +30,12 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     for (int pass = 0; pass < block.passes(); ++pass) {
       for (int set = 0; set < block.sets(); ++set) {
         const Cell cell = block.cell(pass, set);
-        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const int64_t L = cell.L;
         const bool active = s < L;
         const int64_t t = time_of(r, L, s);
         // Under way while the warp waits.
         UnitInputs<T, kGru> x;
         if (active) x.load(a, t, cell.b, cell.unit);
-        if (set == 0) block.wait(pass, s);
         block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
@@ -47,7 +46,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
           Acc products[kGates] = {};
           block.total(cell, products);
           h = rounded<T>(next_h(a, x, products, h, y));
-          block.exchange(cell, pass, 0, h, s);
+          block.exchange(cell, pass, {h}, s);
         }
         // Orders the sums before the next partials, and the exchange before the flag.
         __syncthreads();

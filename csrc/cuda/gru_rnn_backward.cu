@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   // The state of a cell is the part of dh that goes past the gates.
   block.for_each_cell([&](const Cell& cell, Acc& past) {
     past = 0;
-    for (int64_t t = length_of(r, cell.b); t < r.T; ++t) {
+    for (int64_t t = cell.L; t < r.T; ++t) {
       zero_gradients<T, kGru>(a, t, cell.b, cell.unit);
     }
   });
@@ -37,12 +37,11 @@ __global__ void __launch_bounds__(kProductThreads, 1)
       for (int set = 0; set < block.sets(); ++set) {
         const Cell cell = block.cell(pass, set);
         const int64_t n = cell.b * r.H + cell.unit;
-        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const int64_t L = cell.L;
         const bool active = s >= 0 && s < L;
         // Under way while the warp waits.
         SavedUnit<T, kGru> unit;
         if (active) unit.load(a, L, s, cell.b, cell.unit);
-        if (set == 0) block.wait(pass, round);
         block.multiply(held, pass, set, round);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
@@ -55,8 +54,10 @@ __global__ void __launch_bounds__(kProductThreads, 1)
           if (active) {
             d = unit.gradients(a, dh);
             past = dh;
+            Acc recurrent[G];
 #pragma unroll
-            for (int q = 0; q < G; ++q) block.exchange(cell, pass, q, d.recurrent(q), round);
+            for (int q = 0; q < G; ++q) recurrent[q] = d.recurrent(q);
+            block.exchange(cell, pass, recurrent, round);
           } else {
             store_at<T>(a.dh0, n, dh);
           }

@@ -12,18 +12,22 @@
 namespace seqkern::cuda {
 namespace {
 
-template <class T, class Exchange>
+// gates_x is brought to L2 so many steps before it is loaded. A warp waits for its loads and for h
+// at once, so memory, which takes about as long as a step, would delay h.
+constexpr int kStepsAhead = 2;
+
+template <class T, class Exchange, bool kOne = false>
 __global__ void __launch_bounds__(kProductThreads, 1)
     lstm_resident_kernel(const __grid_constant__ LstmForwardArgs a,
                          const __grid_constant__ ResidentPlan plan, int64_t first_row) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  using Block = Resident<ForwardProduct<T>, Exchange>;
+  using Block = Resident<ForwardProduct<T>, Exchange, kOne>;
   Block block(plan, r, a.workspace, first_row);
   typename Block::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& c) {
-    const int64_t n = cell.b * r.H + cell.unit, L = length_of(r, cell.b);
+    const int64_t n = cell.b * r.H + cell.unit, L = cell.L;
     c = load_or_zero<T>(a.in.c0, n);
     for (int64_t t = L; t < r.T; ++t) {
       store_at<T>(a.h, t * a.h_strides.t + cell.b * a.h_strides.b + cell.unit, Acc(0));
@@ -37,18 +41,31 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   block.start([&](int64_t b, int unit) { return load_or_zero<T>(r.h0, b * r.H + unit); });
 
   const int steps = block.steps();
+  // Of the step under way; with kOne computed here, for all.
+  StepOffsets at;
+  GateBias<T> bias;
+  if constexpr (kOne) {
+    const Cell cell = block.cell(0, 0);
+    at = StepOffsets(a, time_of(r, cell.L, 0), cell.b, cell.unit);
+    if (cell.valid) bias.load(r, cell.unit);
+  }
+#pragma unroll 1
   for (int s = 0; s < steps; ++s) {
     for (int pass = 0; pass < block.passes(); ++pass) {
       for (int set = 0; set < block.sets(); ++set) {
         const Cell cell = block.cell(pass, set);
-        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const int64_t L = cell.L;
         const bool active = s < L;
-        const int64_t t = time_of(r, L, s);
+        if constexpr (!kOne) {
+          at = StepOffsets(a, time_of(r, L, s), cell.b, cell.unit);
+          bias = {};
+          if (active) bias.load(r, cell.unit);
+        }
         // Under way while the warp waits.
         GateInputs<T> x;
-        if (active) x.load(a, t, cell.b, cell.unit);
+        if (active) x.load(a, at);
+        if (s + kStepsAhead < L) GateInputs<T>::prefetch(a, at, kStepsAhead);
         T* const place = block.h_place(cell, pass, s);
-        if (set == 0) block.wait(pass, s);
         block.multiply(held, pass, set, s);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
@@ -58,7 +75,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         Acc& c = block.state(pass, set);
         if (active) {
           block.total(cell, gates);
-          x.add_to(gates);
+          x.add_to(gates, bias);
           h = cell_forward(gates, c);
           nan = is_nan(c) || is_nan(gates[3]);
         }
@@ -68,13 +85,14 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         if (set == block.sets() - 1) block.publish(pass, s);
         // The flag does not wait for these.
         if (active) {
-          save_step<T>(a, t, cell.b, cell.unit, gates, c);
-          store_at<T>(a.h, t * a.h_strides.t + cell.b * a.h_strides.b + cell.unit, h);
+          save_step<T>(a, at, gates, c);
+          store_at<T>(a.h, at.h, h);
           if (s == L - 1) {
             store_at<T>(a.h_n, cell.b * r.H + cell.unit, h);
             store_at<T>(a.c_n, cell.b * r.H + cell.unit, c);
           }
         }
+        if constexpr (kOne) at.advance(a);
       }
     }
   }
@@ -118,7 +136,10 @@ void lstm_forward(const LstmForwardArgs& a, Stream stream) {
     }
     auto* kernel = lstm_resident_kernel<T, ByFlags>;
     if constexpr (sizeof(T) == 2) {
-      if (by_values()) kernel = lstm_resident_kernel<T, ByValues>;
+      if (by_values()) {
+        kernel = plan.is_one() ? lstm_resident_kernel<T, ByValues, true>
+                               : lstm_resident_kernel<T, ByValues>;
+      }
     }
     launch_resident("lstm", kernel, a, plan, a.in.r.B, stream);
   });
@@ -131,6 +152,8 @@ void visit_lstm_kernels(VisitKernel visit, void* context) {
     if constexpr (sizeof(T) == 2) {
       visit(context, ("lstm_resident_values<" + dtype + ">").c_str(),
             reinterpret_cast<const void*>(lstm_resident_kernel<T, ByValues>));
+      visit(context, ("lstm_resident_values_one<" + dtype + ">").c_str(),
+            reinterpret_cast<const void*>(lstm_resident_kernel<T, ByValues, true>));
     }
   });
 }

@@ -8,18 +8,19 @@
 namespace seqkern::cuda {
 namespace {
 
-template <class T>
+template <class T, bool kOne = false>
 __global__ void __launch_bounds__(kProductThreads, 1)
     lstm_resident_backward_kernel(const __grid_constant__ LstmBackwardArgs a,
                                   const __grid_constant__ ResidentPlan plan, int64_t first_row) {
   using Acc = AccOf<T>;
   const RecurrentInputs& r = a.in.r;
-  Resident<BackwardProduct<T>> block(plan, r, a.workspace, first_row);
-  typename Resident<BackwardProduct<T>>::Held held;
+  using Block = Resident<BackwardProduct<T>, ByFlags, kOne>;
+  Block block(plan, r, a.workspace, first_row);
+  typename Block::Held held;
   block.load_weights(held);
   block.for_each_cell([&](const Cell& cell, Acc& dc) {
     dc = load_or_zero<T>(a.dc_n, cell.b * r.H + cell.unit);
-    const int64_t L = length_of(r, cell.b);
+    const int64_t L = cell.L;
     for (int64_t t = L; t < r.T; ++t) zero_dgates<T>(a, t, cell.b, cell.unit);
     if (L == 0 && a.dgates_0) {
 #pragma unroll
@@ -32,19 +33,25 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   block.start([](int64_t, int) { return Acc(0); });
 
   const int steps = block.steps();
+  BackwardOffsets at;  // of the step under way; with kOne, of the next one the cell has
+  if constexpr (kOne) {
+    const Cell cell = block.cell(0, 0);
+    at = BackwardOffsets(a, cell.L, cell.L - 1, cell.b, cell.unit);
+  }
   // One more round than steps, for the gradient of h0.
+#pragma unroll 1
   for (int round = 0; round < steps + (a.dh0 ? 1 : 0); ++round) {
     const int s = steps - 1 - round;
     for (int pass = 0; pass < block.passes(); ++pass) {
       for (int set = 0; set < block.sets(); ++set) {
         const Cell cell = block.cell(pass, set);
         const int64_t n = cell.b * r.H + cell.unit;
-        const int64_t L = cell.valid ? length_of(r, cell.b) : 0;
+        const int64_t L = cell.L;
         const bool active = s >= 0 && s < L;
+        if constexpr (!kOne) at = BackwardOffsets(a, L, s, cell.b, cell.unit);
         // Under way while the warp waits.
         SavedStep<T> step;
-        if (active) step.load(a, L, s, cell.b, cell.unit);
-        if (set == 0) block.wait(pass, round);
+        if (active) step.load(a, at, s, cell.b, cell.unit);
         block.multiply(held, pass, set, round);
         // Orders the warps' partials before the sums, and all reads of the exchange before this
         // round's writes.
@@ -59,8 +66,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
           dc += step.grad_c.value();
           cell_backward(gates, step.before.value(), step.after.value(), later + step.grad_h.value(),
                         dc, d);
-#pragma unroll
-          for (int q = 0; q < 4; ++q) block.exchange(cell, pass, q, d[q], round);
+          block.exchange(cell, pass, d, round);
         } else if (s < 0 && cell.valid) {
           store_at<T>(a.dh0, n, L > 0 ? block.total(cell) : load_or_zero<T>(a.dh_n, n));
         }
@@ -68,7 +74,10 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         __syncthreads();
         if (set == block.sets() - 1) block.publish(pass, round);
         // The flag does not wait for these.
-        if (active) save_dgates<T>(a, time_of(r, L, s), s, cell.b, cell.unit, d);
+        if (active) {
+          save_dgates<T>(a, at, s, cell.b, cell.unit, d);
+          if constexpr (kOne) at.go_back(a);
+        }
       }
     }
   }
@@ -101,7 +110,11 @@ void lstm_backward(const LstmBackwardArgs& a, Stream stream) {
       lstm_backward_steps(a, stream);
       return;
     }
-    launch_resident("lstm_backward", lstm_resident_backward_kernel<T>, a, plan, a.in.r.B, stream);
+    auto* kernel = lstm_resident_backward_kernel<T>;
+    if constexpr (sizeof(T) == 2) {
+      if (plan.is_one()) kernel = lstm_resident_backward_kernel<T, true>;
+    }
+    launch_resident("lstm_backward", kernel, a, plan, a.in.r.B, stream);
   });
 }
 
@@ -109,6 +122,10 @@ void visit_lstm_backward_kernels(VisitKernel visit, void* context) {
   for_each_float_type([&]<class T>(TypeTag<T>, const std::string& dtype) {
     visit(context, ("lstm_resident_backward<" + dtype + ">").c_str(),
           reinterpret_cast<const void*>(lstm_resident_backward_kernel<T>));
+    if constexpr (sizeof(T) == 2) {
+      visit(context, ("lstm_resident_backward_one<" + dtype + ">").c_str(),
+            reinterpret_cast<const void*>(lstm_resident_backward_kernel<T, true>));
+    }
   });
 }
 

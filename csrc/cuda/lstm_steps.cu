@@ -71,14 +71,16 @@ __global__ void __launch_bounds__(kStepWarps* kWarp)
     if (!a.in.w_hr) skip_h<T>(a, L, s, b, j);
     return;
   }
-  const int64_t t = time_of(r, L, s);
+  const StepOffsets at(a, time_of(r, L, s), b, j);
   GateInputs<T> x;
-  x.load(a, t, b, j);
-  x.add_to(gates);
+  x.load(a, at);
+  GateBias<T> bias;
+  bias.load(r, j);
+  x.add_to(gates, bias);
   Acc c = s > 0 ? state.c[n] : load_or_zero<T>(a.in.c0, n);
   const Acc m = cell_forward(gates, c);
   state.c[n] = c;
-  save_step<T>(a, t, b, j, gates, c);
+  save_step<T>(a, at, gates, c);
   if (s == L - 1) store_at<T>(a.c_n, n, c);
   if (a.in.w_hr) {
     state.m[n] = m;

@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kStepThreads, 4)
   }
   const int64_t t = time_of(r, L, s);
   SavedStep<T> step;
-  step.load(a, L, s, b, j);
+  const BackwardOffsets at(a, L, s, b, j);
+  step.load(a, at, s, b, j);
   Acc gates[4];
   step.gates(a, gates);
   const bool last = s == L - 1;
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kStepThreads, 4)
   Acc d[4];
   cell_backward(gates, step.before.value(), step.after.value(), dm, dc, d);
   carried.dc[n] = dc;
-  save_dgates<T>(a, t, s, b, j, d);
+  save_dgates<T>(a, at, s, b, j, d);
 }
 
 // Gradients of the initial state: what step 0 left, or what came from outside where no step was.

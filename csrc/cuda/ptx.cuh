@@ -44,11 +44,18 @@ __device__ __forceinline__ float rcp_approx(float x) {
 
 // ---------------------------------------------------------------- registers
 
-// x, of which the compiler does not see that it is the same as before: what follows from it is
-// computed where it is used, instead of being kept in registers through loops around.
-__device__ __forceinline__ int opaque(int x) {
+// x (32 or 64 bits), of which the compiler does not see that it is the same as before: in a loop,
+// what follows from it is computed where it is used, instead of being kept in registers through
+// loops around; of what is made opaque before a loop, the loop does not compute anything again.
+template <class X>
+__device__ __forceinline__ X opaque(X x) {
+  static_assert(sizeof(X) == 4 || sizeof(X) == 8);
 #if defined(__CUDACC__)
-  asm volatile("" : "+r"(x));
+  if constexpr (sizeof(X) == 4) {
+    asm volatile("" : "+r"(x));
+  } else {
+    asm volatile("" : "+l"(x));
+  }
 #endif
   return x;
 }

@@ -49,6 +49,8 @@ struct ResidentPlan {
   SEQKERN_HD int pass_shift() const { return kPassShift + 1 - span; }
   SEQKERN_HD int states() const { return passes * sets(); }
   SEQKERN_HD int64_t launch_rows() const { return int64_t{batch_groups} * rows; }
+  // Whether a thread has the same cell in all steps, for which there are kernels of their own.
+  bool is_one() const { return states() == 1; }
 };
 
 // The plan for H units of `gates` in sets of `span` groups, with `buffers` of exchanged rows, or

@@ -93,9 +93,10 @@ struct FmaForward : ForwardLayout<T>, FmaStage<T> {
     }
   }
 
-  __device__ static __forceinline__ void total(const T* partials, int warps, int row, int u,
-                                               T (&gates)[4]) {
-    for (int warp = 0; warp < warps; ++warp) {
+  template <int kUnroll>
+  __device__ static __forceinline__ void total(const T* partials, int row, int u, T (&gates)[4]) {
+#pragma unroll kUnroll
+    for (int warp = 0; warp < kProductWarps; ++warp) {
       T part[4];
       load4(partials + warp * kPartials + (row * kUnits + u) * kGates, part);
 #pragma unroll
@@ -114,8 +115,9 @@ struct FmaBackward : BackwardLayout<T>, FmaStage<T> {
   static constexpr int kStages = 4;
 
   // A part of a chunk is a gate.
-  __device__ static __forceinline__ int position(int unit, int q) {
-    return (unit / kChunkUnits * kGates + q) * kChunkUnits + unit % kChunkUnits;
+  static constexpr int kApart = kChunkUnits;
+  __device__ static __forceinline__ int position(int unit) {
+    return unit / kChunkUnits * kGates * kChunkUnits + unit % kChunkUnits;
   }
 
   __device__ static __forceinline__ uint4 weight(const RecurrentWeight<T>& w, int group, int chunk,

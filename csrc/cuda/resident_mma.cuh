@@ -89,9 +89,11 @@ struct MmaForward : ForwardLayout<T>, MmaStage {
     }
   }
 
-  __device__ static __forceinline__ void total(const float* partials, int warps, int row, int u,
+  template <int kUnroll>
+  __device__ static __forceinline__ void total(const float* partials, int row, int u,
                                                float (&gates)[4]) {
-    for (int warp = 0; warp < warps; ++warp) {
+#pragma unroll kUnroll
+    for (int warp = 0; warp < kProductWarps; ++warp) {
       float part[4];
       load4(partials + warp * kPartials + at(row, u), part);
 #pragma unroll
@@ -113,7 +115,8 @@ struct MmaBackward : BackwardLayout<T>, MmaStage {
   };
 
   // The gates of a unit side by side.
-  __device__ static __forceinline__ int position(int unit, int q) { return unit * kGates + q; }
+  static constexpr int kApart = 1;
+  __device__ static __forceinline__ int position(int unit) { return unit * kGates; }
 
   __device__ static __forceinline__ uint4 weight(const RecurrentWeight<T>& w, int group, int chunk,
                                                  int i, int lane) {

@@ -53,10 +53,11 @@ struct ForwardLayout {
   using Acc = AccOf<T>;
   static constexpr int kChunkUnits = 4 * kPack<T>;
   static constexpr int kInputs = 1;
+  static constexpr int kApart = 1;
   static constexpr int kParts = 1;
   static constexpr int kPartials = kPassRows * kUnits * kGates;
 
-  __device__ static __forceinline__ int position(int unit, int) { return unit; }
+  __device__ static __forceinline__ int position(int unit) { return unit; }
 };
 
 template <class T>
@@ -68,9 +69,13 @@ struct BackwardLayout {
   static constexpr int kParts = 4;
   static constexpr int kPartials = kPassRows * kUnits;
 
-  __device__ static __forceinline__ Acc total(const Acc* partials, int warps, int row, int u) {
+  template <int>
+  __device__ static __forceinline__ Acc total(const Acc* partials, int row, int u) {
     Acc sum = 0;
-    for (int warp = 0; warp < warps; ++warp) sum += partials[warp * kPartials + row * kUnits + u];
+#pragma unroll
+    for (int warp = 0; warp < kProductWarps; ++warp) {
+      sum += partials[warp * kPartials + row * kUnits + u];
+    }
     return sum;
   }
 };

@@ -16,7 +16,7 @@ struct PieceSource {
   const char* from;  // its first piece: of the warp's first part, in the first tile
   int row_bytes;
   int rows;       // exchanged ones: whole tiles
-  int last_tile;  // bytes from the first of the tiles that are taken at once to their last
+  int last_tile;  // bytes from the first tile to the last, where there may be fewer than kTiles
   int parts;      // of the warp, of each row
   int own_parts;  // of which the lane has units, the first ones (set by values only)
   int lane;
@@ -26,7 +26,8 @@ struct PieceSource {
   template <int kTiles>
   __device__ __forceinline__ int offset(int n) const {
     const int part = n / kTiles, tile = n % kTiles;
-    return part * kPartBytes + (tile == kTiles - 1 ? last_tile : tile * kTileRows * row_bytes);
+    const bool last = kTiles > 2 && tile == kTiles - 1;
+    return part * kPartBytes + (last ? last_tile : tile * kTileRows * row_bytes);
   }
 };
 
@@ -114,11 +115,14 @@ class CheckedPieces {
 
   __device__ __forceinline__ void start(Taken& taken) {
     part_ = 0;
+    if (others()) ring_.begin(kTaken);
 #pragma unroll
     for (int n = 0; n < kStagePieces; ++n) {
       taken[n] = own(n) ? load_relaxed(place(n)) : make_uint4(0, 0, 0, 0);
     }
-    ring_.begin(kTaken);
+    // For the compiler, which would have the last wait for what the first bring: nothing is
+    // ordered.
+    __syncwarp();
   }
 
   __device__ __forceinline__ void take(Taken& taken) {
@@ -132,7 +136,7 @@ class CheckedPieces {
       stale |= own(n) && bits & expected_.checked;
     }
     if (__any_sync(kAllLanes, stale)) {
-      if (wait(taken) && part_ == 0) {
+      if (wait(taken) && part_ == 0 && others()) {
         // What was brought of the next stages was as early. It is over before it is overwritten.
         cp_async_wait<0>();
         ring_.begin(kTaken);
@@ -144,6 +148,8 @@ class CheckedPieces {
   }
 
  private:
+  // Whether there are stages after the first: a warp with few parts does without the ring.
+  __device__ __forceinline__ bool others() const { return source_.parts > kTaken; }
   // Whether the lane uses piece n of the stage: beyond its units and the warp's parts nobody
   // writes.
   __device__ __forceinline__ bool own(int n) const {

@@ -16,7 +16,7 @@
 //   kStages       places for stages, per warp: all but one are under way while one is used
 //   kOwnPieces    a lane uses of them only what it brought itself
 //   kPartials     accumulators a warp leaves in shared memory
-//   position(unit, q)      of an exchanged value in its row
+//   position(unit)         of a unit's first exchanged value in its row, kApart before the next
 //   place(lane, part)      in a tile of a stage, of the piece that the lane brings of a part
 //   weight(...)            16 of a lane's 64 bytes of a chunk, from W
 //   Sums<kTiles>           the lane's, for so many tiles

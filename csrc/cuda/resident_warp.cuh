@@ -35,12 +35,16 @@ class WarpProduct {
     const int all_chunks = plan.inner_units / Product::kChunkUnits;
     first_chunk_ = min(warp_ * plan.chunks, all_chunks);
     chunks_ = min(plan.chunks, all_chunks - first_chunk_);
-    warps_ = (all_chunks + plan.chunks - 1) / plan.chunks;
-
     partials_ = dynamic_shared<Acc>();
     uint4* stages = reinterpret_cast<uint4*>(state() + plan.states() * kProductThreads);
     stages_ = stages + warp_ * Product::kStages * kStagePieces * kWarp;
     shared_slots_ = stages + kProductWarps * Product::kStages * kStagePieces * kWarp;
+    // A warp without chunks never writes its partials, which are summed with the others.
+    if (chunks_ <= 0) {
+      for (int n = lane_; n < Product::kPartials; n += kWarp) {
+        partials_[warp_ * Product::kPartials + n] = 0;
+      }
+    }
   }
 
   // [ResidentPlan::states(), kProductThreads], which the products leave alone.
@@ -77,43 +81,52 @@ class WarpProduct {
     }
   }
 
-  // The warp's part of the set's product with `rows` exchanged rows (whole tiles) from x on, as
-  // they are expected; total() has the sum after a barrier of the block.
-  __device__ void multiply(const Held& held, const T* x, const Expected& expected, int set,
+  // Where the lane's first piece of the exchanged rows from x on is. Opaque, as in
+  // multiply_tiles().
+  __device__ const char* source(const T* x) const {
+    const int lane = opaque(lane_);
+    return reinterpret_cast<const char*>(x) + lane / 4 * opaque(row_bytes()) +
+           first_chunk_ * Product::kParts * kPartBytes + lane % 4 * 16;
+  }
+
+  // The warp's part of the set's product with `rows` exchanged rows (whole tiles), of which `from`
+  // is source(), as they are expected; total() has the sum after a barrier of the block.
+  __device__ void multiply(const Held& held, const char* from, const Expected& expected, int set,
                            int rows) {
-    if (chunks_ <= 0) return;  // its partials are not read either
+    if (chunks_ <= 0) return;
     if constexpr (Product::kMostTiles == 1) {
-      multiply_tiles<1, 1>(held, x, expected, set, rows);
+      multiply_tiles<1, 1>(held, from, expected, set, rows);
     } else {
       static_assert(kPassRows == 4 * kTileRows && Product::kMostTiles == 4);
       if (plan_.span == 2) {
         if (rows > kTileRows) {
-          multiply_tiles<2, 2>(held, x, expected, set, rows);
+          multiply_tiles<2, 2>(held, from, expected, set, rows);
         } else {
-          multiply_tiles<1, 2>(held, x, expected, set, rows);
+          multiply_tiles<1, 2>(held, from, expected, set, rows);
         }
       } else if (rows > 2 * kTileRows) {
-        multiply_tiles<4, 1>(held, x, expected, set, rows);
+        multiply_tiles<4, 1>(held, from, expected, set, rows);
       } else if (rows > kTileRows) {
-        multiply_tiles<2, 1>(held, x, expected, set, rows);
+        multiply_tiles<2, 1>(held, from, expected, set, rows);
       } else {
-        multiply_tiles<1, 1>(held, x, expected, set, rows);
+        multiply_tiles<1, 1>(held, from, expected, set, rows);
       }
     }
   }
 
-  // Of unit u of a group; place: group of the set * rows of a pass + row of the pass.
-  template <class... Gates>
+  // Of unit u of a group; place: group of the set * rows of a pass + row of the pass. kAtOnce: all
+  // partials are read before they are added, for which not every kernel has registers.
+  template <bool kAtOnce, class... Gates>
   __device__ auto total(int place, int u, Gates&... gates) const {
-    return Product::total(partials_, warps_, place, u, gates...);
+    return Product::template total<kAtOnce ? kProductWarps : 2>(partials_, place, u, gates...);
   }
 
  private:
-  // The product of a set of kSpan groups for `rows` rows from x on, kTiles tiles of them at a time.
+  // The product of a set of kSpan groups for `rows` rows, kTiles tiles of them at a time.
   // Of 4 there may be one less: then the last one is brought twice, and nobody reads the sums of
   // the second.
   template <int kTiles, int kSpan>
-  __device__ __forceinline__ void multiply_tiles(const Held& held, const T* x,
+  __device__ __forceinline__ void multiply_tiles(const Held& held, const char* from,
                                                  const Expected& expected, int set, int rows) {
     constexpr int kParts = Product::kParts;
     constexpr int kTaken = kStagePieces / kTiles;                   // parts of a stage
@@ -121,13 +134,11 @@ class WarpProduct {
     constexpr bool kOnce = Product::kMostTiles > 1;                 // all rows
     // Opaque: their sums and products for every kTiles and kSpan would not fit in registers.
     const int lane = opaque(lane_);
-    const int row_bytes = opaque(plan_.row_elements * static_cast<int>(sizeof(T)));
     PieceSource source;
-    source.from = reinterpret_cast<const char*>(x) + lane / 4 * row_bytes +
-                  first_chunk_ * kParts * kPartBytes + lane % 4 * 16;
-    source.row_bytes = row_bytes;
+    source.from = from;
+    source.row_bytes = opaque(row_bytes());
     source.rows = rows;
-    source.last_tile = kOnce ? (rows - kTileRows) * row_bytes : 0;
+    source.last_tile = kOnce ? (rows - kTileRows) * source.row_bytes : 0;
     source.parts = chunks_ * kParts;
     source.lane = lane;
     source.stages = stages_;
@@ -224,6 +235,8 @@ class WarpProduct {
     } while (!kOnce && first < rows);
   }
 
+  __device__ int row_bytes() const { return plan_.row_elements * static_cast<int>(sizeof(T)); }
+
   __device__ static __forceinline__ void load_slot(uint4 (&w)[4], const uint4* from) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) w[i] = from[i * kWarp];
@@ -250,7 +263,6 @@ class WarpProduct {
   const int warp_, lane_;
   char* const workspace_;  // [blocks, slots - shared_slots, kProductWarps, 4, 32] at slots_at
   int first_chunk_, chunks_;
-  int warps_;            // that have chunks
   Acc* partials_;        // [kProductWarps, Product::kPartials]
   uint4* stages_;        // [kStages, kStagePieces, 32], of the warp
   uint4* shared_slots_;  // [shared_slots, kProductWarps, 4, 32]

@@ -60,6 +60,10 @@ CASES = {
     "pairs-of-groups-2-tiles": Case(Device(4), torch.float16, (3, 30, 2, 24)),
     "pairs-of-groups-2-passes": Case(Device(2), torch.bfloat16, (3, 43, 1, 16)),
     "pairs-of-groups-chunks-2": Case(Device(36), torch.bfloat16, (2, 13, 1, 280)),
+    # Plans of one pass and one set, as many above, have kernels of their own: with all tiles, and
+    # with launches of which the last leaves a batch group without rows.
+    "one-cell-4-tiles": Case(Device(1), torch.bfloat16, (3, 29, 2, 7)),
+    "one-cell-two-launches": Case(Device(2, 82 * KB), torch.bfloat16, (3, 67, 1, 5), launches=3),
     "per-step-old-device": Case(Device(4, major=7), torch.bfloat16, (3, 5, 2, 21), launches=0),
     "per-step": Case(Device(4, cooperative=False), torch.float32, (3, 10, 2, 37), launches=0),
     "per-step-bf16": Case(Device(4, cooperative=False), torch.bfloat16, (3, 5, 2, 37), launches=0),
@@ -130,16 +134,21 @@ def test_a_row_does_not_depend_on_the_batch(library: ctypes.CDLL, dtype: torch.d
 
 
 @pytest.mark.parametrize(
-    ("dtype", "H"),
-    [(torch.float32, 9), (torch.float32, 140), (torch.bfloat16, 9), (torch.bfloat16, 270)],
+    ("device", "B", "dtype", "H"),
+    [
+        (Device(9), 29, torch.float32, 9),
+        (Device(9), 29, torch.float32, 140),
+        (Device(9), 29, torch.bfloat16, 9),
+        (Device(9), 29, torch.bfloat16, 270),
+        (Device(2), 45, torch.bfloat16, 9),  # in two passes, or with the kernels for one
+    ],
     ids=str,
 )
 def test_a_row_does_not_depend_on_the_size_of_the_batch(
-    library: ctypes.CDLL, dtype: torch.dtype, H: int
+    library: ctypes.CDLL, device: Device, B: int, dtype: torch.dtype, H: int
 ) -> None:
     """Products take other numbers of rows at once."""
-    set_device(library, Device(9))
-    B = 29
+    set_device(library, device)
     input, h0, c0, *weights = make((2, B, 1, H), dtype, "cpu")
     assert input is not None
     assert h0 is not None
@@ -175,8 +184,10 @@ def test_lengths_beyond_the_sequence_are_limited(library: ctypes.CDLL) -> None:
         (Device(30), 5, 600),
         (Device(30), 13, 600),
         (Device(30, 150 * KB), 13, 600),  # no room for pairs
+        (Device(38), 5, 600),  # one pair
+        (Device(38), 13, 600),
     ],
-    ids=["3-chunks-1-tile", "3-chunks-2-tiles", "no-room"],
+    ids=["3-chunks-1-tile", "3-chunks-2-tiles", "no-room", "one-1-tile", "one-2-tiles"],
 )
 def test_several_pairs_of_groups(library: ctypes.CDLL, device: Device, B: int, H: int) -> None:
     """Blocks that could have three groups have two pairs, which read half as much as four. Of a
