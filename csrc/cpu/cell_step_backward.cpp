@@ -13,7 +13,8 @@ struct StepBackward {
   using V = Vec<Acc>;
   static constexpr int L = kLanes<Acc>;
   static constexpr int G = Cell::G;
-  // Whether the gradients at the products with x and with h differ, and some of dh passes the gates.
+  // Whether the gradients at the products with x and with h differ, and some of dh passes the
+  // gates.
   static constexpr bool kApart = Cell::kSums > G;
   static constexpr int64_t kWeightRows = 4 * kTileRows;  // of a weight's gradient, an item
 
@@ -70,8 +71,8 @@ struct StepBackward {
         const auto keep = [&](int i, int gate, V v) __attribute__((always_inline)) {
           store_part<Acc>(d[i] + b * d_row + gate * H + u, v, at.count);
         };
-        const V rest = Cell::template backward<T>(
-            args, b, at, [&](int q, V v) __attribute__((always_inline)) {
+        const V rest =
+            Cell::template backward<T>(args, b, at, [&](int q, V v) __attribute__((always_inline)) {
               const V as_read = rounded<T, Acc>(v);
               if (q < G) keep(0, q, as_read);
               if (!kApart) return;

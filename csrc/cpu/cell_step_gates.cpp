@@ -16,13 +16,14 @@ void backward_rows(const CellStepGatesArgs& args, int64_t begin, int64_t end) {
       const auto keep = [&](void* rows, int gate, V v) __attribute__((always_inline)) {
         at.store(rows ? static_cast<T*>(rows) + b * args.row : nullptr, gate, v);
       };
-      const V past = Cell::template backward<T>(
-          args.step, b, at, [&](int q, V v) __attribute__((always_inline)) {
-            if (q < Cell::G) keep(args.dgates, q, v);
-            for (int g = 0; g < Cell::G; ++g) {
-              if (Cell::recurrent_sum(g) == q) keep(args.du, g, v);
-            }
-          });
+      const V past = Cell::template backward<T>(args.step, b, at,
+                                                [&](int q, V v) __attribute__((always_inline)) {
+                                                  if (q < Cell::G) keep(args.dgates, q, v);
+                                                  for (int g = 0; g < Cell::G; ++g) {
+                                                    if (Cell::recurrent_sum(g) == q)
+                                                      keep(args.du, g, v);
+                                                  }
+                                                });
       at.store(args.past, b, past);
     }
   }

@@ -13,8 +13,7 @@ Tensor cell_pack(const Tensor& w_ih, const Tensor& w_hh) {
   check(w_hh.dim() == 2 && w_hh.size(1) >= 1 && w_hh.size(0) % w_hh.size(1) == 0, kOp,
         ": w_hh must be [gates H, H], got ", describe(w_hh));
   const int64_t H = w_hh.size(1), G = w_hh.size(0) / H;
-  check(G == 1 || G == 3 || G == 4, kOp, ": w_hh must be of 1, 3 or 4 gates, got ",
-        describe(w_hh));
+  check(G == 1 || G == 3 || G == 4, kOp, ": w_hh must be of 1, 3 or 4 gates, got ", describe(w_hh));
   const Checker checked{kOp, w_ih};
   check(w_ih.dim() == 2, kOp, ": w_ih must be [gates H, I], got ", describe(w_ih));
   const int64_t I = w_ih.size(1);

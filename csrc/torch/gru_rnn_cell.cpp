@@ -113,8 +113,8 @@ std::tuple<Tensor, Tensor> gru_cell_forward(const Tensor& input, const Tensor& h
                                             const Tensor& w_ih, const Tensor& w_hh,
                                             const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                             const OptionalTensor& packed, bool save_gates) {
-  const Result y = forward("gru_cell", HiddenCell::kGru, input, h0, w_ih, w_hh, b_ih, b_hh, packed,
-                           save_gates);
+  const Result y =
+      forward("gru_cell", HiddenCell::kGru, input, h0, w_ih, w_hh, b_ih, b_hh, packed, save_gates);
   return {y.h, y.saved};
 }
 
@@ -127,8 +127,8 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input, const Tensor& h0, const
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(
     const OptionalTensor& grad_h, const Tensor& input, const Tensor& h0, const Tensor& w_ih,
     const Tensor& w_hh, const Tensor& gates, int64_t needs) {
-  const StepGradients d = backward("gru_cell_backward", HiddenCell::kGru, grad_h, input, h0, w_ih,
-                                   w_hh, gates, needs);
+  const StepGradients d =
+      backward("gru_cell_backward", HiddenCell::kGru, grad_h, input, h0, w_ih, w_hh, gates, needs);
   return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih, d.b_hh};
 }
 
@@ -147,8 +147,8 @@ Tensor rnn_cell(const Tensor& input, const Tensor& h0, const Tensor& w_ih, const
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_cell_backward(
     const OptionalTensor& grad_h, const Tensor& input, const Tensor& h0, const Tensor& w_ih,
     const Tensor& w_hh, const Tensor& h, bool relu, int64_t needs) {
-  const StepGradients d = backward("rnn_cell_backward", rnn_cell_kind(relu), grad_h, input, h0,
-                                   w_ih, w_hh, h, needs);
+  const StepGradients d =
+      backward("rnn_cell_backward", rnn_cell_kind(relu), grad_h, input, h0, w_ih, w_hh, h, needs);
   return {d.input, d.h0, d.w_ih, d.w_hh, d.b_ih};
 }
 
