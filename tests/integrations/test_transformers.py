@@ -233,3 +233,24 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_seqkern_does_not_import_it() -> None:
     code = "import sys, seqkern; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_autocast(name: str, padded: bool) -> None:
+    """Training and generation in 16 bits: rotary embeddings leave q and k in float32 there."""
+    tokens = torch.randint(3, 61, (2, 9))
+    mask, labels = torch.ones_like(tokens), tokens.clone()
+    if padded:
+        mask[0, :4] = 0
+        labels[0, :5] = -100  # what padding predicts is nobody's
+    losses = []
+    for implementation in ("eager", "seqkern"):
+        net = model(name, implementation)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = net(tokens, attention_mask=mask, labels=labels).loss
+            loss.backward()
+            written = net.generate(tokens, attention_mask=mask, max_new_tokens=2, do_sample=False)
+        assert written.shape == (2, 11)
+        losses.append(loss.detach())
+    torch.testing.assert_close(*losses, atol=0.05, rtol=0.05)

@@ -33,7 +33,10 @@ class accelerate(ContextDecorator):
     Ours equals torch's to rounding; dropped weights of attention are other ones for the same seed.
     Our cross-entropy keeps the logits for its backward, where torch's keeps their log-softmax:
     logits that are changed in place in between are an error of autograd's there (`modified by an
-    inplace operation`). Change a copy of them instead.
+    inplace operation`). Change a copy of them instead. The same holds for what GRU, RNN and the
+    cells return, which their backward reads, too.
+    A forward that `torch.utils.checkpoint` repeats in the backward repeats torch's, with other
+    dropped weights, if the backward runs outside of the block: run it inside.
 
     Blocks may be nested and left by an exception. It holds for all threads. As a decorator it holds
     during each call. `accelerate.enable()` switches it on until as many `accelerate.disable()`.

@@ -55,7 +55,8 @@ def patch(model: torch.nn.Module, kinds: Iterable[str] | None = None) -> PatchRe
     Each keeps its identity, its parameters and its hooks: only its class changes, to a subclass
     with another `forward`. Optimizers, DDP, `state_dict` and references from elsewhere notice
     nothing. Formula, dtypes and errors of the results: `seqkern.nn`. Under a 16-bit dtype a loss is
-    returned in float32, where torch rounds it.
+    returned in float32, where torch rounds it. What GRU, RNN and the cells return, their backward
+    reads: to change it in place is an error of autograd's.
 
     What is left as it was is in the record with its reason: subclasses and parametrized modules
     (which may do something else), whatever is compiled, scripted, quantized or not yet initialised

@@ -16,6 +16,7 @@ from seqkern import ops
 from seqkern.dropin import conditions
 from seqkern.dropin.counts import note
 from seqkern.dropin.kinds import KINDS, Kind
+from seqkern.nn._dynamo import let_into_graphs
 from seqkern.nn.recurrent import autocast
 
 Place = tuple[Any, str]  # an object and the name of its attribute
@@ -53,7 +54,7 @@ def _route(
                     return handle_torch_function(original, relevant, *args, **kwargs)
         return original(*args, **kwargs)
 
-    return replacement
+    return let_into_graphs(replacement)
 
 
 def _as_offered(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from seqkern import ops
 from seqkern.errors import UserError, missing_extra
+from seqkern.nn.recurrent import autocast
 
 NAME = "seqkern"
 _MAX_HEAD_WIDTH = 256
@@ -171,6 +172,8 @@ def attention(
     for option in ("s_aux", "cache"):
         if kwargs.get(option) is not None:
             raise ValueError(f'attn_implementation="seqkern" does not support {option}')
+    # As of torch's attention: rotary embeddings leave q and k in float32 beside a v of 16 bits.
+    query, key, value = autocast(query, key, value)
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     kernel: dict[str, Any] = {
         "scale": scaling,

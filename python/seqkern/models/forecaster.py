@@ -322,10 +322,11 @@ class SeriesForecaster(nn.Module):
         Arguments and errors are those of `forecast` and `sample`.
         """
         normal_score(level)
-        futures = self.sample(history, horizon, paths, seed)
+        drawn = self.sample(history, horizon, paths, seed)
+        futures = drawn.to(torch.promote_types(drawn.dtype, torch.float32))
         tail = (1 - level) / 2
         at = torch.tensor([0.5, tail, 1 - tail], dtype=futures.dtype, device=futures.device)
-        center, lower, upper = futures.quantile(at, dim=-3)
+        center, lower, upper = futures.quantile(at, dim=-3).to(drawn.dtype)
         return finite_forecast(center, lower, upper, level)
 
     def _checked(self, name: str, x: Tensor) -> Tensor:

@@ -314,13 +314,14 @@ class LanguageModel(nn.Module, ABC):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within the block the module is in evaluation mode; after it, in the mode it was in."""
-    was_training = module.training
+    """Within the block the module is in evaluation mode; after it, each part in its own again."""
+    training = {part: part.training for part in module.modules()}
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for part, was_training in training.items():
+            part.training = was_training
 
 
 def last_of(hidden: Tensor, lengths: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The LSTM language model: embedding, stacked LSTM, linear head."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seqkern import ops
 from seqkern.models.language_model import check_dropout, check_sizes
 from seqkern.models.recurrent import RecurrentLanguageModel
+from seqkern.nn.recurrent import autocast
 
 LSTMState = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # h and c, each [B, H] per layer
 
@@ -102,11 +103,12 @@ class LSTMLanguageModel(RecurrentLanguageModel):
             return super().next_logits(tokens, state, lengths)
         x = self.embedding(tokens[:, 0])  # [B, H]
         hs, cs = [], []
-        weights: Any = (
-            self.lstm._flat_weights
-        )  # four per layer; looking them up by name takes longer
+        # Four per layer. A parametrized one is no parameter: looked up, it is made anew.
+        own, names = self.lstm._parameters, cast(list[str], self.lstm._flat_weights_names)
+        weights: Any = [own[name] if name in own else getattr(self.lstm, name) for name in names]
         for n, (h, c) in enumerate(zip(*state, strict=True)):
-            x, c_new = ops.lstm_cell(x, (h, c), *weights[4 * n : 4 * n + 4])
+            x, h, c, *layer = autocast(x, h, c, *weights[4 * n : 4 * n + 4])
+            x, c_new = ops.lstm_cell(x, (h, c), *layer)
             hs.append(x)
             cs.append(c_new)
         return self.head(x), (tuple(hs), tuple(cs))  # [B, V]

@@ -66,10 +66,10 @@ class Attention(nn.Module):
         if cache is None:
             return self._joined(self.layers.attention(q, k, v, dropout_p=self._dropout()))
         if self.layers.attention_step is not None:
+            caches = cache[layer]
+            q, k, v = (t.to(caches[0].dtype) for t in (q, k, v))  # under autocast another
             return self._joined(
-                self.layers.attention_step(
-                    q, k, v, *cache[layer], cache.lengths, counters=cache.counters
-                )
+                self.layers.attention_step(q, k, v, *caches, cache.lengths, counters=cache.counters)
             )
         keys, values = cache[layer]
         keys[:, :, held], values[:, :, held] = k[:, :, 0], v[:, :, 0]

@@ -3,22 +3,24 @@ not ours to start.
 
 It refuses every instance of torch.nn.LSTM, GRU and RNN, since it cannot trace torch's own fused
 forward (`torch._dynamo.config.allow_rnn`). Ours are instances of those classes with a forward that
-it traces whole, so the refusal is switched off. torch's own modules are then traced too, step by
-step, where they were left out of graphs.
+it traces whole, so the refusal is switched off, and torch's own forwards are marked as what is left
+out of graphs, as they were before.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Action = Callable[[ModuleType], None]
 
 _CONFIG = "torch._dynamo.config"
@@ -82,5 +84,31 @@ def allow_recurrent_modules() -> None:
     when_imported(_CONFIG, _allow_rnn)
 
 
-def _allow_rnn(config: ModuleType) -> None:
-    config.allow_rnn = True  # type: ignore[attr-defined]
+def _allow_rnn(config: Any) -> None:
+    if config.allow_rnn:  # by who wants torch's traced, or by us
+        return
+    config.allow_rnn = True
+    for module in (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN):
+        left_out_of_graphs(inspect.unwrap(module.forward))  # what `accelerate` may have replaced
+
+
+_LEFT_OUT = "_torchdynamo_disable"
+
+
+def left_out_of_graphs(function: Function) -> Function:
+    """What `torch.compiler.disable` does, without an import of Dynamo: a graph ends before the
+    call, and no other begins in it.
+    """
+    setattr(function, _LEFT_OUT, True)
+    frames: Any = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):  # torch's own, and so of some versions only
+        skip = frames._FrameAction.SKIP
+        strategy = frames._FrameExecStrategy(skip, skip)
+        frames.set_code_exec_strategy(function.__code__, strategy)
+    return function
+
+
+def let_into_graphs(function: Function) -> Function:
+    """What stands for such a function need not be left out."""
+    function.__dict__.pop(_LEFT_OUT, None)
+    return function

@@ -121,7 +121,8 @@ class CausalSelfAttention(torch.nn.Module):
         [S + 1], x [1, N, C] holds S sequences one after the other.
         """
         B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, NH + 2 NKV, T, D]
+        rows = self.num_heads + 2 * self.num_kv_heads
+        heads = self.qkv(x).view(B, T, rows, self.head_dim).transpose(1, 2)  # [B, rows, T, D]
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         y = ops.causal_attention(
             q,
@@ -134,7 +135,7 @@ class CausalSelfAttention(torch.nn.Module):
             lengths=lengths,
             cu_seqlens=cu_seqlens,
         )  # [B, NH, T, D]
-        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, -1))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from seqkern.nn._dynamo import is_exporting
+from seqkern.nn._dynamo import is_exporting, left_out_of_graphs
 from seqkern.ops._mistakes import describe
 from seqkern.reference.inputs import valid_tokens
 
@@ -40,10 +40,7 @@ class Call:
         """[T, B, ...] in the layout of the module's input."""
         if self.packed is not None:
             assert self.lengths is not None
-            data, batch_sizes = torch._VF._pack_padded_sequence(output, self.lengths.cpu(), False)
-            return PackedSequence(
-                data, batch_sizes, self.packed.sorted_indices, self.packed.unsorted_indices
-            )
+            return _packed(output, self.lengths, self.packed)
         if self.unbatched:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.transposed else output
@@ -53,6 +50,24 @@ class Call:
         if self.packed is not None and self.packed.unsorted_indices is not None:
             return state.index_select(1, self.packed.unsorted_indices)
         return state.squeeze(1) if self.unbatched else state
+
+
+# How long a packed sequence is, its values say, which a graph does not have.
+@left_out_of_graphs
+def _padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """[T, B, I] and the lengths [B] of a packed sequence."""
+    batch_sizes = packed.batch_sizes
+    x, lengths = torch._VF._pad_packed_sequence(
+        packed.data, batch_sizes, False, 0.0, batch_sizes.shape[0]
+    )
+    return x, lengths.to(x.device)
+
+
+@left_out_of_graphs
+def _packed(output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+    """The output [T, B, ...] as a packed sequence in the order of `packed`."""
+    data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths.cpu(), False)
+    return PackedSequence(data, batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
 def autocast(*tensors: Any) -> tuple[Any, ...]:
@@ -101,11 +116,7 @@ def prepare(
         packed = input
         if lengths is not None:
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got a tensor")
-        batch_sizes = packed.batch_sizes
-        x, lengths = torch._VF._pad_packed_sequence(
-            packed.data, batch_sizes, False, 0.0, batch_sizes.shape[0]
-        )
-        lengths = lengths.to(x.device)
+        x, lengths = _padded(packed)
     else:
         x = input
         if x.dim() not in (1 + features, 2 + features):
