@@ -123,6 +123,16 @@ def packed_gru(x: Tensor) -> Any:
     return output.data, last
 
 
+def lstm(proj_size: int, packed: bool) -> Callable[..., Any]:
+    def call(x: Tensor, *hx: Tensor) -> Any:
+        torch.manual_seed(1)
+        given = pack_padded_sequence(x, torch.tensor([3, 1])) if packed else x
+        output, last = torch.nn.LSTM(5, 7, proj_size=proj_size)(given, hx or None)
+        return output.data if packed else output, last
+
+    return call
+
+
 def gru(x: Tensor, *hx: Tensor) -> Any:
     torch.manual_seed(1)
     return torch.nn.GRU(5, 7)(x, *hx)
@@ -148,6 +158,20 @@ AUTOCAST: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
     "gru-16-bits": (gru, [randn(3, 2, 5, dtype=BF16)]),
     "gru-16-bit-state": (gru, [randn(3, 2, 5, dtype=F32), randn(1, 2, 7, dtype=BF16)]),
     "gru-packed": (packed_gru, [randn(3, 2, 5, dtype=F32)]),
+    **{
+        f"lstm-{proj_size}-{packed}-{name}": (
+            lstm(proj_size, packed),
+            [randn(3, 2, 5, dtype=x), *(randn(1, 2, n, dtype=s) for n in (proj_size or 7, 7) if s)],
+        )
+        for proj_size in (0, 3)
+        for packed in (False, True)
+        for name, x, s in (
+            ("fp32", F32, None),
+            ("16-bits", BF16, None),
+            ("state", BF16, F32),
+            ("16-bit-state", F32, BF16),
+        )
+    },
     "cell": (cell, [randn(2, 5, dtype=F32)]),
     "cell-state": (cell, [randn(2, 5, dtype=BF16), *(randn(2, 7, dtype=F32) for _ in "hc")]),
     "cell-16-bits": (cell, [randn(2, 5, dtype=BF16)]),

@@ -76,7 +76,9 @@ class LSTM(torch.nn.LSTM):
         Returns:
             output, [T, B, directions * P] in the layout of the input, and (h_n, c_n) in that of
             `hx`; with `return_cells` also c [layers * directions, T, B, H], its last three
-            dimensions in the layout of the input.
+            dimensions in the layout of the input. Autocast on the CPU leaves c_n, and of a
+            PackedSequence without `proj_size` all, in the dtype of `hx`, or of the input, if it is
+            wider, as torch does.
         """
         call = recurrent.prepare(self, input, hx, lengths, embedding)
         cells: list[Tensor] = []
@@ -98,6 +100,11 @@ class LSTM(torch.nn.LSTM):
         output, states = recurrent.run_layers(self, call.input, direction)
         h_n = recurrent.stacked([h for h, _ in states])
         c_n = recurrent.stacked([c for _, c in states])
+        if call.packed is not None or self.proj_size:  # torch's own steps, which carry c along
+            before = hx[1] if hx is not None else call.given
+            c_n = as_torchs_state(c_n, before)
+            if not self.proj_size:
+                output, h_n = as_torchs_state(output, before), as_torchs_state(h_n, before)
         result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
         if not return_cells:
             return result

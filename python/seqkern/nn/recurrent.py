@@ -27,6 +27,7 @@ class Call:
     transposed: bool
     unbatched: bool
     embedding: Tensor | None  # [V, I], of which tokens are the rows
+    given: Tensor  # the input or the embedding before autocast
 
     def input_weight(self, x: Tensor, w_ih: Tensor | None) -> Tensor:
         """W_ih of x, or of tokens: what it makes of each row of the embedding, transposed."""
@@ -149,13 +150,14 @@ def prepare(
         if packed is not None and packed.sorted_indices is not None:
             states = tuple(s.index_select(1, packed.sorted_indices) for s in states)
         states = autocast(*states)
+    given = x if embedding is None else embedding
     if embedding is not None and not _is_worth_a_table(x, embedding):
         x, embedding = F.embedding(valid_tokens(x, lengths), embedding), None
     if embedding is None:
         (x,) = autocast(x)
     else:
         (embedding,) = autocast(embedding)
-    return Call(x, states, lengths, packed, transposed, unbatched, embedding)
+    return Call(x, states, lengths, packed, transposed, unbatched, embedding, given)
 
 
 def _check_tokens(module: torch.nn.RNNBase, tokens: Tensor, embedding: Tensor) -> None:
