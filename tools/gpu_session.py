@@ -144,6 +144,8 @@ STAGES = (
             bench("gru", "--dtype bf16"),
             bench("rnn", "--dtype bf16"),
             bench("lstm_cell", "--dtype bf16"),
+            bench("gru_cell", "--dtype bf16"),
+            bench("rnn_cell", "--dtype bf16"),
         ),
     ),
     Stage(
