@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
-from seqkern.ops._fakes import check_shape
+from seqkern.ops._fakes import check_shape, register_fake
 
 # Which gradients the kernels' torch layer (csrc/torch) is asked for, by position of the input. Bit
 # 2^n is result n of the backward op; where both biases have the same gradient, they share one.
@@ -155,6 +155,29 @@ def fake_hidden_cell_backward(layout: Mapping[int, int]) -> Callable[..., tuple[
         return fake_gradients(input, w_ih, shapes[:results], args[-1], of_w_ih=2)
 
     return fake
+
+
+def register_op(
+    op: str,
+    fake: Callable[..., Any],
+    fake_backward: Callable[..., Any],
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Add fakes and gradients to an op, its `_forward` and its `_backward`, in every namespace."""
+
+    @_registry.registration
+    def register(namespace: str) -> None:
+        ops = getattr(torch.ops, namespace)
+
+        def setup_there(ctx: Any, inputs: Any, output: Any) -> None:
+            setup(ctx, inputs, output)
+            ctx.ops = ops
+
+        for name in (op, f"{op}_forward"):
+            register_fake(namespace, name, fake)
+        register_fake(namespace, f"{op}_backward", fake_backward)
+        torch.library.register_autograd(f"{namespace}::{op}", backward, setup_context=setup_there)
 
 
 def eager_function(

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import register_fake
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
@@ -20,6 +19,7 @@ from seqkern.ops._recurrent import (
     eager_function,
     fake_hidden_backward,
     needs,
+    register_op,
     states_before,
     unpack,
 )
@@ -150,16 +150,4 @@ def _preactivations(
     return a, u[..., 2 * H :].contiguous()
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("gru", "gru_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "gru_backward", fake_hidden_backward(GRU))
-    torch.library.register_autograd(f"{namespace}::gru", _backward, setup_context=setup)
+register_op("gru", _fake, fake_hidden_backward(GRU), _setup, _backward)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import register_fake
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
@@ -19,6 +18,7 @@ from seqkern.ops._recurrent import (
     fake_cell,
     fake_hidden_cell_backward,
     needs,
+    register_op,
     unpack,
 )
 
@@ -110,16 +110,4 @@ def _plain(*inputs: Any) -> tuple[Tensor]:
     return (reference.gru_cell(*inputs),)
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("gru_cell", "gru_cell_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "gru_cell_backward", fake_hidden_cell_backward(GRU))
-    torch.library.register_autograd(f"{namespace}::gru_cell", _backward, setup_context=setup)
+register_op("gru_cell", _fake, fake_hidden_cell_backward(GRU), _setup, _backward)

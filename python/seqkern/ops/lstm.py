@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._fakes import check_shape
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     check_layer,
@@ -19,6 +19,7 @@ from seqkern.ops._recurrent import (
     eager_function,
     fake_gradients,
     needs,
+    register_op,
     states_before,
     unpack,
 )
@@ -218,16 +219,4 @@ def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> T
     return input_product(x, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("lstm", "lstm_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "lstm_backward", _fake_backward)
-    torch.library.register_autograd(f"{namespace}::lstm", _backward, setup_context=setup)
+register_op("lstm", _fake, _fake_backward, _setup, _backward)

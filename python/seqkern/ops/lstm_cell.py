@@ -10,9 +10,16 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.ops._fakes import check_shape
 from seqkern.ops._mistakes import checked
-from seqkern.ops._recurrent import LSTM_CELL, differentiable, eager_function, needs, unpack
+from seqkern.ops._recurrent import (
+    LSTM_CELL,
+    differentiable,
+    eager_function,
+    needs,
+    register_op,
+    unpack,
+)
 
 State = tuple[Tensor, Tensor]
 
@@ -124,16 +131,4 @@ def _plain(input: Tensor, h: Tensor, c: Tensor, *weights: Any) -> State:
     return reference.lstm_cell(input, (h, c), *weights)
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("lstm_cell", "lstm_cell_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "lstm_cell_backward", _fake_backward)
-    torch.library.register_autograd(f"{namespace}::lstm_cell", _backward, setup_context=setup)
+register_op("lstm_cell", _fake, _fake_backward, _setup, _backward)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import register_fake
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
@@ -19,6 +18,7 @@ from seqkern.ops._recurrent import (
     eager_function,
     fake_hidden_backward,
     needs,
+    register_op,
     unpack,
 )
 
@@ -124,16 +124,4 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
 _Rnn = eager_function("rnn_forward", _setup, _backward)
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("rnn", "rnn_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "rnn_backward", fake_hidden_backward(RNN))
-    torch.library.register_autograd(f"{namespace}::rnn", _backward, setup_context=setup)
+register_op("rnn", _fake, fake_hidden_backward(RNN), _setup, _backward)

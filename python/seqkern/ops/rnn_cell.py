@@ -10,7 +10,6 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
-from seqkern.ops._fakes import register_fake
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
@@ -19,6 +18,7 @@ from seqkern.ops._recurrent import (
     fake_cell,
     fake_hidden_cell_backward,
     needs,
+    register_op,
     unpack,
 )
 
@@ -121,16 +121,4 @@ def _plain(*inputs: Any, nonlinearity: str) -> tuple[Tensor]:
     return (reference.rnn_cell(input, h, w_ih, w_hh, b_ih, b_hh, nonlinearity),)
 
 
-@_registry.registration
-def register(namespace: str) -> None:
-    """Add fakes and gradients to the ops of `namespace`."""
-    ops = getattr(torch.ops, namespace)
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        _setup(ctx, inputs, output)
-        ctx.ops = ops
-
-    for name in ("rnn_cell", "rnn_cell_forward"):
-        register_fake(namespace, name, _fake)
-    register_fake(namespace, "rnn_cell_backward", fake_hidden_cell_backward(RNN))
-    torch.library.register_autograd(f"{namespace}::rnn_cell", _backward, setup_context=setup)
+register_op("rnn_cell", _fake, fake_hidden_cell_backward(RNN), _setup, _backward)
