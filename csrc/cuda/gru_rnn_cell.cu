@@ -1,22 +1,19 @@
 // The pointwise part of one step of a GRU or RNN, forward and backward: as a sequence of one step,
 // whose recurrent products are there already. A thread takes a unit of a row.
-#include "common/errors.h"
+#include "cuda/cell_launch.cuh"
 #include "cuda/gru_rnn.cuh"
 #include "cuda/kernels.h"
-#include "cuda/launch.cuh"
 
 namespace seqkern::cuda {
 namespace {
 
-constexpr unsigned kThreads = 128;
-
 template <class T, bool kGru>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCellThreads)
     hidden_cell_forward_kernel(const __grid_constant__ HiddenForwardArgs a,
                                const void* __restrict__ gates_h) {
   using Acc = AccOf<T>;
   constexpr int G = kGru ? 3 : 1;
-  const int64_t H = a.r.H, n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t H = a.r.H, n = static_cast<int64_t>(blockIdx.x) * kCellThreads + threadIdx.x;
   if (n >= a.r.B * H) return;
   const int64_t b = n / H, j = n % H;
   UnitInputs<T, kGru> x;
@@ -33,10 +30,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, bool kGru>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCellThreads)
     hidden_cell_backward_kernel(const __grid_constant__ HiddenBackwardArgs a) {
   using Acc = AccOf<T>;
-  const int64_t H = a.r.H, n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t H = a.r.H, n = static_cast<int64_t>(blockIdx.x) * kCellThreads + threadIdx.x;
   if (n >= a.r.B * H) return;
   const int64_t b = n / H, j = n % H;
   SavedUnit<T, kGru> unit;
@@ -63,15 +60,6 @@ RecurrentInputs one_step(DType dtype, int64_t B, int64_t H, const void* b_hh, co
           .first_token = nullptr};
 }
 
-LaunchConfig config_of(const char* name, int64_t units, Stream stream) {
-  const int64_t blocks = (units + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX) {
-    throw_value_error(std::string(name) + ": too many units for one launch, " +
-                      std::to_string(units));
-  }
-  return {.name = name, .grid = static_cast<unsigned>(blocks), .block = kThreads, .stream = stream};
-}
-
 }  // namespace
 
 void hidden_cell_forward(const HiddenCellForwardArgs& a, Stream stream) {
@@ -86,7 +74,7 @@ void hidden_cell_forward(const HiddenCellForwardArgs& a, Stream stream) {
                                .workspace = nullptr};
   dispatch_cell(a.dtype, a.cell, [&]<class T, bool kGru>(TypeTag<T>, std::bool_constant<kGru>) {
     launch(hidden_cell_forward_kernel<T, kGru>,
-           config_of(kGru ? "gru_cell" : "rnn_cell", a.B * a.H, stream), step, a.gates_h);
+           cell_config(kGru ? "gru_cell" : "rnn_cell", a.B * a.H, stream), step, a.gates_h);
   });
 }
 
@@ -107,7 +95,7 @@ void hidden_cell_backward(const HiddenCellBackwardArgs& a, Stream stream) {
                                 .workspace = nullptr};
   dispatch_cell(a.dtype, a.cell, [&]<class T, bool kGru>(TypeTag<T>, std::bool_constant<kGru>) {
     launch(hidden_cell_backward_kernel<T, kGru>,
-           config_of(kGru ? "gru_cell_backward" : "rnn_cell_backward", a.B * a.H, stream), step);
+           cell_config(kGru ? "gru_cell_backward" : "rnn_cell_backward", a.B * a.H, stream), step);
   });
 }
 

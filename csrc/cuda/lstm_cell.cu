@@ -1,14 +1,11 @@
 // The pointwise part of one LSTM step, forward and backward: a thread takes as many neighbouring
 // units as fill 16 bytes, where H is a multiple of that.
-#include "common/errors.h"
+#include "cuda/cell_launch.cuh"
 #include "cuda/kernels.h"
-#include "cuda/launch.cuh"
 #include "cuda/lstm.cuh"
 
 namespace seqkern::cuda {
 namespace {
-
-constexpr unsigned kThreads = 128;
 
 // x[i] += p[i] where there is p.
 template <int P, class T>
@@ -21,10 +18,10 @@ __device__ __forceinline__ void add_run(const void* p, int64_t at, AccOf<T> (&x)
 }
 
 template <class T, int P>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCellThreads)
     lstm_cell_forward_kernel(const __grid_constant__ LstmCellForwardArgs a) {
   using Acc = AccOf<T>;
-  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * P;
+  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kCellThreads + threadIdx.x) * P;
   if (n >= a.B * a.H) return;
   const int64_t b = n / a.H, j = n % a.H;
   Acc gates[4][P];
@@ -55,10 +52,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, int P>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCellThreads)
     lstm_cell_backward_kernel(const __grid_constant__ LstmCellBackwardArgs a) {
   using Acc = AccOf<T>;
-  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * P;
+  const int64_t n = (static_cast<int64_t>(blockIdx.x) * kCellThreads + threadIdx.x) * P;
   if (n >= a.B * a.H) return;
   const int64_t b = n / a.H, j = n % a.H;
   Acc gates[4][P], c0[P], c[P], dh[P] = {}, dc[P] = {};
@@ -97,27 +94,18 @@ void specialize(const Args& a, F&& f) {
   });
 }
 
-LaunchConfig config_of(const char* name, int64_t units, Stream stream) {
-  const int64_t blocks = (units + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX) {
-    throw_value_error(std::string(name) + ": too many units for one launch, " +
-                      std::to_string(units));
-  }
-  return {.name = name, .grid = static_cast<unsigned>(blocks), .block = kThreads, .stream = stream};
-}
-
 }  // namespace
 
 void lstm_cell_forward(const LstmCellForwardArgs& a, Stream stream) {
   specialize(a, [&]<class T, int P>(TypeTag<T>, std::integral_constant<int, P>) {
-    launch(lstm_cell_forward_kernel<T, P>, config_of("lstm_cell", a.B * a.H / P, stream), a);
+    launch(lstm_cell_forward_kernel<T, P>, cell_config("lstm_cell", a.B * a.H / P, stream), a);
   });
 }
 
 void lstm_cell_backward(const LstmCellBackwardArgs& a, Stream stream) {
   specialize(a, [&]<class T, int P>(TypeTag<T>, std::integral_constant<int, P>) {
-    launch(lstm_cell_backward_kernel<T, P>, config_of("lstm_cell_backward", a.B * a.H / P, stream),
-           a);
+    launch(lstm_cell_backward_kernel<T, P>,
+           cell_config("lstm_cell_backward", a.B * a.H / P, stream), a);
   });
 }
 
