@@ -55,7 +55,7 @@ def cache_loop(model: Any, prompt: Tensor, new: int) -> Tensor:
             x = x + block.attention.out(y.transpose(1, 2).reshape(1, T, NH * D))
             x = x + block.mlp(block.mlp_norm(x))
         at += T
-        logits = F.linear(model.norm(x[:, -1]), model.head_parameters()[0])
+        logits = F.linear(model.norm(x[:, -1]), model.embedding.weight)
         read = logits.argmax(dim=-1, keepdim=True)
         tokens = torch.cat((tokens, read), dim=1)
     return tokens
@@ -88,7 +88,7 @@ def gpt2_like(model: GPT) -> Any:
     }
     names = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
     for n, block in enumerate(model.blocks):
-        ours = block.step_parameters()  # type: ignore[operator]
+        ours: Any = block.step_parameters(model.norm.eps)  # type: ignore[operator]
         for i, name in enumerate(names):
             weight, bias = ours[2 * i], ours[2 * i + 1]
             # Its linear layers keep the transposed weight.

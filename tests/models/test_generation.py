@@ -39,7 +39,7 @@ class FixedLogits:
     """The same logits for every row and step."""
 
     context = None
-    keeps_state = True
+    keeps_state = is_capturable = True
 
     def __init__(self, logits):
         self.logits = torch.tensor(logits)

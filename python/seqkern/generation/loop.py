@@ -90,6 +90,7 @@ def _one_by_one(
     on_cpu = sequences.tokens.device.type == "cpu"
     look = 1 if on_cpu or progress.streams else _STEPS_PER_LOOK
     logits = reader.first_logits()
+    captures = not on_cpu and model.keeps_state and model.is_capturable
     graph: StepGraph | None = None
     for step in range(new):
         if graph is not None:
@@ -111,7 +112,7 @@ def _one_by_one(
                 sampler, token = sampler.select(kept), token[kept]
         if step + 1 == new:
             break
-        if on_cpu or not model.keeps_state:
+        if not captures:
             logits = reader.next_logits(token)
         elif graph is None:
             graph = StepGraph(model, reader.state, sampler, token, step + 1)

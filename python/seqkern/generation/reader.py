@@ -25,6 +25,10 @@ class Decoder(Protocol):
     def keeps_state(self) -> bool:
         """Whether `next_logits` returns a state; without one it is given whole windows."""
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether `next_logits` of a state may be captured in a CUDA graph."""
+
     def next_logits(
         self, tokens: Tensor, state: Any = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seqkern import nn, ops
 from seqkern.errors import require
+from seqkern.models.parts import is_plain
 
 OURS = (nn.LSTM, nn.GRU, nn.RNN)  # recurrent modules whose forward takes lengths
 
@@ -61,6 +62,28 @@ class LogitsLoss(torch.nn.CrossEntropyLoss):
         """Loss of hidden [..., H] under a head of weight [V, H] and bias [V] for target [...]."""
         logits = F.linear(hidden, weight, bias).flatten(0, -2)  # [N, V]
         return super().forward(logits, target.flatten())
+
+
+def loss_of_head(
+    criterion: torch.nn.Module, head: torch.nn.Module, hidden: Tensor, targets: Tensor
+) -> Tensor:
+    """A backend's `LinearCrossEntropyLoss` for the logits that a head makes of hidden [..., H].
+
+    The logits are stored only where the head is more than a linear layer.
+    """
+    loss: Tensor
+    if is_plain(head, torch.nn.Linear):
+        loss = criterion(hidden, head.weight, targets, head.bias)
+        return loss
+    options: Any = criterion
+    cross_entropy = F.cross_entropy if isinstance(criterion, LogitsLoss) else ops.cross_entropy
+    loss = cross_entropy(
+        head(hidden).flatten(0, -2),
+        targets.flatten(),
+        ignore_index=options.ignore_index,
+        reduction=options.reduction,
+    )
+    return loss
 
 
 BACKENDS = {

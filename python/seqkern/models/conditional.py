@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.generation import Sampler, Sampling, row_seeds
-from seqkern.models.backends import layers
+from seqkern.models.backends import layers, loss_of_head
 from seqkern.models.decoder import Decoder, DecoderConfig
 from seqkern.models.decoding import Decoded, beam_search, sample_sequences
 from seqkern.models.language_model import check_sizes, evaluating
@@ -76,7 +76,7 @@ class SequenceWriter(nn.Module, ABC):
             UserError: an argument of the wrong dtype, shape or range.
         """
         hidden, wanted = self._states(source, targets, source_lengths, target_lengths)
-        loss: Tensor = self.loss(hidden, self.head.weight, wanted, self.head.bias)
+        loss = loss_of_head(self.loss, self.head, hidden, wanted)
         logits: Tensor | None = self.head(hidden) if return_logits else None
         return logits, loss
 
@@ -92,7 +92,7 @@ class SequenceWriter(nn.Module, ABC):
         Arguments as of `forward`. Differentiable; dropout as the mode says.
         """
         hidden, wanted = self._states(source, targets, source_lengths, target_lengths)
-        losses: Tensor = self.token_losses(hidden, self.head.weight, wanted, self.head.bias)
+        losses = loss_of_head(self.token_losses, self.head, hidden, wanted)
         return -losses.view(wanted.shape).sum(1)
 
     @torch.no_grad()

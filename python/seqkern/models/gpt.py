@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.models.backends import Layers
@@ -15,6 +14,8 @@ from seqkern.models.language_model import (
     check_sizes,
     last_of,
 )
+from seqkern.models.parts import is_plain
+from seqkern.models.transformer import step_attention
 from seqkern.nn import KVCache
 from seqkern.ops.attention_step import MAX_STEP_TOKENS
 
@@ -60,15 +61,23 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden, config.hidden)
         self.layers = layers
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """[B, T, C] to [B, T, C]; an empty cache is given the keys and values."""
+    def forward(self, x: Tensor, cache: KVCache | None = None, steps: bool = False) -> Tensor:
+        """[B, T, C] to [B, T, C].
+
+        A cache is given the keys and values in its first T places; or, with `steps`, behind those
+        that each row has in it, and all of them are read.
+        """
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)  # [B, T, 3, NH, D]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, NH, T, D]
-        dropout = self.dropout if self.training else 0.0
-        y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
-        if cache is not None:
-            cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
+        if steps:
+            assert cache is not None
+            y = step_attention(self.layers, q, k, v, cache, self.layer)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            y = self.layers.attention(q, k, v, dropout_p=dropout)  # [B, NH, T, D]
+            if cache is not None:
+                cache.memory[self.layer, :, :, :, :T] = torch.stack((k, v))
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))  # [B, T, C]
         return out
 
@@ -86,18 +95,40 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(C, 4 * C), nn.GELU(), nn.Linear(4 * C, C))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """[B, T, C] to [B, T, C]."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+    def forward(self, x: Tensor, cache: KVCache | None = None, steps: bool = False) -> Tensor:
+        """[B, T, C] to [B, T, C]; of the cache see `Attention`."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, steps))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
-    def step_parameters(self) -> list[Tensor]:
-        """Those of the block in the order of `seqkern.ops.decoder_step`."""
+    def step_parameters(self, eps: float) -> list[Tensor] | None:
+        """The block's parameters in the order of `seqkern.ops.decoder_step`, which takes one eps.
+
+        None where the block does something else than that op.
+        """
         attention, mlp = self.attention, self.mlp
-        layers: tuple[Any, ...] = (self.attention_norm, attention.qkv, attention.out)
-        layers += (self.mlp_norm, mlp[0], mlp[2])
-        return [t for layer in layers for t in (layer.weight, layer.bias)]
+        if not (
+            is_plain(self, Block)
+            and is_plain(attention, Attention)
+            and is_plain(mlp, nn.Sequential)
+            and is_plain(self.dropout, nn.Dropout)
+            and len(mlp) == 3
+        ):
+            return None
+        expand, activation, contract = mlp
+        norms = self.attention_norm, self.mlp_norm
+        linear: tuple[Any, ...] = attention.qkv, attention.out, expand, contract
+        if not (
+            is_plain(activation, nn.GELU)
+            and activation.approximate == "none"
+            and all(is_plain(norm, nn.LayerNorm) and norm.eps == eps for norm in norms)
+            and all(is_plain(layer, nn.Linear) for layer in linear)
+        ):
+            return None
+        layers = norms[0], *linear[:2], norms[1], *linear[2:]
+        # A layer of these classes has a weight and a bias, in this order, or None for one.
+        found = [t for layer in layers for t in layer._parameters.values()]
+        return None if any(t is None for t in found) else found
 
 
 class GPT(LanguageModel):
@@ -180,50 +211,65 @@ class GPT(LanguageModel):
         out: Tensor = self.norm(x)
         return out
 
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def _step_parameters(self) -> list[Tensor] | None:
+        """Those of all blocks for `seqkern.ops.decoder_step`; None where steps go by modules."""
+        norm, head, found = self.norm, self.head, []
+        is_plain_end = is_plain(norm, nn.LayerNorm) and (head is None or is_plain(head, nn.Linear))
+        if not is_plain_end or not is_plain(self.dropout, nn.Dropout):
+            return None
+        blocks: Any = self.blocks
+        for block in blocks:
+            of_block = block.step_parameters(norm.eps) if isinstance(block, Block) else None
+            if of_block is None:
+                return None
+            found += of_block
+        return found
+
+    def _step(self, tokens: Tensor, cache: KVCache, parameters: list[Tensor] | None) -> Tensor:
         """The stream [B, S, C] above the last block, before the last norm, of S new tokens.
 
         The tokens [B, S], S up to 16, follow those that each row has in the cache, and join them.
-        Dropout is off, and there are no gradients. Activations are float32 also where the weights
-        are 16-bit: that is more exact than 16-bit ones, and what is read is the weights.
+        With the blocks' parameters there is no dropout, and activations are float32 also where the
+        weights are 16-bit: that is more exact than 16-bit ones, and what is read is the weights.
         """
         places = cache.lengths[:, None]  # [B, 1]
         if tokens.shape[1] > 1:
             places = places + torch.arange(tokens.shape[1], device=tokens.device)  # [B, S]
         # The spare places of a cache, beyond the context, have no position of their own.
         places = places.clamp(max=self.config.context - 1)
-        x = self.embedding(tokens) + self.positions(places)  # [B, S, C]
-        if x.dtype != torch.float64:
-            x = x.float()
-        assert self.layers.decoder_step is not None
-        blocks: Any = self.blocks
-        x = self.layers.decoder_step(
-            x,
-            [t for block in blocks for t in block.step_parameters()],
-            cache.memory,
-            cache.lengths,
-            eps=self.norm.eps,
-            counters=cache.counters,
-        )  # [B, S, C]
+        x: Tensor = self.embedding(tokens) + self.positions(places)  # [B, S, C]
+        if parameters is None:
+            x = self.dropout(x)
+            for block in self.blocks:
+                x = block(x, cache, True)
+        else:
+            assert self.layers.decoder_step is not None
+            x = self.layers.decoder_step(
+                x if x.dtype == torch.float64 else x.float(),
+                parameters,
+                cache.memory,
+                cache.lengths,
+                eps=self.norm.eps,
+                counters=cache.counters,
+            )  # [B, S, C]
         cache.advance(tokens.shape[1])
         return x
 
-    def _step_head(self, x: Tensor) -> Tensor:
-        """Logits [..., V] of the stream [..., C] that `step` returns."""
+    def _step_head(self, x: Tensor, parameters: list[Tensor] | None) -> Tensor:
+        """Logits [..., V] of the stream [..., C] that `_step` returns with these parameters."""
+        norm, head = self.norm, self.head
+        if parameters is None:
+            return self.logits(norm(x))
         assert self.layers.linear_step is not None
-        norm = self.norm
         return self.layers.linear_step(
             x,
-            self.head_parameters()[0],
+            (self.embedding if head is None else head).weight,
+            None if head is None else head.bias,
             norm="layer_norm",
             norm_weight=norm.weight,
             norm_bias=norm.bias,
             eps=norm.eps,
         )
-
-    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The embedding's weight where it is tied."""
-        return (self.embedding if self.head is None else self.head).weight, None
 
     @property
     def keeps_state(self) -> bool:
@@ -238,21 +284,22 @@ class GPT(LanguageModel):
 
         The state is a cache, which is changed in place; there is none where no kernel reads one.
         """
-        weight, bias = self.head_parameters()
         if state is not None:
+            parameters = self._step_parameters()
             for part in torch.split(tokens, MAX_STEP_TOKENS, 1):
-                x = self.step(part, state)  # [B, S, C]
-            return self._step_head(x[:, -1]), state
+                x = self._step(part, state, parameters)  # [B, S, C]
+            return self._step_head(x[:, -1], parameters), state
         if self.keeps_state:
             state = self.empty_cache(len(tokens))
             state.lengths += tokens.shape[1] if lengths is None else lengths
         hidden = last_of(self.stream(tokens, state), lengths)  # [B, C]
-        return F.linear(hidden, weight, bias), state
+        return self.logits(hidden), state
 
     @torch.no_grad()
     def step_logits(self, tokens: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state."""
-        return self._step_head(self.step(tokens, state)), state
+        parameters = self._step_parameters()
+        return self._step_head(self._step(tokens, state, parameters), parameters), state
 
     def rewind(self, state: KVCache, before: KVCache, tokens: Tensor, keep: Tensor) -> KVCache:
         """The cache without the last S - keep [B] of tokens [B, S]."""

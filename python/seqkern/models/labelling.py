@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqkern.errors import require
-from seqkern.models.backends import layers
+from seqkern.models.backends import layers, loss_of_head
 from seqkern.models.encoder import Encoder, EncoderConfig
 from seqkern.models.language_model import check_sizes, evaluating
 from seqkern.models.padding import check_lengths, check_range, clean_tokens, valid_steps
@@ -169,7 +169,7 @@ class SequenceTagger(nn.Module):
         )
         asked = valid & (targets != _IGNORED)
         targets = torch.where(asked, clean_tokens(targets, asked, self.tags, "targets"), _IGNORED)
-        return logits, self.loss(states, self.head.weight, targets, self.head.bias)
+        return logits, loss_of_head(self.loss, self.head, states, targets)
 
     def probabilities(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """p(tag) [B, T, K], at least float32, dropout off; zero in the padding."""

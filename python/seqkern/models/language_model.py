@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from seqkern.errors import check_tensor, require
 from seqkern.generation import Sampling, check_draft, generate
-from seqkern.models.backends import Layers, layers
+from seqkern.models.backends import Layers, layers, loss_of_head
 from seqkern.models.padding import check_lengths, valid_steps
+from seqkern.models.parts import is_plain
 
 _INTEGERS = (torch.int64, torch.int32)
 
@@ -29,6 +30,9 @@ class LanguageModel(nn.Module, ABC):
         context: the most tokens `forward` reads at once; None where there is no limit.
         backend: `seqkern` or `torch`, see `seqkern.models.backends`.
     """
+
+    embedding: nn.Embedding
+    head: nn.Linear | None  # None: the logits' weight is the embedding's
 
     def __init__(self, vocab_size: int, context: int | None, backend: str) -> None:
         """See the class."""
@@ -45,6 +49,18 @@ class LanguageModel(nn.Module, ABC):
     def keeps_state(self) -> bool:
         """Whether generation reads each token once; else whole windows."""
         return True
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step may be captured in a CUDA graph: nothing in it is of the user's making.
+
+        That might wait for the device, or do in Python what a graph does not repeat.
+        """
+        known = ("torch.nn.modules.", "seqkern.")
+        return all(
+            is_plain(part, type(part)) and type(part).__module__.startswith(known)
+            for part in self.modules()
+        )
 
     @abstractmethod
     def next_logits(
@@ -105,9 +121,19 @@ class LanguageModel(nn.Module, ABC):
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """What the head makes logits of, [B, T, H], for tokens [B, T] from a fresh state."""
 
-    @abstractmethod
-    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [V, H] and bias [V] that make logits of hidden states."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of what `hidden_states` gives, [..., H]."""
+        if self.head is None:
+            return F.linear(hidden, self.embedding.weight)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def _loss(self, criterion: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`criterion`, a loss of hidden states and a head's parameters, of hidden [B, T, H]."""
+        if self.head is None:
+            loss: Tensor = criterion(hidden, self.embedding.weight, targets)
+            return loss
+        return loss_of_head(criterion, self.head, hidden, targets)
 
     def output(
         self, hidden: Tensor, targets: Tensor | None, return_logits: bool
@@ -117,10 +143,9 @@ class LanguageModel(nn.Module, ABC):
         Without targets the logits [B, T, V]. With them (None, loss), loss the mean cross-entropy
         in nats per token, for which the logits need not exist; (logits, loss) where asked for.
         """
-        weight, bias = self.head_parameters()
         if targets is not None and not return_logits:
-            return None, self.head_loss(hidden, weight, targets, bias)
-        logits = F.linear(hidden, weight, bias)  # [B, T, V]
+            return None, self._loss(self.head_loss, hidden, targets)
+        logits = self.logits(hidden)  # [B, T, V]
         if targets is None:
             return logits
         flat = logits.reshape(-1, self.vocab_size)  # [B*T, V]
@@ -150,9 +175,8 @@ class LanguageModel(nn.Module, ABC):
             [B, T] in nats.
         """
         self.check(tokens, targets)
-        weight, bias = self.head_parameters()
         with self._evaluating():
-            losses: Tensor = self.token_losses(self.hidden_states(tokens), weight, targets, bias)
+            losses = self._loss(self.token_losses, self.hidden_states(tokens), targets)
         return -losses.reshape(targets.shape)
 
     def log_prob(self, sequences: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -193,7 +217,7 @@ class LanguageModel(nn.Module, ABC):
             sequences = sequences.masked_fill(~within, 0)
         if T == 1:
             self.check(sequences)
-            return self.head_parameters()[0].new_zeros(B)
+            return self.embedding.weight.new_zeros(B)
         # Padding is computed and thrown away: left out, it would change the shape of the products
         # and with it the last bits of every row.
         terms = self.next_log_probs(sequences[:, :-1], sequences[:, 1:].long())  # [B, T - 1]

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from seqkern import ops
 from seqkern.models.language_model import check_dropout, check_sizes
+from seqkern.models.parts import is_plain
 from seqkern.models.recurrent import RecurrentLanguageModel
+from seqkern.nn import LSTM
 from seqkern.nn.recurrent import autocast
 
 LSTMState = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # h and c, each [B, H] per layer
@@ -99,16 +101,27 @@ class LSTMLanguageModel(RecurrentLanguageModel):
 
         One token is one call per layer, which moves no state.
         """
-        if state is None or tokens.shape[1] > 1 or self.backend != "seqkern" or self.training:
+        if state is None or tokens.shape[1] > 1 or self.training or not self._has_plain_layers():
             return super().next_logits(tokens, state, lengths)
         x = self.embedding(tokens[:, 0])  # [B, H]
         hs, cs = [], []
-        # Four per layer. A parametrized one is no parameter: looked up, it is made anew.
-        own, names = self.lstm._parameters, cast(list[str], self.lstm._flat_weights_names)
-        weights: Any = [own[name] if name in own else getattr(self.lstm, name) for name in names]
+        own = self.lstm._parameters
+        names = cast(list[str], self.lstm._flat_weights_names)
+        weights: Any = [own[name] for name in names]  # four per layer
         for n, (h, c) in enumerate(zip(*state, strict=True)):
             x, h, c, *layer = autocast(x, h, c, *weights[4 * n : 4 * n + 4])
             x, c_new = ops.lstm_cell(x, (h, c), *layer)
             hs.append(x)
             cs.append(c_new)
-        return self.head(x), (tuple(hs), tuple(cs))  # [B, V]
+        return self.logits(x), (tuple(hs), tuple(cs))  # [B, V]
+
+    def _has_plain_layers(self) -> bool:
+        """Whether a token is a step of an LSTM cell per layer, between embedding and head."""
+        lstm: Any = self.lstm
+        return (
+            is_plain(lstm, LSTM)
+            and is_plain(self.dropout, nn.Dropout)
+            and lstm.bias
+            and not lstm.bidirectional
+            and lstm.proj_size == 0
+        )

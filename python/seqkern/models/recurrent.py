@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 
 from seqkern.models.backends import OURS, run_recurrent
 from seqkern.models.language_model import LanguageModel, last_of
+from seqkern.models.parts import is_lookup, is_plain
 
 
 class RecurrentLanguageModel(LanguageModel):
@@ -17,7 +18,6 @@ class RecurrentLanguageModel(LanguageModel):
     A state holds tensors [layers, B, H] or [B, H].
     """
 
-    embedding: nn.Embedding
     dropout: nn.Dropout
     head: nn.Linear
 
@@ -50,16 +50,13 @@ class RecurrentLanguageModel(LanguageModel):
         """The last layer's, [B, T, H], for tokens [B, T] from a zero state."""
         return self._read(tokens, None)[0]
 
-    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """The output layer's."""
-        return self.head.weight, self.head.bias
-
     def _read(
         self, tokens: Tensor, state: Any, lengths: Tensor | None = None
     ) -> tuple[Tensor, Any]:
         """Hidden states [B, T, H] that the head reads, and the state after each row's last."""
-        plain = type(self.embedding) is nn.Embedding and not (self.training and self.dropout.p)
-        if plain and isinstance(self.recurrence, OURS):
+        is_dropping = not is_plain(self.dropout, nn.Dropout) or (self.training and self.dropout.p)
+        is_ours = is_plain(self.recurrence, *OURS)
+        if is_ours and not is_dropping and is_lookup(self.embedding):
             # The embedding is multiplied by W_ih before it is looked up, where that is less work.
             hidden, state = self.recurrence(
                 tokens, state, lengths=lengths, embedding=self.embedding.weight
@@ -78,13 +75,13 @@ class RecurrentLanguageModel(LanguageModel):
         `state` stays as it is: it can be continued twice.
         """
         hidden, state = self._read(tokens, state, lengths)
-        return self.head(last_of(hidden, lengths)), state
+        return self.logits(last_of(hidden, lengths)), state
 
     @torch.no_grad()
     def step_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state."""
         hidden, state = self._read(tokens, state)
-        return self.head(hidden), state
+        return self.logits(hidden), state
 
     @torch.no_grad()
     def rewind(self, state: Any, before: Any, tokens: Tensor, keep: Tensor) -> Any:

@@ -33,6 +33,16 @@ def positions(start: int, T: int, C: int, like: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :C].to(like.dtype)
 
 
+def step_attention(
+    layers: Layers, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int
+) -> Tensor:
+    """Attention [B, NH, S, D] of new tokens to a layer's cache, which they join."""
+    assert layers.attention_step is not None
+    caches = cache[layer]
+    q, k, v = (t.to(caches[0].dtype) for t in (q, k, v))  # under autocast another
+    return layers.attention_step(q, k, v, *caches, cache.lengths, counters=cache.counters)
+
+
 class Attention(nn.Module):
     """Multi-head attention with separate projections, as self- and cross-attention need them."""
 
@@ -66,11 +76,7 @@ class Attention(nn.Module):
         if cache is None:
             return self._joined(self.layers.attention(q, k, v, dropout_p=self._dropout()))
         if self.layers.attention_step is not None:
-            caches = cache[layer]
-            q, k, v = (t.to(caches[0].dtype) for t in (q, k, v))  # under autocast another
-            return self._joined(
-                self.layers.attention_step(q, k, v, *caches, cache.lengths, counters=cache.counters)
-            )
+            return self._joined(step_attention(self.layers, q, k, v, cache, layer))
         keys, values = cache[layer]
         keys[:, :, held], values[:, :, held] = k[:, :, 0], v[:, :, 0]
         kept = slice(held + 1)
