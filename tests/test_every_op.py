@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.export import Dim
 
-from every_op import MODULES, NOT_COMPILED, NOT_MODULES, OPS, build, flat, outcome
+from every_op import MODULES, NOT_COMPILED, NOT_MODULES, OPS, build, flat, heads, outcome
 from seqkern import nn, ops
 
 NAMES = [*OPS, *MODULES]
@@ -116,6 +116,46 @@ def test_autocast(backend: Any, name: str) -> None:
         assert actual.dtype == (torch.bfloat16 if low else torch.float32)
         scale = expected.detach().abs().max().item()
         torch.testing.assert_close(actual.float(), expected, atol=0.06 * scale, rtol=0.1)
+
+
+SEVERAL = [
+    *("causal_attention", "lstm", "gru", "rnn", "lstm_cell", "gru_cell", "rnn_cell"),
+    "linear_cross_entropy",
+]
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_autocast_of_several_dtypes(backend: Any, name: str) -> None:
+    """Whichever tensor is in another dtype than the others: the op of all in autocast's."""
+    module, case = build(name)
+    tensors = [t.to(backend.device) for t in case.make(4)]
+    numbers = [n for n, t in enumerate(tensors) if t.is_floating_point()]
+    assert len(numbers) > 1
+    low = [t.bfloat16() if t.is_floating_point() else t for t in tensors]
+    expected = flat(module(*low))
+    for n in numbers:
+        mixed = [t if i == n else tensors[i] for i, t in enumerate(low)]
+        with torch.autocast(backend.device, torch.bfloat16):
+            results = flat(module(*mixed))
+        for actual, wanted in zip(results, expected, strict=True):
+            assert actual.dtype == wanted.dtype
+            assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_of_new_tokens(backend: Any, cache_dtype: torch.dtype) -> None:
+    """Their dtypes are autocast's and rotary embeddings', the cache's is the model's."""
+    q, k, v = (t.to(backend.device) for t in heads(1))
+    position = torch.zeros(2, dtype=torch.int64, device=backend.device)
+
+    def step(q: Any, k: Any, v: Any) -> Any:
+        caches = torch.zeros(2, 2, 2, 4, 8, dtype=cache_dtype, device=backend.device)
+        return ops.attention_step(q, k, v, *caches, position), caches
+
+    with torch.autocast(backend.device, torch.bfloat16):
+        results = step(q, k, v.bfloat16())
+    expected = step(*(t.to(cache_dtype) for t in (q, k, v.bfloat16())))
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", MODULES)

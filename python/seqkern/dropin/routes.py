@@ -17,7 +17,7 @@ from seqkern.dropin import conditions
 from seqkern.dropin.counts import note
 from seqkern.dropin.kinds import KINDS, Kind
 from seqkern.nn._dynamo import let_into_graphs
-from seqkern.nn.recurrent import autocast
+from seqkern.ops._autocast import autocast
 
 Place = tuple[Any, str]  # an object and the name of its attribute
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from seqkern import ops
 from seqkern.errors import UserError, missing_extra
-from seqkern.nn.recurrent import autocast
+from seqkern.ops._autocast import autocast
 
 NAME = "seqkern"
 _MAX_HEAD_WIDTH = 256

@@ -11,7 +11,7 @@ from seqkern.models.language_model import check_dropout, check_sizes
 from seqkern.models.parts import is_plain
 from seqkern.models.recurrent import RecurrentLanguageModel
 from seqkern.nn import LSTM
-from seqkern.nn.recurrent import autocast
+from seqkern.ops._autocast import autocast, autocast_weights
 
 LSTMState = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # h and c, each [B, H] per layer
 
@@ -109,7 +109,8 @@ class LSTMLanguageModel(RecurrentLanguageModel):
         names = cast(list[str], self.lstm._flat_weights_names)
         weights: Any = [own[name] for name in names]  # four per layer
         for n, (h, c) in enumerate(zip(*state, strict=True)):
-            x, h, c, *layer = autocast(x, h, c, *weights[4 * n : 4 * n + 4])
+            x, h, c = autocast(x, h, c)
+            layer = autocast_weights(*weights[4 * n : 4 * n + 4])
             x, c_new = ops.lstm_cell(x, (h, c), *layer)
             hs.append(x)
             cs.append(c_new)

@@ -38,9 +38,7 @@ def step_attention(
 ) -> Tensor:
     """Attention [B, NH, S, D] of new tokens to a layer's cache, which they join."""
     assert layers.attention_step is not None
-    caches = cache[layer]
-    q, k, v = (t.to(caches[0].dtype) for t in (q, k, v))  # under autocast another
-    return layers.attention_step(q, k, v, *caches, cache.lengths, counters=cache.counters)
+    return layers.attention_step(q, k, v, *cache[layer], cache.lengths, counters=cache.counters)
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seqkern.nn import recurrent
+from seqkern.ops._autocast import autocast, autocast_weights
 from seqkern.ops._packed_weights import PackedWeights
 
 Cell = TypeVar("Cell", bound="KeepsPacked")
@@ -64,17 +65,18 @@ def prepare(
         )
     x = input if input.dim() == 2 else input.unsqueeze(0)
     parameters = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-    x, *weights = recurrent.autocast(x, *parameters)
+    (x,) = autocast(x)
+    weights = autocast_weights(*parameters)
     if states is None:
         zeros = x.new_zeros(x.shape[0], module.hidden_size)
         states = (zeros,) * (2 if isinstance(module, torch.nn.LSTMCell) else 1)
     else:
-        states = recurrent.autocast(*states)
+        states = autocast(*states)
         if input.dim() == 1:
             states = tuple(s.unsqueeze(0) for s in states)
     packed = None
     kept = getattr(module, "_packed", None)  # seqkern.accelerate calls this on torch's module
-    # Not of what autocast, functional_call or a parametrization made for this call.
-    if kept and all(type(w) is torch.nn.Parameter for w in weights[:2]):
+    # Not of what functional_call or a parametrization made for this call.
+    if kept and all(type(w) is torch.nn.Parameter for w in parameters[:2]):
         packed = kept.of(*weights[:2])
-    return x, states, tuple(weights), packed
+    return x, states, weights, packed

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from seqkern.nn._dynamo import is_exporting, left_out_of_graphs
+from seqkern.ops._autocast import autocast, autocast_weights
 from seqkern.ops._mistakes import describe
 from seqkern.reference.inputs import valid_tokens
 
@@ -69,17 +70,6 @@ def _packed(output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSe
     """The output [T, B, ...] as a packed sequence in the order of `packed`."""
     data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths.cpu(), False)
     return PackedSequence(data, batch_sizes, packed.sorted_indices, packed.unsorted_indices)
-
-
-def autocast(*tensors: Any) -> tuple[Any, ...]:
-    """The tensors in autocast's dtype where that is on: one precision for a layer, as the kernels
-    take it. Float64 is left alone, as autocast leaves it.
-    """
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def states_of(
@@ -156,7 +146,7 @@ def prepare(
     if embedding is None:
         (x,) = autocast(x)
     else:
-        (embedding,) = autocast(embedding)
+        (embedding,) = autocast_weights(embedding)
     return Call(x, states, lengths, packed, transposed, unbatched, embedding, given)
 
 
@@ -255,7 +245,7 @@ def run_layers(
                 getattr(module, f"{name}_l{layer}{suffix}") if has_it else None
                 for name, has_it in has.items()
             ]
-            weights = list(autocast(*weights))
+            weights = list(autocast_weights(*weights))
             output, state = direction(x, layer * len(suffixes) + i, weights)
             outputs.append(output)
             states.append(state)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._double_backward import differentiable_backward
 from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._mistakes import checked
@@ -84,7 +85,8 @@ def causal_attention(
             strides; read where they are when the last dimension has stride 1.
         k: keys [B, NKV, Tk, D], Tk >= Tq. NH is a multiple of NKV: query head h reads key head
             h // (NH // NKV), and nothing is copied for it.
-        v: values [B, NKV, Tk, D].
+        v: values [B, NKV, Tk, D], of the dtype of q and k; where autocast is on and the three
+            differ, as after rotary embeddings in float32, all are cast to its dtype.
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: how many keys a query sees at most, itself among them; None for all.
         softcap: bound of the scores; 0 for none.
@@ -123,6 +125,7 @@ def causal_attention(
         raise ValueError("attention: alibi_slopes has no gradient here; pass alibi_slopes.detach()")
     if dropout_p > 0 and dropout_seed is None:
         dropout_seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device)
+    q, k, v = agreed(q, k, v)
     inputs = (
         q,
         k,

@@ -55,7 +55,8 @@ def attention_step(
     .. math:: \mathrm{out} = \sum_j \mathrm{softmax}_j(\mathrm{scale}\; q \cdot k_j)\, v_j
 
     Query head h reads key head h // (NH / NKV). Rows may have different numbers of tokens.
-    `seqkern.nn.KVCache` holds caches, positions and counters of a model.
+    `seqkern.nn.KVCache` holds caches, positions and counters of a model. Under autocast new tokens
+    are cast to the dtype of the caches, where they are not float32 alone.
 
     Args:
         q: [B, NH, S, D], float32, float64, float16 or bfloat16; S from 1 to 16, D to 256. Any
@@ -107,6 +108,8 @@ def attention_step(
         raise ValueError(f"attention_step: window must be at least 1 or None, got {window}")
     if scale is not None and scale != scale:
         raise ValueError(f"attention_step: scale must be a number, got {scale}")
+    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
+        q, k_new, v_new = _like_cache(k_cache, q, k_new, v_new)
     is_eager = not torch.compiler.is_compiling()
     if is_eager:
         _check_memory(k_cache, v_cache)
@@ -133,6 +136,13 @@ def attention_step(
     if is_eager:  # compiled programs count it themselves: the op's schema says what it writes
         increment_version((k_cache, v_cache))
     return out
+
+
+def _like_cache(cache: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast made of new tokens, in the dtype of the cache they join."""
+    if {t.dtype for t in tensors} == {torch.float32}:  # over a 16-bit cache, too
+        return tensors
+    return tuple(t.to(cache.dtype) for t in tensors)
 
 
 def _check_memory(k_cache: Tensor, v_cache: Tensor) -> None:

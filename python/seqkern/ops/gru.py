@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
@@ -47,6 +48,7 @@ def gru(
               h_t = (1 - z) \, n + z \, h_{t-1}
 
     Weights, gate order and results are those of `torch.nn.GRU`; derivations in docs/math/gru.md.
+    Under autocast, tensors of several dtypes are cast to its; those of one dtype stay.
 
     Args:
         input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
@@ -78,7 +80,7 @@ def gru(
         >>> output.shape
         torch.Size([7, 3, 8])
     """
-    tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, lengths)
+    tensors = (*agreed(input, h0, w_ih, w_hh, b_ih, b_hh), lengths)
     if torch.compiler.is_compiling():
         result = _registry.active.gru(*tensors, reverse, not recompute)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

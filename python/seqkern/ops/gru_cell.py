@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     GRU,
@@ -56,7 +57,8 @@ def gru_cell(
     """
     if h is None:
         h = input.new_zeros(*input.shape[:1], w_hh.shape[-1])
-    return step(input, h, (w_ih, w_hh, b_ih, b_hh))
+    input, h, *weights = agreed(input, h, w_ih, w_hh, b_ih, b_hh)
+    return step(input, h, tuple(weights))
 
 
 def step(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import autocast
 from seqkern.ops._double_backward import differentiable_backward, is_batched
 from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._mistakes import checked
@@ -92,7 +93,7 @@ def linear_cross_entropy(
         raise ValueError(
             "linear_cross_entropy: class_weight has no gradient here; pass class_weight.detach()"
         )
-    hidden, weight, bias = as_autocast(hidden, weight, bias)
+    hidden, weight, bias = autocast(hidden, weight, bias)
     grads = tuple(
         t is not None and t.requires_grad and torch.is_grad_enabled()
         for t in (hidden, weight, bias)
@@ -124,17 +125,6 @@ def linear_cross_entropy(
     wanted = (True, return_lse, return_logprobs)
     result = tuple(out for out, want in zip(outputs, wanted, strict=False) if want)
     return result if len(result) > 1 else result[0]
-
-
-def as_autocast(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The arguments as autocast casts those of `F.linear`."""
-    device = hidden.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or hidden.dtype == torch.float64:
-        return hidden, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 # ---------------------------------------------------------------- fakes

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._fakes import check_shape
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
@@ -84,7 +85,8 @@ def lstm(
               c_t &= f c_{t-1} + i g, \qquad h_t = o \tanh(c_t)
 
     with a projection :math:`h_t = W_{hr}\, o \tanh(c_t)`. Weights, gate order and results are those
-    of `torch.nn.LSTM`; derivations in docs/math/lstm.md.
+    of `torch.nn.LSTM`; derivations in docs/math/lstm.md. Under autocast, tensors of several
+    dtypes are cast to its; those of one dtype stay.
 
     Args:
         input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
@@ -125,7 +127,7 @@ def lstm(
         torch.Size([7, 3, 8])
     """
     h0, c0 = (None, None) if state is None else state
-    tensors = (input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, lengths)
+    tensors = (*agreed(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), lengths)
     if torch.compiler.is_compiling():
         result = _registry.active.lstm(*tensors, reverse, not recompute, True)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

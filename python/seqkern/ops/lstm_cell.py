@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._fakes import check_shape
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
@@ -59,7 +60,8 @@ def lstm_cell(
     if state is None:
         zeros = input.new_zeros(*input.shape[:1], w_hh.shape[-1])
         state = (zeros, zeros)
-    return step(input, state, (w_ih, w_hh, b_ih, b_hh))
+    input, h, c, *weights = agreed(input, *state, w_ih, w_hh, b_ih, b_hh)
+    return step(input, (h, c), tuple(weights))
 
 
 def step(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
@@ -41,7 +42,8 @@ def rnn(
     .. math:: h_t = \phi(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
     with :math:`\phi` tanh or relu. Weights and results are those of `torch.nn.RNN`; derivations in
-    docs/math/rnn.md. Only the output is kept for backward.
+    docs/math/rnn.md. Only the output is kept for backward. Under autocast, tensors of several
+    dtypes are cast to its; those of one dtype stay.
 
     Args:
         input: x [T, B, I], T >= 1; float32, float64, float16 or bfloat16, as all that follows. Or
@@ -74,7 +76,7 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"rnn: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    tensors = (input, h0, w_ih, w_hh, b_ih, b_hh, lengths)
+    tensors = (*agreed(input, h0, w_ih, w_hh, b_ih, b_hh), lengths)
     options = (reverse, nonlinearity == "relu")
     result: tuple[Tensor, Tensor]
     if torch.compiler.is_compiling():

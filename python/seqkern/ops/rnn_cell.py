@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqkern import reference
 from seqkern.ops import _registry
+from seqkern.ops._autocast import agreed
 from seqkern.ops._mistakes import checked
 from seqkern.ops._recurrent import (
     RNN,
@@ -61,7 +62,8 @@ def rnn_cell(
         raise ValueError(f"rnn_cell: nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
     if h is None:
         h = input.new_zeros(*input.shape[:1], w_hh.shape[-1])
-    return step(input, h, (w_ih, w_hh, b_ih, b_hh), relu=nonlinearity == "relu")
+    input, h, *weights = agreed(input, h, w_ih, w_hh, b_ih, b_hh)
+    return step(input, h, tuple(weights), relu=nonlinearity == "relu")
 
 
 def step(

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seqkern.ops import _registry
+from seqkern.ops._autocast import autocast
 from seqkern.ops._mistakes import checked
 from seqkern.ops.cross_entropy import REDUCTIONS
-from seqkern.ops.linear_cross_entropy import as_autocast
 
 
 @checked("vocab_parallel_linear_cross_entropy")
@@ -88,7 +88,7 @@ def vocab_parallel_linear_cross_entropy(
         vocab_range = _vocab_range(weight, process_group)
     outputs = _registry.call(
         _VocabParallel.apply,
-        *as_autocast(hidden, weight, bias),
+        *autocast(hidden, weight, bias),
         target,
         class_weight,
         process_group,

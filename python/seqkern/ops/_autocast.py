@@ -1,0 +1,104 @@
+"""What autocast does to the arguments of an op."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def autocast(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where that is on, as the factors of a product.
+
+    Float64 is left alone, as autocast leaves it; so are integers, which may be tokens.
+    """
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if _is_cast(t) else t for t in tensors)
+
+
+def agreed(*tensors: Any) -> tuple[Any, ...]:
+    """The tensors in autocast's dtype where that is on and they have several dtypes.
+
+    What has one dtype stays: the kernels accumulate in float32 whatever they read.
+    """
+    device = tensors[0].device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtypes = {t.dtype for t in tensors if _is_cast(t)}
+    return autocast(*tensors) if len(dtypes) > 1 else tensors
+
+
+def autocast_weights(*weights: Any) -> tuple[Any, ...]:
+    """`autocast` of a layer's weights, of parameters on the CPU once for several calls.
+
+    A step of a cell takes less time than the cast, which torch makes once in a region of autocast.
+    But what shares a cast has its gradients summed in 16 bits: over 1000 steps torch's are off by
+    half their size. So only `_SHARING` calls share one, and their sums meet in float32.
+    """
+    device = weights[0].device.type
+    if device != "cpu" or not torch.is_autocast_enabled(device):
+        return autocast(*weights)
+    kept = _region()
+    if kept is None:
+        return autocast(*weights)
+    how = (
+        torch.get_autocast_dtype(device),
+        torch.is_grad_enabled(),  # a cast made without has no gradient
+        torch.is_inference_mode_enabled(),
+    )
+    return tuple(_kept_cast(w, how, kept) for w in weights)
+
+
+_SHARING = 8
+
+
+@dataclass
+class _Cast:
+    weight: Tensor  # kept, so that no other comes to have its id
+    state: tuple[Any, ...]
+    result: Tensor
+    calls: int = 0  # that need its gradient
+
+
+def _kept_cast(weight: Any, how: tuple[Any, ...], kept: dict[Any, _Cast]) -> Any:
+    if type(weight) is not torch.nn.Parameter or weight.is_inference():
+        return None if weight is None else autocast(weight)[0]
+    key = (id(weight), *how)
+    state = (weight._version, weight.data_ptr(), weight.requires_grad)
+    found = kept.get(key)
+    if found is None or found.state != state or found.calls == _SHARING:
+        kept[key] = found = _Cast(weight, state, autocast(weight)[0])
+    found.calls += found.result.requires_grad
+    return found.result
+
+
+_SENTINEL = torch.nn.Parameter(torch.ones(1, 1))
+_KEPT = "seqkern"
+
+
+def _region() -> dict[Any, _Cast] | None:
+    """What lives as long as this region of autocast, or None where nothing may be kept.
+
+    Autocast keeps the casts of parameters, and drops them where its outermost region ends. One of
+    these is the sentinel's; the node of the graph that made it goes with it, and what is attached
+    to that. Where autocast keeps none (`cache_enabled=False`) every node is a new one.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    with torch.inference_mode(False), torch.enable_grad():
+        product = torch.mm(_SENTINEL, _SENTINEL)
+    assert product.grad_fn is not None
+    cast: Any = product.grad_fn.next_functions[0][0]
+    kept: dict[Any, _Cast] = cast.metadata.setdefault(_KEPT, {})
+    return kept
+
+
+def _is_cast(t: Any) -> bool:
+    return t is not None and t.is_floating_point() and t.dtype != torch.float64
