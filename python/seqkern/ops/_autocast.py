@@ -46,42 +46,39 @@ def autocast_weights(*weights: Any) -> tuple[Any, ...]:
     kept = _region()
     if kept is None:
         return autocast(*weights)
-    how = (
+    present = [w for w in weights if w is not None]
+    if any(type(w) is not torch.nn.Parameter or w.is_inference() for w in present):
+        return autocast(*weights)
+    key = (
+        *map(id, weights),
         torch.get_autocast_dtype(device),
         torch.is_grad_enabled(),  # a cast made without has no gradient
         torch.is_inference_mode_enabled(),
     )
-    return tuple(_kept_cast(w, how, kept) for w in weights)
+    state = [(w._version, w.data_ptr(), w.requires_grad) for w in present]
+    found = kept.get(key)
+    if found is None or found.state != state or found.calls == _SHARING:
+        kept[key] = found = _Casts(weights, state, autocast(*weights))
+    found.calls += torch.is_grad_enabled()
+    return found.results
 
 
 _SHARING = 8
 
 
 @dataclass
-class _Cast:
-    weight: Tensor  # kept, so that no other comes to have its id
-    state: tuple[Any, ...]
-    result: Tensor
-    calls: int = 0  # that need its gradient
-
-
-def _kept_cast(weight: Any, how: tuple[Any, ...], kept: dict[Any, _Cast]) -> Any:
-    if type(weight) is not torch.nn.Parameter or weight.is_inference():
-        return None if weight is None else autocast(weight)[0]
-    key = (id(weight), *how)
-    state = (weight._version, weight.data_ptr(), weight.requires_grad)
-    found = kept.get(key)
-    if found is None or found.state != state or found.calls == _SHARING:
-        kept[key] = found = _Cast(weight, state, autocast(weight)[0])
-    found.calls += found.result.requires_grad
-    return found.result
+class _Casts:
+    weights: tuple[Tensor | None, ...]  # kept, so that no others come to have their ids
+    state: list[Any]
+    results: tuple[Any, ...]
+    calls: int = 0  # that may need gradients
 
 
 _SENTINEL = torch.nn.Parameter(torch.ones(1, 1))
 _KEPT = "seqkern"
 
 
-def _region() -> dict[Any, _Cast] | None:
+def _region() -> dict[Any, _Casts] | None:
     """What lives as long as this region of autocast, or None where nothing may be kept.
 
     Autocast keeps the casts of parameters, and drops them where its outermost region ends. One of
@@ -92,11 +89,14 @@ def _region() -> dict[Any, _Cast] | None:
         return None
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    with torch.inference_mode(False), torch.enable_grad():
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         product = torch.mm(_SENTINEL, _SENTINEL)
+    else:
+        with torch.inference_mode(False), torch.enable_grad():
+            product = torch.mm(_SENTINEL, _SENTINEL)
     assert product.grad_fn is not None
     cast: Any = product.grad_fn.next_functions[0][0]
-    kept: dict[Any, _Cast] = cast.metadata.setdefault(_KEPT, {})
+    kept: dict[Any, _Casts] = cast.metadata.setdefault(_KEPT, {})
     return kept
 
 
