@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from seqkern import ops
+from seqkern.nn._tools import StandsForTorchs, taken_whole
 
 
-class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
+class CrossEntropyLoss(StandsForTorchs, torch.nn.CrossEntropyLoss):
     """`torch.nn.CrossEntropyLoss` with z-loss and soft-capping; same arguments, same state_dict.
 
     Formula, shapes, dtypes and errors: `seqkern.ops.cross_entropy`.
@@ -47,6 +48,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
         self.z_loss = z_loss
         self.softcap = softcap
 
+    @taken_whole
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Loss of logits `input` [B, V, ...] (or [V]) for `target`."""
         return ops.cross_entropy(

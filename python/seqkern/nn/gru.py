@@ -12,11 +12,12 @@ from seqkern import ops
 from seqkern.nn import _cell, recurrent
 from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.nn._tools import StandsForTorchs, taken_whole
 from seqkern.ops._mistakes import checked
 from seqkern.ops.gru_cell import step
 
 
-class GRU(torch.nn.GRU):
+class GRU(StandsForTorchs, torch.nn.GRU):
     """`torch.nn.GRU`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.gru`. Beyond torch: `lengths` and `embedding` of
@@ -46,6 +47,7 @@ class GRU(torch.nn.GRU):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @taken_whole
     @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
@@ -79,7 +81,7 @@ class GRU(torch.nn.GRU):
         return output, as_torchs_state(h_n, before)
 
 
-class GRUCell(_cell.KeepsPacked, torch.nn.GRUCell):
+class GRUCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.GRUCell):
     """`torch.nn.GRUCell`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.gru_cell`. Beyond torch: `keep_packed`.
@@ -95,6 +97,7 @@ class GRUCell(_cell.KeepsPacked, torch.nn.GRUCell):
         >>> h = cell(torch.randn(3, 5))
     """
 
+    @taken_whole
     @checked()
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""

@@ -12,13 +12,14 @@ from seqkern import ops
 from seqkern.nn import _cell, recurrent
 from seqkern.nn._autocast import as_torchs_state
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.nn._tools import StandsForTorchs, taken_whole
 from seqkern.ops._mistakes import checked
 from seqkern.ops.lstm_cell import step
 
 State = tuple[Tensor, Tensor]
 
 
-class LSTM(torch.nn.LSTM):
+class LSTM(StandsForTorchs, torch.nn.LSTM):
     """`torch.nn.LSTM`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.lstm`. Beyond torch: `lengths`, `return_cells` and
@@ -49,6 +50,7 @@ class LSTM(torch.nn.LSTM):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @taken_whole
     @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
@@ -111,7 +113,7 @@ class LSTM(torch.nn.LSTM):
         return (*result, recurrent.stacked([call.restore(c) for c in cells]))
 
 
-class LSTMCell(_cell.KeepsPacked, torch.nn.LSTMCell):
+class LSTMCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.LSTMCell):
     """`torch.nn.LSTMCell`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.lstm_cell`. Beyond torch: `keep_packed`.
@@ -127,6 +129,7 @@ class LSTMCell(_cell.KeepsPacked, torch.nn.LSTMCell):
         >>> h, c = cell(torch.randn(3, 5))
     """
 
+    @taken_whole
     @checked()
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""

@@ -12,11 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 from seqkern import ops
 from seqkern.nn import _cell, recurrent
 from seqkern.nn._dynamo import allow_recurrent_modules
+from seqkern.nn._tools import StandsForTorchs, taken_whole
 from seqkern.ops._mistakes import checked
 from seqkern.ops.rnn_cell import step
 
 
-class RNN(torch.nn.RNN):
+class RNN(StandsForTorchs, torch.nn.RNN):
     """`torch.nn.RNN`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.rnn`. Beyond torch: `lengths` and `embedding` of
@@ -47,6 +48,7 @@ class RNN(torch.nn.RNN):
     def flatten_parameters(self) -> None:
         """Nothing: the kernels read each weight where it is."""
 
+    @taken_whole
     @checked(diagnosis=recurrent.diagnosis)
     def forward(
         self,
@@ -61,7 +63,7 @@ class RNN(torch.nn.RNN):
         return recurrent.run_hidden(self, op, input, hx, lengths, embedding)
 
 
-class RNNCell(_cell.KeepsPacked, torch.nn.RNNCell):
+class RNNCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.RNNCell):
     """`torch.nn.RNNCell`: same constructor, same state_dict, same results, another forward.
 
     Formula, dtypes and errors: `seqkern.ops.rnn_cell`. Beyond torch: `keep_packed`.
@@ -78,6 +80,7 @@ class RNNCell(_cell.KeepsPacked, torch.nn.RNNCell):
         >>> h = cell(torch.randn(3, 5))
     """
 
+    @taken_whole
     @checked()
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""

@@ -27,14 +27,10 @@ def call(op: Any, *args: Any) -> Any:
     The text of such an error begins with its kind (csrc/common/errors.h): torch turns C++
     exceptions into Python ones differently from version to version.
 
-    No op has a forward-mode derivative. Those without a graph would return results without a
-    tangent, which count as constants, so that is refused here.
+    No kernel has a forward-mode derivative. The ops that decode have no other way than theirs, and
+    would return results without a tangent, which count as constants: that is refused here.
     """
-    if (
-        forward_ad._current_level >= 0
-        and torch._C._is_fwd_grad_enabled()
-        and any(_has_tangent(t) for t in _tensors(args))
-    ):
+    if _is_forward_mode() and any(_has_tangent(t) for t in _tensors(args)):
         raise NotImplementedError(
             f"{_name(op)}: no forward-mode derivative; differentiate in reverse mode, use "
             "PyTorch's own functions, or detach() the arguments"
@@ -46,6 +42,21 @@ def call(op: Any, *args: Any) -> Any:
             if str(error).startswith(prefix):
                 raise kind(str(error).removeprefix(prefix)) from None
         raise
+
+
+def is_transformed(*tensors: Tensor | None) -> bool:
+    """Whether an op is to run as its reference in plain PyTorch, as functions to be transformed do.
+
+    That is inside `torch.func`'s transforms, which ask for rules that the kernels do not have, in
+    forward-mode differentiation, and in traces of torch.jit, which are to run without seqkern.
+    """
+    if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        return True
+    return _is_forward_mode() and any(_has_tangent(t) for t in tensors if t is not None)
+
+
+def _is_forward_mode() -> bool:
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
 
 
 def _tensors(args: Iterable[Any]) -> Iterator[Tensor]:

@@ -141,6 +141,10 @@ def causal_attention(
     )
     if torch.compiler.is_compiling():
         out, lse = _registry.active.attention(*inputs)
+    elif _registry.is_transformed(q, k, v):
+        plain: Any = _plain
+        *tensors, factor, reach, cap, p = inputs
+        out, lse = plain(*tensors, scale=factor, window=reach, softcap=cap, dropout_p=p)
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _registry.call(_Attention.apply, *inputs)
     else:

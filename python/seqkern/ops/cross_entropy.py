@@ -149,6 +149,8 @@ def cross_entropy(
     )
     if torch.compiler.is_compiling():
         loss, lse, _ = _registry.active.cross_entropy(*inputs)
+    elif _registry.is_transformed(logits, target):
+        loss, lse = _plain(logits, target, weight, options=list(inputs[3:8]))
     elif torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad):
         loss, lse, _ = _registry.call(_CrossEntropy.apply, *inputs)
     else:

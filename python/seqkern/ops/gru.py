@@ -83,6 +83,9 @@ def gru(
     tensors = (*agreed(input, h0, w_ih, w_hh, b_ih, b_hh), lengths)
     if torch.compiler.is_compiling():
         result = _registry.active.gru(*tensors, reverse, not recompute)
+    elif _registry.is_transformed(*tensors[:-1]):
+        plain: Any = reference.gru
+        result = *plain(*tensors, reverse=reverse), None, None
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result = _registry.call(_Gru.apply, *tensors, reverse, not recompute)
     else:

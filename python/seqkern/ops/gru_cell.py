@@ -69,6 +69,8 @@ def step(
     result: Tensor
     if torch.compiler.is_compiling():
         result, _ = _registry.active.gru_cell(*tensors, True)
+    elif _registry.is_transformed(*tensors):
+        result = reference.gru_cell(*tensors)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result, _ = _registry.call(_GruCell.apply, *tensors, packed, True)
     else:

@@ -118,6 +118,9 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: chunk_bytes must be positive, got {chunk_bytes}")
     if torch.compiler.is_compiling():
         outputs = _registry.active.linear_cross_entropy(*inputs)
+    elif _registry.is_transformed(hidden, weight, bias):
+        options = list(inputs[5:10])
+        outputs = _plain(hidden, weight, bias, target, class_weight, options=options)
     elif any(grads):
         outputs = _registry.call(_LinearCrossEntropy.apply, *inputs)
     else:

@@ -130,6 +130,9 @@ def lstm(
     tensors = (*agreed(input, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr), lengths)
     if torch.compiler.is_compiling():
         result = _registry.active.lstm(*tensors, reverse, not recompute, True)
+    elif _registry.is_transformed(*tensors[:-1]):
+        plain: Any = reference.lstm
+        result = *plain(*tensors, reverse=reverse), None
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result = _registry.call(_Lstm.apply, *tensors, reverse, not recompute, True)
     else:

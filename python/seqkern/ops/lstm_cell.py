@@ -71,6 +71,8 @@ def step(
     tensors = (input, *state, *weights)
     if torch.compiler.is_compiling():
         h, c, _ = _registry.active.lstm_cell(*tensors, True)
+    elif _registry.is_transformed(*tensors):
+        h, c = _plain(*tensors)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         h, c, _ = _registry.call(_LstmCell.apply, *tensors, packed, True)
     else:

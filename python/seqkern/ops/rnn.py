@@ -81,6 +81,9 @@ def rnn(
     result: tuple[Tensor, Tensor]
     if torch.compiler.is_compiling():
         result = _registry.active.rnn(*tensors, *options)
+    elif _registry.is_transformed(*tensors[:-1]):
+        plain: Any = reference.rnn
+        result = plain(*tensors, nonlinearity=nonlinearity, reverse=reverse)
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result = _registry.call(_Rnn.apply, *tensors, *options)
     else:

@@ -79,6 +79,8 @@ def step(
     result: Tensor
     if torch.compiler.is_compiling():
         result = _registry.active.rnn_cell(*tensors, relu)
+    elif _registry.is_transformed(*tensors):
+        (result,) = _plain(*tensors, nonlinearity="relu" if relu else "tanh")
     elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         result = _registry.call(_RnnCell.apply, *tensors, packed, relu)
     else:

@@ -64,6 +64,8 @@ def _softmax(x: Tensor, log: bool) -> Tensor:
     y: Tensor
     if torch.compiler.is_compiling():
         y = _registry.active.softmax(x, log)
+    elif _registry.is_transformed(x):
+        y = x.log_softmax(-1) if log else x.softmax(-1)
     elif torch.is_grad_enabled() and x.requires_grad:
         y = _registry.call(_Softmax.apply, x, log)
     else:
