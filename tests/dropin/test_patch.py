@@ -272,3 +272,22 @@ def test_wrong_arguments() -> None:
     with pytest.raises(TypeError, match=r"patch: model must be a torch\.nn\.Module, got int"):
         seqkern.patch(3)  # type: ignore[arg-type]
     assert seqkern.patch(torch.nn.LSTM(2, 3), "LSTM").left == ()
+
+
+def test_loss_of_logits_in_parts() -> None:
+    """DTensors, as tensor parallelism has them, have rules for torch's functions alone."""
+    from torch import distributed
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    model = torch.nn.Sequential(torch.nn.CrossEntropyLoss(label_smoothing=0.1))
+    logits, target = torch.randn(4, 8), torch.randint(8, (4,))
+    expected = model[0](logits, target)
+    seqkern.patch(model)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        parts = distribute_tensor(logits, mesh, [Shard(0)])
+        loss = model[0](parts, distribute_tensor(target, mesh, [Replicate()]))
+        torch.testing.assert_close(loss.full_tensor(), expected)
+    finally:
+        distributed.destroy_process_group()

@@ -51,6 +51,10 @@ class CrossEntropyLoss(StandsForTorchs, torch.nn.CrossEntropyLoss):
     @taken_whole
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Loss of logits `input` [B, V, ...] (or [V]) for `target`."""
+        has_options = self.z_loss or self.softcap
+        # Logits in parts on several devices (DTensor) are torch's to bring together.
+        if type(input).__module__.startswith("torch.distributed") and not has_options:
+            return super().forward(input, target)
         return ops.cross_entropy(
             input,
             target,
