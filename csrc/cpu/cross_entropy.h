@@ -103,6 +103,10 @@ struct RowGradient {
 
 }  // namespace
 
+// Rows [begin, end) where there are few classes and no options; false: nothing was done.
+bool forward_of_few(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end);
+bool backward_of_few(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end);
+
 // Rows [begin, end) of inputs with columns.
 void forward_columns(const CrossEntropyForwardArgs& a, int64_t begin, int64_t end);
 void backward_columns(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end);

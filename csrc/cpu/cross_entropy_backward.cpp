@@ -131,6 +131,7 @@ void backward_rows(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end
 }  // namespace
 
 void cross_entropy_backward(const CrossEntropyBackwardArgs& a, int64_t begin, int64_t end) {
+  if (backward_of_few(a, begin, end)) return;
   if (a.in.side) return backward_columns(a, begin, end);
   specialize(a.in, [&](auto tag, auto cap, auto sums) {
     backward_rows<typename decltype(tag)::type, cap.value, sums.value>(a, begin, end);

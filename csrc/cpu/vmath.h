@@ -1,5 +1,5 @@
-// Vector exp and tanh of the current ISA. Coefficients: minimax fits made for seqkern (Remez, 60
-// digits).
+// Vector exp, log and tanh of the current ISA. Coefficients: minimax fits made for seqkern (Remez,
+// 60 digits).
 #pragma once
 
 #include <cmath>
@@ -88,6 +88,52 @@ SEQKERN_INLINE Acc log1(Acc x) {
   } else {
     return ::log(x);
   }
+}
+
+template <class Acc>
+struct LogTraits;
+
+// log((1 + s) / (1 - s)) / s - 2 = z (c_0 + z (c_1 + ..)) of z = s^2 for s^2 <= 0.0295.
+template <>
+struct LogTraits<float> {
+  static constexpr uint32_t kRootOfHalf = 0x3f3504f3;
+  static constexpr float kInteger = 12582912.0f;  // 1.5 * 2^23
+  static constexpr float kC[] = {0.666667763817f, 0.399775415648f, 0.298717280222f};
+};
+
+template <>
+struct LogTraits<double> {
+  static constexpr uint64_t kRootOfHalf = 0x3fe6a09e667f3bcd;
+  static constexpr double kInteger = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kC[] = {0.66666666666667344128, 0.39999999999414675746,
+                                  0.28571428742388012491, 0.22222198573157717871,
+                                  0.18183564327007024513, 0.1531405053947184746,
+                                  0.14795949746504109102};
+};
+
+// log x for x that is 0 or a normal positive number: at most 1 ulp; -inf for 0, infinity and NaN
+// stay.
+template <class Acc>
+SEQKERN_INLINE Vec<Acc> log_nonnegative(Vec<Acc> x) {
+  using C = LogTraits<Acc>;
+  using E = ExpTraits<Acc>;
+  using V = Vec<Acc>;
+  using I = typename VecTraits<Acc>::I;
+  using U = typename VecTraits<Acc>::U;
+  // x = 2^n (1 + f), with 1 + f from sqrt(1/2) to sqrt(2).
+  const U bits = bitcast<U>(x);
+  const I exponent = bitcast<I>(bits - C::kRootOfHalf) >> E::kMantissaBits;
+  const V f = bitcast<V>(bits - (bitcast<U>(exponent) << E::kMantissaBits)) - Acc(1);
+  const V n = bitcast<V>(bitcast<U>(splat<V>(C::kInteger)) + bitcast<U>(exponent)) - C::kInteger;
+  const V s = f / (f + Acc(2)), z = s * s;
+  constexpr int kTerms = sizeof(C::kC) / sizeof(C::kC[0]);
+  V r = splat<V>(C::kC[kTerms - 1]);
+#pragma GCC unroll 8
+  for (int i = kTerms - 2; i >= 0; --i) r = r * z + C::kC[i];
+  // 2 s is f - s f, of which f is exact.
+  const V y = n * E::kLn2Hi + (f - (s * (f - r * z) - n * E::kLn2Lo));
+  const V infinity = splat<V>(static_cast<Acc>(__builtin_inf()));
+  return select((x > Acc(0)) & (x < infinity), y, select(x == Acc(0), -infinity, x));
 }
 
 // e^x - 1 for x <= 0, with full relative accuracy: 2^n e^r - 1 as 2^n (e^r - 1) + (2^n - 1), of

@@ -56,12 +56,17 @@ inline Tensor as_classes(const Tensor& target) {
 inline void check_classes(std::string_view op, const int64_t* target, int64_t N, int64_t V,
                           int64_t ignore_index) {
   if constexpr (Backend::kHostReadable) {
-    const auto bad = [&](int64_t y) {
-      return (static_cast<uint64_t>(y) >= static_cast<uint64_t>(V)) & (y != ignore_index);
+    // In sign bits, which every processor has vectors for: y or V - 1 - y is negative, and y is not
+    // ignore_index.
+    const auto sign = [&](int64_t y) {
+      const uint64_t u = static_cast<uint64_t>(y), last = static_cast<uint64_t>(V - 1);
+      const uint64_t other = u ^ static_cast<uint64_t>(ignore_index);
+      return (u | (last - u)) & (other | -other);
     };
-    bool any = false;
-    for (int64_t n = 0; n < N; ++n) any |= bad(target[n]);
-    if (!any) [[likely]]
+    const auto bad = [&](int64_t y) { return static_cast<int64_t>(sign(y)) < 0; };
+    uint64_t any = 0;
+    for (int64_t n = 0; n < N; ++n) any |= sign(target[n]);
+    if (static_cast<int64_t>(any) >= 0) [[likely]]
       return;
     int64_t n = 0;
     while (!bad(target[n])) ++n;

@@ -77,6 +77,38 @@ void exponentials() {
                                            odd_nan[0] == odd_nan[0]));
 }
 
+void logarithms() {
+  // Every 997th normal positive float, and all near 1, where the logarithm is near 0.
+  std::printf("log_float %g\n",
+              worst<float>([](VecF x) { return log_nonnegative<float>(x); },
+                           [](long double x) { return std::log(x); },
+                           [](int64_t i) {
+                             return from_bits(0x00800000u + 997u * static_cast<uint32_t>(i));
+                           },
+                           (0x7f800000 - 0x00800000) / 997));
+  std::printf("log_float_near_1 %g\n",
+              worst<float>([](VecF x) { return log_nonnegative<float>(x); },
+                           [](long double x) { return std::log(x); },
+                           [](int64_t i) {
+                             return from_bits(0x3f800000u - 2000000u + static_cast<uint32_t>(i));
+                           },
+                           4000000));
+  std::printf(
+      "log_double %g\n",
+      worst<double>([](VecD x) { return log_nonnegative<double>(x); },
+                    [](long double x) { return std::log(x); },
+                    [](int64_t i) { return std::exp(-700 + 1400.0 * i / 1000000); }, 1000000));
+  std::printf("log_double_near_1 %g\n",
+              worst<double>([](VecD x) { return log_nonnegative<double>(x); },
+                            [](long double x) { return std::log(x); },
+                            [](int64_t i) { return 0.5 + 1.5 * i / 1000000; }, 1000000));
+  const VecF ends = log_nonnegative<float>(VecF{0.0f, INFINITY, NAN, 1.0f});
+  const VecD doubles = log_nonnegative<double>(splat<VecD>(NAN));
+  std::printf("log_ends_wrong %g\n",
+              double(ends[0] != -INFINITY || ends[1] != INFINITY || ends[2] == ends[2] ||
+                     ends[3] != 0 || doubles[0] == doubles[0]));
+}
+
 void hyperbolic_tangents() {
   const auto value = [](auto u) { return tanh_with_derivative(u).value; };
   const auto derivative = [](auto u) { return tanh_with_derivative(u).derivative; };
@@ -220,6 +252,7 @@ void parts() {
 
 int main() {
   exponentials();
+  logarithms();
   hyperbolic_tangents();
   sigmoids();
   conversions();

@@ -10,7 +10,19 @@ from torch import Tensor
 from seqkern import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(1, 1), (1, 16), (3, 2), (5, 31), (4, 257), (2, 1031), (9, 50)]
+# Around a vector of rows of any width, four of them, and the most classes of rows read so.
+SHAPES = [
+    (1, 1),
+    (1, 16),
+    (3, 2),
+    (5, 31),
+    (4, 257),
+    (2, 1031),
+    (9, 50),
+    (64, 2),
+    (70, 12),
+    (37, 24),
+]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "sum": {"reduction": "sum"},
