@@ -21,12 +21,9 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const int V = static_cast<int>(in.V);
   const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
   prefetch_row<kUnroll<T, kTargetSums>>(x_n, V, group);
-  Acc* row_loss = static_cast<Acc*>(a.row_loss) + n;
-  Acc* row_max = static_cast<Acc*>(a.row_max) + n;
-  Acc* row_log_sum = static_cast<Acc*>(a.row_log_sum) + n;
   const Target y(in.target, in.ignore_index, in.V, n);
   if (y.ignored && !a.lse) {
-    if (group.rank() == 0) *row_loss = *row_max = *row_log_sum = 0;
+    if (group.rank() == 0) skip_row<Acc>(a, n);
     return;
   }
 
@@ -74,21 +71,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
                                            });
   s = group.reduce(s, State{}, MergeRows{});
 
-  if (group.rank() == 0) {
-    const Acc log_sum = log_of(s.sum);
-    const Acc lse = s.max + log_sum;
-    Acc loss = 0;
-    if (!y.ignored) {
-      if (y.v >= 0) loss = o.keep * weight_y * (log_sum + (s.max - o.cap(x_y)));
-      if constexpr (kTargetSums) loss += s.mass * log_sum - s.dot;
-      if (a.add_z_loss) loss += o.z_loss * lse * lse;
-      if (y.invalid) loss = quiet_nan<Acc>();
-    }
-    *row_max = s.max;
-    *row_log_sum = log_sum;
-    *row_loss = loss;
-    if (a.lse) static_cast<Acc*>(a.lse)[n] = lse;
-  }
+  if (group.rank() == 0) write_row(a, o, y, n, s, x_y, weight_y);
 }
 
 // ---------------------------------------------------------------- reduce
@@ -170,6 +153,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 // ---------------------------------------------------------------- launchers
 
 void cross_entropy_forward(const CrossEntropyForwardArgs& a, Stream stream) {
+  if (a.in.side) return forward_columns(a, stream);
   specialize(a.in, [&]<class T, class Sums, class Group>(TypeTag<T>, Sums, TypeTag<Group>) {
     launch(cross_entropy_forward_kernel<T, Sums::value, Group>,
            config_of<T, Group>("cross_entropy", a.in, stream), a);

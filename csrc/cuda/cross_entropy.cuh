@@ -74,7 +74,89 @@ __device__ __forceinline__ void target_weights(const Options<Acc>& o, const T* p
   }
 }
 
+// ---------------------------------------------------------------- a row's results
+
+// Writes row n from the state of all its elements; x_y and weight_y are of its class.
+template <class Acc, bool kTargetSums>
+__device__ __forceinline__ void write_row(const CrossEntropyForwardArgs& a, const Options<Acc>& o,
+                                          const Target& y, int64_t n,
+                                          const RowState<Acc, kTargetSums>& s, Acc x_y,
+                                          Acc weight_y) {
+  const Acc log_sum = log_of(s.sum);
+  const Acc lse = s.max + log_sum;
+  Acc loss = 0;
+  if (!y.ignored) {
+    if (y.v >= 0) loss = o.keep * weight_y * (log_sum + (s.max - o.cap(x_y)));
+    if constexpr (kTargetSums) loss += s.mass * log_sum - s.dot;
+    if (a.add_z_loss) loss += o.z_loss * lse * lse;
+    if (y.invalid) loss = quiet_nan<Acc>();
+  }
+  static_cast<Acc*>(a.row_max)[n] = s.max;
+  static_cast<Acc*>(a.row_log_sum)[n] = log_sum;
+  static_cast<Acc*>(a.row_loss)[n] = loss;
+  if (a.lse) static_cast<Acc*>(a.lse)[n] = lse;
+}
+
+// What is kept of an ignored row, which is not read.
+template <class Acc>
+__device__ __forceinline__ void skip_row(const CrossEntropyForwardArgs& a, int64_t n) {
+  static_cast<Acc*>(a.row_max)[n] = 0;
+  static_cast<Acc*>(a.row_log_sum)[n] = 0;
+  static_cast<Acc*>(a.row_loss)[n] = 0;
+}
+
+// What row n's gradient is made of: dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) -
+// log_sum), and for its class on_target * (p - 1) + rest * p.
+template <class Acc>
+struct RowGradient {
+  Acc m, log_sum, g_ce, g_z, g_lse, on_target = 0, rest = 0, scale = 0;
+
+  RowGradient() = default;
+  // All loads are asked for before any of it is looked at: a round trip to memory for all.
+  __device__ __forceinline__ RowGradient(const CrossEntropyBackwardArgs& a, const Target& y,
+                                         int64_t n) {
+    const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
+    const Acc* norm = static_cast<const Acc*>(a.norm);
+    const Acc g_row = grad_loss ? grad_loss[n * a.grad_loss_stride] : Acc(0);
+    const Acc norm_ce = norm ? norm[0] : Acc(1);
+    const Acc norm_z = norm ? norm[1] : Acc(1);
+    g_lse = a.grad_lse ? static_cast<const Acc*>(a.grad_lse)[n] : Acc(0);
+    m = static_cast<const Acc*>(a.row_max)[n];
+    log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
+    const Acc g = y.ignored ? Acc(0) : g_row;
+    // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
+    g_ce = g == 0 ? Acc(0) : g * norm_ce;
+    g_z = g == 0 ? Acc(0) : g * norm_z;
+  }
+  // `mass` is that of the row's target distribution.
+  __device__ __forceinline__ void finish(const Options<Acc>& o, const Target& y, Acc mass) {
+    on_target = y.v >= 0 ? g_ce * o.keep * o.weight_of(y.v) : Acc(0);
+    if (y.invalid) on_target = quiet_nan<Acc>();
+    const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * (m + log_sum);
+    rest = g_ce * mass + z + g_lse;
+    scale = on_target + rest;
+  }
+  __device__ __forceinline__ Acc of(Acc x) const { return softmax_exp((x - m) - log_sum) * scale; }
+  // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would cancel.
+  __device__ __forceinline__ Acc of_class(Acc x) const {
+    const Acc log_p = (x - m) - log_sum;
+    return on_target * expm1_of(log_p) + rest * softmax_exp(log_p);
+  }
+};
+
+// The mass of what label smoothing puts on class indices.
+template <class Acc>
+__device__ __forceinline__ Acc smoothing_mass(const CrossEntropyInputs& in, const Options<Acc>& o) {
+  if (!in.target) return 0;
+  const Acc* weight_sum = static_cast<const Acc*>(in.weight_sum);
+  return o.uniform * (weight_sum ? *weight_sum : static_cast<Acc>(in.V));
+}
+
 // ---------------------------------------------------------------- launching
+
+// Of rows that lie side by side (cross_entropy_columns.cu).
+void forward_columns(const CrossEntropyForwardArgs& a, Stream stream);
+void backward_columns(const CrossEntropyBackwardArgs& a, Stream stream);
 
 // Calls f(TypeTag<T>, kTargetSums, TypeTag<Group>) for the inputs' dtype, options and row length.
 template <class F>

@@ -8,8 +8,6 @@ namespace {
 // Packs whose gradients are made at once: more would not fit in registers.
 constexpr int kTogether = 1;
 
-// dx_v = scale * p_v - g_ce w_v q_v with p_v = exp((x_v - m) - log_sum), times the cap's
-// derivative.
 template <class T, bool kTargetSums, class Group>
 __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
     cross_entropy_backward_kernel(const __grid_constant__ CrossEntropyBackwardArgs a) {
@@ -22,22 +20,10 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const T* x_n = static_cast<const T*>(in.logits) + in.logits_rows.offset(n);
   prefetch_row<kUnroll<T, kTargetSums>>(x_n, V, group);
   const Target y(in.target, in.ignore_index, in.V, n);
-  const Acc* grad_loss = static_cast<const Acc*>(a.grad_loss);
-  const Acc* norm = static_cast<const Acc*>(a.norm);
-  // Asked for before any of it is looked at: a round trip to memory for all.
-  const Acc g_row = grad_loss ? grad_loss[n * a.grad_loss_stride] : Acc(0);
-  const Acc norm_ce = norm ? norm[0] : Acc(1);
-  const Acc norm_z = norm ? norm[1] : Acc(1);
-  const Acc g_lse = a.grad_lse ? static_cast<const Acc*>(a.grad_lse)[n] : Acc(0);
-  const Acc m = static_cast<const Acc*>(a.row_max)[n];
-  const Acc log_sum = static_cast<const Acc*>(a.row_log_sum)[n];
-  const Acc g = y.ignored ? Acc(0) : g_row;
-  // Nothing flows where g is 0, even where the norm is infinite (all rows ignored).
-  const Acc g_ce = g == 0 ? Acc(0) : g * norm_ce;
-  const Acc g_z = g == 0 ? Acc(0) : g * norm_z;
+  RowGradient<Acc> row(a, y, n);
   T* dx_n = static_cast<T*>(a.dlogits) + n * V;
 
-  if (y.ignored && g_lse == 0) {
+  if (y.ignored && row.g_lse == 0) {
     // The row's own split for the stores; what is loaded is not used, and the compiler drops the
     // loads.
     for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
@@ -53,13 +39,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
   const T* p_n = in.target_probs
                      ? static_cast<const T*>(in.target_probs) + in.target_probs_rows.offset(n)
                      : nullptr;
-  Acc on_target = y.v >= 0 ? g_ce * o.keep * o.weight_of(y.v) : Acc(0);
-  if (y.invalid) on_target = quiet_nan<Acc>();
-  Acc mass = 0;
-  if (in.target) {
-    const Acc* weight_sum = static_cast<const Acc*>(in.weight_sum);
-    mass = o.uniform * (weight_sum ? *weight_sum : static_cast<Acc>(in.V));
-  }
+  Acc mass = smoothing_mass(in, o);
   if constexpr (kTargetSums) {
     if (p_n) {
       for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
@@ -75,9 +55,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
       mass = group.reduce(mass, Acc(0), Add<Acc>{});
     }
   }
-  const Acc z = o.z_loss == 0 ? Acc(0) : g_z * 2 * o.z_loss * (m + log_sum);
-  const Acc rest = g_ce * mass + z + g_lse;
-  const Acc scale = on_target + rest;
+  row.finish(o, y, mass);
 
   for_each_in_row<kUnroll<T, kTargetSums>, kTogether>(
       x_n, V, group, [&]<int U, int P>(int v0, int step, Acc(&x)[U][P]) {
@@ -94,23 +72,18 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
           }
           Acc d[P];
 #pragma unroll
-          for (int i = 0; i < P; ++i) d[i] = softmax_exp((x[u][i] - m) - log_sum) * scale;
-          if (static_cast<unsigned>(y.v - v) < static_cast<unsigned>(P) && on_target != 0) {
-        // p_y - 1 as expm1: exact where the model is sure, which is where the subtraction would
-        // cancel.
+          for (int i = 0; i < P; ++i) d[i] = row.of(x[u][i]);
+          if (static_cast<unsigned>(y.v - v) < static_cast<unsigned>(P) && row.on_target != 0) {
 #pragma unroll
             for (int i = 0; i < P; ++i) {
-              if (v + i == y.v) {
-                const Acc log_p = (x[u][i] - m) - log_sum;
-                d[i] = on_target * expm1_of(log_p) + rest * softmax_exp(log_p);
-              }
+              if (v + i == y.v) d[i] = row.of_class(x[u][i]);
             }
           }
           if constexpr (kTargetSums) {
             Acc q[P];
             target_weights(o, p_n, v, q);
 #pragma unroll
-            for (int i = 0; i < P; ++i) d[i] -= q[i] * g_ce;
+            for (int i = 0; i < P; ++i) d[i] -= q[i] * row.g_ce;
           }
           if (o.softcap > 0) {
 #pragma unroll
@@ -126,6 +99,7 @@ __global__ void __launch_bounds__(Group::kMaxThreads, kBlocksAtOnce<T, Group>)
 // ---------------------------------------------------------------- launcher
 
 void cross_entropy_backward(const CrossEntropyBackwardArgs& a, Stream stream) {
+  if (a.in.side) return backward_columns(a, stream);
   specialize(a.in, [&]<class T, class Sums, class Group>(TypeTag<T>, Sums, TypeTag<Group>) {
     launch(cross_entropy_backward_kernel<T, Sums::value, Group>,
            config_of<T, Group>("cross_entropy_backward", a.in, stream), a);

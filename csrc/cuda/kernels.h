@@ -65,6 +65,7 @@ int64_t sample_workspace(const SampleArgs& args);
 using VisitKernel = void (*)(void* context, const char* name, const void* kernel);
 void visit_cross_entropy_kernels(VisitKernel visit, void* context);
 void visit_cross_entropy_backward_kernels(VisitKernel visit, void* context);
+void visit_cross_entropy_columns_kernels(VisitKernel visit, void* context);
 void visit_lstm_cell_kernels(VisitKernel visit, void* context);
 void visit_lstm_steps_kernels(VisitKernel visit, void* context);
 void visit_lstm_steps_backward_kernels(VisitKernel visit, void* context);

@@ -37,6 +37,7 @@ extern "C" __attribute__((visibility("default"))) const char* seqkern_cuda_kerne
   out << "[";
   seqkern::cuda::visit_cross_entropy_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_cross_entropy_backward_kernels(seqkern::cuda::append, &out);
+  seqkern::cuda::visit_cross_entropy_columns_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_lstm_cell_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_lstm_steps_kernels(seqkern::cuda::append, &out);
   seqkern::cuda::visit_lstm_steps_backward_kernels(seqkern::cuda::append, &out);

@@ -33,7 +33,7 @@ struct CrossEntropyInputs {
   const void* logits;  // T [N, V]
   Rows logits_rows;
   // Where not 0, the Rows are not used but the columns; dlogits is then [N / side, V, side]
-  // contiguous. CPU only.
+  // contiguous.
   int64_t side;
   ClassColumns logits_columns;
   const int64_t* target;     // [N] class per row; null with class probabilities

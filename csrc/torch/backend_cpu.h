@@ -28,8 +28,6 @@ struct Cpu {
   static constexpr bool kAddsMixedProducts = true;
   // Logits are made in tiles that the softmax finds in cache.
   static constexpr bool kTiles = true;
-  // Whether cross-entropy reads rows that lie side by side where they are.
-  static constexpr bool kColumns = true;
   // Targets can be looked at before the launch, and a bad one named.
   static constexpr bool kHostReadable = true;
 

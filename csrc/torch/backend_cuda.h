@@ -25,7 +25,6 @@ struct Cuda {
   static bool matrix_unit() { return true; }
   static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
-  static constexpr bool kColumns = false;
   // A look at the targets would wait for the device; kernels answer a bad one with NaN.
   static constexpr bool kHostReadable = false;
 

@@ -13,7 +13,6 @@ struct Emulator {
   static bool matrix_unit() { return true; }
   static constexpr bool kAddsMixedProducts = false;
   static constexpr bool kTiles = false;
-  static constexpr bool kColumns = false;
   // As on CUDA, where targets cannot be looked at before the launch.
   static constexpr bool kHostReadable = false;
 

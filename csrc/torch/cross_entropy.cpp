@@ -23,7 +23,7 @@ struct Inputs {
 int64_t rows_side_by_side(const Tensor& t) {
   constexpr int64_t kFewest = 16;
   const int64_t dims = t.dim();
-  if (!Backend::kColumns || dims < 2 || t.size(dims - 1) == 1 || t.stride(dims - 1) == 1) return 0;
+  if (dims < 2 || t.size(dims - 1) == 1 || t.stride(dims - 1) == 1) return 0;
   int64_t side = 1;
   for (int64_t d = dims - 2; d >= (dims > 2 ? 1 : 0); --d) {
     if (t.size(d) != 1 && t.stride(d) != side) return 0;

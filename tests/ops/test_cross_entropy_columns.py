@@ -22,8 +22,16 @@ from ops.cross_entropy_cases import (
 )
 from seqkern import ops, reference
 
-# Around a vector of any width, four of them, and 64 classes.
-SHAPES = [(2, 5, 16), (3, 65, 50), (1, 130, 7, 13), (2, 64, 17), (1, 3, 129), (70, 23)]
+# Around a vector of any width, four of them, 64 classes, and those that warps share (4 and 16).
+SHAPES = [
+    (2, 5, 16),
+    (3, 65, 50),
+    (1, 130, 7, 13),
+    (2, 64, 17),
+    (1, 3, 129),
+    (70, 23),
+    (1, 300, 40),
+]
 
 
 def make(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
