@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import parametrizations
 
 from seqkern import models, nn
+from seqkern.models.transformer import positions
 
 TOKENS = torch.tensor([[1, 2, 3, 6]])
 
@@ -58,6 +59,17 @@ def test_steps_see_the_weights_of_a_functional_call() -> None:
     steps = Steps()
     weights = {name: 2 * p.detach() for name, p in steps.named_parameters()}
     torch.func.functional_call(steps, weights, ())
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_positions_under_another_default_dtype(default: torch.dtype) -> None:
+    like = torch.zeros(1)
+    expected = positions(500, 8, 16, like)
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(positions(500, 8, 16, like), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -28,8 +28,13 @@ def positions(start: int, T: int, C: int, like: Tensor) -> Tensor:
 
     Vaswani et al. 2017: wavelengths from 2 pi to 10000 * 2 pi, sines first.
     """
-    rates = torch.exp(torch.arange(0, C, 2, device=like.device) * (-math.log(10000) / C))
-    angles = torch.arange(start, start + T, device=like.device)[:, None] * rates  # [T, C / 2]
+    # Whatever torch's default dtype is: in 16 bits neighbouring positions would be the same.
+    exact = torch.promote_types(like.dtype, torch.float32)
+    rates = torch.exp(
+        torch.arange(0, C, 2, dtype=exact, device=like.device) * (-math.log(10000) / C)
+    )
+    places = torch.arange(start, start + T, dtype=exact, device=like.device)
+    angles = places[:, None] * rates  # [T, C / 2]
     return torch.cat([angles.sin(), angles.cos()], -1)[:, :C].to(like.dtype)
 
 
