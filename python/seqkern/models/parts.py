@@ -5,8 +5,12 @@ layer runs. Where users put another layer in a place (an adapter, a quantized on
 one (a probe, weight_norm), the model must go through its modules.
 """
 
+from typing import Any
+
+import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+
+_of_all: Any = torch.nn.modules.module  # the hooks of all modules
 
 
 def is_plain(module: nn.Module, *kinds: type) -> bool:
@@ -19,7 +23,10 @@ def is_plain(module: nn.Module, *kinds: type) -> bool:
         and not own["_forward_pre_hooks"]
         and not own["_backward_hooks"]
         and not own["_backward_pre_hooks"]
-        and not _has_any_global_hook()  # type: ignore[no-untyped-call]
+        and not _of_all._global_forward_hooks
+        and not _of_all._global_forward_pre_hooks
+        and not _of_all._global_backward_hooks
+        and not _of_all._global_backward_pre_hooks
     )
 
 
