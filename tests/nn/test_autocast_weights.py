@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import seqkern
 from seqkern.ops import _autocast
@@ -210,3 +211,26 @@ def test_transforms_and_traces_cast_for_themselves(kind: str) -> None:
         swapped = swapped if isinstance(swapped, Tensor) else swapped[0]
         assert not torch.equal(swapped.reshape(5, 32), expected)
         assert torch.equal(output(ours, x), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(reentrant: bool) -> None:
+    """A forward that is repeated in the backward meets other casts of the same weights."""
+    ours, _ = pair("GRUCell")
+    x = torch.randn(12, 5, 16, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        h = None
+        for x_t in x:
+            h = ours(x_t, h)
+        assert h is not None
+        return h
+
+    found = []
+    for repeats in (False, True):
+        ours.zero_grad()
+        with torch.autocast("cpu", LOW):
+            h = checkpoint(run, x, use_reentrant=reentrant) if repeats else run(x)
+        h.float().square().sum().backward()
+        found.append([p.grad.clone() for p in ours.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
