@@ -76,14 +76,14 @@ def states_of(
     module: torch.nn.RNNBase | torch.nn.RNNCellBase, hx: Any
 ) -> tuple[Tensor, ...] | None:
     """`hx` as a tuple, of the type and number of tensors that torch's module takes."""
-    name = type(module).__name__
     if hx is None:
         return None
-    if isinstance(module, torch.nn.LSTM | torch.nn.LSTMCell):
-        is_pair = isinstance(hx, tuple | list) and len(hx) == 2
+    name = type(module).__name__
+    if isinstance(module, (torch.nn.LSTM, torch.nn.LSTMCell)):
+        is_pair = isinstance(hx, (tuple, list)) and len(hx) == 2
         if is_pair and isinstance(hx[0], Tensor) and isinstance(hx[1], Tensor):
             return tuple(hx)
-        error = TypeError if is_pair or not isinstance(hx, tuple | list) else ValueError
+        error = TypeError if is_pair or not isinstance(hx, (tuple, list)) else ValueError
         given = ", ".join(map(describe, hx)) if is_pair else describe(hx)
         raise error(f"{name}: hx must be a pair (h, c) of tensors or None, got {given}")
     if not isinstance(hx, Tensor):
@@ -229,30 +229,30 @@ def run_layers(
     `direction(x, n, weights)` runs recurrence n = layer * directions + direction on its
     w_ih, w_hh, b_ih, b_hh, w_hr.
     """
-    suffixes = ("", "_reverse") if module.bidirectional else ("",)
-    has = {
-        "weight_ih": True,
-        "weight_hh": True,
-        "bias_ih": module.bias,
-        "bias_hh": module.bias,
-        "weight_hr": module.proj_size > 0,
-    }
+    directions = 2 if module.bidirectional else 1
     states = []
     for layer in range(module.num_layers):
         outputs = []
-        for i, suffix in enumerate(suffixes):
-            weights = [
-                getattr(module, f"{name}_l{layer}{suffix}") if has_it else None
-                for name, has_it in has.items()
-            ]
-            weights = list(autocast_weights(*weights))
-            output, state = direction(x, layer * len(suffixes) + i, weights)
+        for n in range(layer * directions, (layer + 1) * directions):
+            output, state = direction(x, n, list(autocast_weights(*_weights(module, n))))
             outputs.append(output)
             states.append(state)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         if layer + 1 < module.num_layers and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
     return x, states
+
+
+def _weights(module: torch.nn.RNNBase, n: int) -> tuple[Tensor | None, ...]:
+    """w_ih, w_hh, b_ih, b_hh and w_hr of recurrence n."""
+    names: Any = module._all_weights[n]
+    own = module._parameters
+    if torch.compiler.is_compiling() or not all(name in own for name in names):
+        found = [getattr(module, name) for name in names]  # some may be made anew for each call
+    else:
+        found = [own[name] for name in names]
+    products, biases = found[:2], found[2:4] if module.bias else (None, None)
+    return *products, *biases, found[-1] if module.proj_size else None
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 
 
+def is_casting(t: Tensor) -> bool:
+    """Whether autocast is on for a tensor's device."""
+    device = t.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def autocast(*tensors: Any) -> tuple[Any, ...]:
     """The tensors in autocast's dtype where that is on, as the factors of a product.
 
     Float64 is left alone, as autocast leaves it; so are integers, which may be tokens.
     """
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_casting(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(t.to(dtype) if _is_cast(t) else t for t in tensors)
 
 
@@ -26,8 +31,7 @@ def agreed(*tensors: Any) -> tuple[Any, ...]:
 
     What has one dtype stays: the kernels accumulate in float32 whatever they read.
     """
-    device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_casting(tensors[0]):
         return tensors
     dtypes = {t.dtype for t in tensors if _is_cast(t)}
     return autocast(*tensors) if len(dtypes) > 1 else tensors
@@ -40,8 +44,7 @@ def autocast_weights(*weights: Any) -> tuple[Any, ...]:
     But what shares a cast has its gradients summed in 16 bits: over 1000 steps torch's are off by
     half their size. So only `_SHARING` calls share one, and their sums meet in float32.
     """
-    device = weights[0].device.type
-    if device != "cpu" or not torch.is_autocast_enabled(device):
+    if weights[0].device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return autocast(*weights)
     kept = _region()
     if kept is None:
@@ -51,7 +54,7 @@ def autocast_weights(*weights: Any) -> tuple[Any, ...]:
         return autocast(*weights)
     key = (
         *map(id, weights),
-        torch.get_autocast_dtype(device),
+        torch.get_autocast_dtype("cpu"),
         torch.is_grad_enabled(),  # a cast made without has no gradient
         torch.is_inference_mode_enabled(),
     )
