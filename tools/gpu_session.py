@@ -125,6 +125,7 @@ STAGES = (
         "cross-entropy with and without the head",
         (
             bench("cross_entropy", "--dtype bf16 --peers torch,seqkern,torch.compile,liger"),
+            bench("cross_entropy_columns", "--dtype bf16"),
             bench("linear_cross_entropy", "--dtype bf16"),
             bench("log_softmax", "--dtype bf16"),
         ),
