@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,16 @@ def test_out_of_time_a_command_tells_what_it_has_and_leaves_nothing_running(
     while alive(child):
         assert time.monotonic() < deadline, "what the command had started still runs"
         time.sleep(0.05)
+
+
+def test_started_in_the_background_its_commands_hear_interrupts(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code, seconds = gpu_session.run("sleep 60", tmp_path / "log", 1.0)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 124
+    assert seconds < gpu_session.INTERRUPT_SECONDS
 
 
 def alive(pid: int) -> bool:

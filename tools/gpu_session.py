@@ -187,7 +187,12 @@ def run(command: str, log: Path, seconds: float) -> tuple[int, float]:
         out.flush()
         try:
             process = subprocess.Popen(
-                shlex.split(command), cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+                shlex.split(command),
+                cwd=ROOT,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=hear_interrupts,
             )
             code = finish(process, max(seconds, 1))
         except OSError as error:  # no such program
@@ -195,6 +200,11 @@ def run(command: str, log: Path, seconds: float) -> tuple[int, float]:
             code = 127
         out.write(f"exit {code}\n\n".encode())
     return code, time.monotonic() - begin
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to the commands it runs in the background, and they to theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[bytes], seconds: float) -> int:
