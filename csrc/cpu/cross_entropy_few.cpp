@@ -15,12 +15,13 @@ constexpr int64_t kCopied = 24, kCopiedBack = 12;
 template <class Acc>
 struct Block {
   static constexpr int64_t L = kLanes<Acc>, kRows = kMostVectors * L;
+  static constexpr int64_t kWholeVectors = (kCopied + L - 1) / L * L;  // of one row
   alignas(64) Acc lanes[kCopied * kRows];
 
   template <class T>
   void read(const CrossEntropyInputs& in, int64_t n, int64_t count) {
     const T* logits = static_cast<const T*>(in.logits);
-    alignas(64) Acc converted[kCopied];
+    alignas(64) Acc converted[kWholeVectors];
     for (int64_t i = 0; i < count; ++i) {
       const T* row = logits + in.logits_rows.offset(n + i);
       const Acc* from;
@@ -37,7 +38,7 @@ struct Block {
   }
   template <class T>
   void write(const CrossEntropyInputs& in, void* dlogits, int64_t n, int64_t count) const {
-    alignas(64) Acc exact[kCopied];
+    alignas(64) Acc exact[kWholeVectors];
     T* row = static_cast<T*>(dlogits) + n * in.V;
     for (int64_t i = 0; i < count; ++i, row += in.V) {
       Acc* to;
