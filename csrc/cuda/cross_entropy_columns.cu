@@ -6,7 +6,7 @@
 namespace seqkern::cuda {
 namespace {
 
-constexpr int kThreads = 256;      // of a block, each few of whose warps share rows
+constexpr int kThreads = 256;      // of a block in which one warp or four take the same rows
 constexpr int kMostThreads = 512;  // of one in which all warps do
 // Classes whose loads are under way together.
 template <class T>

@@ -106,7 +106,7 @@ class Block(nn.Module):
 
         None where the block does something else than that op.
         """
-        # Every step asks: by its dictionary a module is found in a fifth of the time.
+        # Every step asks: in its dictionary a part is found in a tenth of the time.
         parts: Any = self._modules
         attention, mlp = parts["attention"], parts["mlp"]
         if not (

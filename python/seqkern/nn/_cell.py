@@ -13,6 +13,8 @@ from seqkern.ops._packed_weights import PackedWeights
 
 Cell = TypeVar("Cell", bound="KeepsPacked")
 
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
 
 class KeepsPacked:
     """A cell that may keep its weights packed."""
@@ -61,7 +63,7 @@ def prepare(
     if states is not None:
         _check_dims(module, states, dims)
     x = input if dims == 2 else input.unsqueeze(0)
-    parameters = weights = _parameters(module)
+    parameters = weights = recurrent.parameters_of(module, _NAMES)
     if is_casting(x):
         (x,) = autocast(x)
         weights = autocast_weights(*parameters)
@@ -78,17 +80,6 @@ def prepare(
     if kept and all(type(w) is torch.nn.Parameter for w in parameters[:2]):
         packed = kept.of(*weights[:2])
     return x, states, weights, packed
-
-
-def _parameters(module: torch.nn.RNNCellBase) -> tuple[Any, ...]:
-    """Weights and biases: from the dictionary, in a fifth of the time that attributes take."""
-    own = module._parameters
-    if not torch.compiler.is_compiling():
-        try:
-            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
-        except KeyError:  # one that is made anew for each call
-            pass
-    return module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh
 
 
 def _check_dims(module: torch.nn.RNNCellBase, states: tuple[Tensor, ...], dims: int) -> None:

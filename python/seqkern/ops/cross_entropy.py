@@ -152,9 +152,8 @@ def cross_entropy(
     elif _registry.is_transformed(logits, target):
         loss, lse = _plain(logits, target, weight, options=list(inputs[3:8]))
     elif torch.is_grad_enabled() and (logits.requires_grad or target.requires_grad):
-        loss, lse = _registry.call(_CrossEntropy.apply, *inputs), None
-        if return_lse:
-            loss, lse = loss
+        result = _registry.call(_CrossEntropy.apply, *inputs)
+        loss, lse = result if return_lse else (result, None)
     else:
         loss, lse, _ = _registry.call(_registry.active.cross_entropy_forward, *inputs)
     return (loss, lse) if return_lse else loss
