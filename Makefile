@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa poison poisoned build \
+.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa poison poisoned sanitize sanitized build \
         emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -46,6 +46,14 @@ poison:
 	$(MAKE) VENV=.venv-poison POISON=ON poisoned
 poisoned: $(VENV)/.built $(VENV)/.requires-test
 	SEQKERN_TEST_FILL=1 $(BIN)/python -m pytest tests/ops tests/nn -k "not emu and not cuda" $(PYTEST_ARGS)
+
+# The same under AddressSanitizer and UBSan, whose runtime has to be in the process before torch, as has
+# libstdc++, whose exceptions it watches.
+sanitize:
+	$(MAKE) VENV=.venv-sanitize SANITIZE=ON sanitized
+sanitized: $(VENV)/.built $(VENV)/.requires-test
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	   $(BIN)/python -m pytest tests/ops tests/nn --capture=sys -k "not emu and not cuda and not compile" $(PYTEST_ARGS)
 
 quick: $(VENV)/.built $(VENV)/.requires-test emulator
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
@@ -101,7 +109,8 @@ SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc cmake -type f)
 
 $(VENV)/.built: $(SOURCES) $(VENV)/.requires
 	$(PIP) install --no-build-isolation --no-deps -e . --config-settings=cmake.define.SEQKERN_WERROR=$(WERROR) \
-	   $(if $(POISON),--config-settings=cmake.define.SEQKERN_POISON=ON --config-settings=build-dir=build/poison)
+	   $(if $(POISON),--config-settings=cmake.define.SEQKERN_POISON=ON --config-settings=build-dir=build/poison) \
+	   $(if $(SANITIZE),--config-settings=cmake.define.SEQKERN_SANITIZE=ON --config-settings=build-dir=build/sanitize)
 	@touch $@
 
 build: $(VENV)/.built

@@ -12,9 +12,14 @@
 #include "cpu/team.h"
 #include "ops/recurrent.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace seqkern::cpu::SEQKERN_ISA {
 
-// Hands out pieces of the workspace; with base null it only counts.
+// Hands out pieces of the workspace; with base null it only counts. Under AddressSanitizer nothing
+// may touch what lies between two pieces.
 struct Arena {
   char* base;
   int64_t used = 0;
@@ -22,9 +27,23 @@ struct Arena {
   template <class T>
   T* take(int64_t count) {
     T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
-    used += (count * static_cast<int64_t>(sizeof(T)) + 63) & ~int64_t{63};
+    const int64_t end = used + count * static_cast<int64_t>(sizeof(T));
+    used = ((end + 63) & ~int64_t{63}) + kGap;
+    if constexpr (kGap > 0) {
+      if (base) poison(base + end, used - end);
+    }
     return piece;
   }
+
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr int64_t kGap = 64;
+  static void poison(char* from, int64_t bytes) {
+    __asan_poison_memory_region(from, static_cast<size_t>(bytes));
+  }
+#else
+  static constexpr int64_t kGap = 0;
+  static void poison(char*, int64_t) {}
+#endif
 };
 
 // Whether rows that far apart spread over the sets of the caches, so that a tile can read them

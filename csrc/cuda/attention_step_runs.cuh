@@ -153,7 +153,8 @@ __device__ __forceinline__ bool ends_row(const AttentionStepArgs& a, const StepW
   if (threadIdx.x == 0) {
     int32_t* counter = a.counters + static_cast<int64_t>(w.b) * a.NKV + w.head;
     last = atomicAdd(counter, 1) == w.runs - 1;
-    if (last) *counter = 0;  // as it was found, for the next call
+    // As it was found, for the next call; nothing orders the others' counts before a plain store.
+    if (last) atomicExch(counter, 0);
   }
   __syncthreads();  // orders the count before every thread reads it
   if (!last) return false;

@@ -188,7 +188,7 @@ __device__ __forceinline__ void store_release(uint32_t* flag, uint32_t x) {
 #if defined(__CUDACC__)
   asm volatile("st.release.gpu.u32 [%0], %1;" ::"l"(flag), "r"(x) : "memory");
 #else
-  emulator::atomic_update(flag, [=](uint32_t) { return x; });
+  emulator::store_release(flag, x);
 #endif
 }
 
@@ -200,7 +200,7 @@ __device__ __forceinline__ uint32_t load_acquire(uint32_t* flag) {
   asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(x) : "l"(flag) : "memory");
   return x;
 #else
-  return emulator::atomic_update(flag, [](uint32_t x) { return x; });
+  return emulator::load_acquire(flag);
 #endif
 }
 
@@ -211,7 +211,7 @@ __device__ __forceinline__ void store_relaxed(uint16_t* p, uint16_t x) {
 #if defined(__CUDACC__)
   asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(x) : "memory");
 #else
-  *p = x;
+  emulator::store_relaxed(p, x);
 #endif
 }
 __device__ __forceinline__ uint4 load_relaxed(const void* p) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ uint4 load_relaxed(const void* p) {
                : "memory");
   return x;
 #else
-  return *static_cast<const uint4*>(p);
+  return emulator::load_relaxed(static_cast<const uint4*>(p));
 #endif
 }
 
@@ -248,11 +248,17 @@ __device__ __forceinline__ void prefetch_l2([[maybe_unused]] const void* p) {
 
 // ---------------------------------------------------------------- cp.async
 
+// Whether something orders all writes of what is copied before the copy or after its end, or others
+// store parts of it meanwhile, by store_relaxed. PTX has no copy for that, but one of 16 bytes
+// reads L2, as load_relaxed does: each part as it was before or after a store.
+enum class Copied { kOrdered, kMeanwhile };
+
 // Copies kBytes (4, 8 or 16) from global to shared memory in the background; past `valid` bytes the
 // destination is filled with zeros (valid = 0 reads nothing). 16 bytes bypass L1.
-template <int kBytes>
+template <int kBytes, Copied kCopied = Copied::kOrdered>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int valid = kBytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  static_assert(kCopied == Copied::kOrdered || kBytes == 16);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   for (int i = 0; i < kBytes / 2; ++i) {
     static_cast<uint16_t*>(shared)[i] =
@@ -270,7 +276,9 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, int v
                  : "memory");
   }
 #else
-  emulator::cp_async(shared, global, kBytes, valid);
+  emulator::cp_async(
+      shared, global, kBytes, valid,
+      kCopied == Copied::kOrdered ? emulator::Kind::kRead : emulator::Kind::kRelaxedRead);
 #endif
 }
 

@@ -22,7 +22,8 @@
 // the values' to L2, and their read.
 //   What is read is an element of V_n or of V_{n-2}, which differ in that bit. An element is one
 //   store and has no parts, so nothing has to be ordered but the accesses to that one place, which
-//   L2 does: a read that follows another there finds nothing older.
+//   L2 does: a read that follows another there finds nothing older. (Some of the reads are copies,
+//   which PTX does not promise this of: ptx.cuh, Copied.)
 //   Round 0 reads h0, any number, from a buffer of its own. start() fills it, and the two others
 //   with what V_1 and V_2 are not; the barrier of the grid is between.
 //   NaN is all ones, so its bit tells nothing. Where one of the 8 values of a piece, a group's in a

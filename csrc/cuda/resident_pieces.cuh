@@ -33,7 +33,7 @@ struct PieceSource {
 
 // The parts, tiles by tiles, go through the stages in turn; what comes next is brought while those
 // before it are used.
-template <class Product, int kTiles>
+template <class Product, int kTiles, Copied kCopied = Copied::kOrdered>
 class PieceRing {
  public:
   using Taken = typename Product::Taken;
@@ -76,8 +76,8 @@ class PieceRing {
         const int part = n / kTiles;
         // Zeros beyond the warp's parts: nobody uses them, but they are read with the others.
         const bool inside = kTaken <= Product::kParts || part == 0 || part_ + part < source_.parts;
-        cp_async<16>(to + n * kWarp + Product::place(source_.lane, part),
-                     from_ + source_.offset<kTiles>(n), inside ? 16 : 0);
+        cp_async<16, kCopied>(to + n * kWarp + Product::place(source_.lane, part),
+                              from_ + source_.offset<kTiles>(n), inside ? 16 : 0);
       }
       to_ = to_ + 1 == Product::kStages ? 0 : to_ + 1;
       part_ += kTaken;
@@ -183,7 +183,7 @@ class CheckedPieces {
 
   const PieceSource& source_;
   const ExpectedValues expected_;
-  PieceRing<Product, kTiles> ring_;
+  PieceRing<Product, kTiles, Copied::kMeanwhile> ring_;
   int part_ = 0;  // of the stage that is taken next, its first
 };
 

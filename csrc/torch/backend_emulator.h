@@ -7,6 +7,12 @@
 
 namespace seqkern {
 
+// Between them lie the accesses of an op's kernels to the memory of its tensors.
+namespace emulator {
+void begin_op();
+void end_op();
+}  // namespace emulator
+
 struct Emulator {
   // As on CUDA.
   static bool mixed_gemm(DType) { return true; }
@@ -21,7 +27,10 @@ struct Emulator {
   static constexpr bool kRowsApart = false;
 
   struct Guard {
-    explicit Guard(const Tensor&) {}
+    explicit Guard(const Tensor&) { emulator::begin_op(); }
+    ~Guard() { emulator::end_op(); }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
   };
 
 #define SEQKERN_RUN(name, Args) \

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -74,6 +75,30 @@ struct KeptActivations {
   static inline KeptMapping all[4];  // a layer or direction holds one from forward to backward
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+
+// Under the sanitizer, of just the size asked for and never what an earlier call had, so that it
+// sees every access to what is not this call's.
+template <class Kept>
+class KeptMemory {
+ public:
+  explicit KeptMemory(int64_t bytes) {
+    constexpr size_t kPage = 4096;
+    if (bytes > 0 && ::posix_memalign(&data_, kPage, static_cast<size_t>(bytes)) != 0) {
+      throw std::runtime_error(message("seqkern: no memory for ", bytes, " bytes"));
+    }
+  }
+  ~KeptMemory() { ::free(data_); }
+  KeptMemory(const KeptMemory&) = delete;
+  KeptMemory& operator=(const KeptMemory&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_ = nullptr;
+};
+
+#else
+
 template <class Kept>
 class KeptMemory {
  public:
@@ -132,5 +157,7 @@ class KeptMemory {
   KeptMapping* kept_ = nullptr;
   Mapping own_;
 };
+
+#endif
 
 }  // namespace seqkern

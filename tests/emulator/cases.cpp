@@ -11,7 +11,8 @@
 int main(int argc, char** argv) {
   using namespace seqkern::emulator;
   std::vector<Case> cases;
-  for (const auto& more : {block_cases(), warp_cases(), grid_cases(), ptx_cases(), row_cases()}) {
+  for (const auto& more :
+       {block_cases(), global_cases(), warp_cases(), grid_cases(), ptx_cases(), row_cases()}) {
     cases.insert(cases.end(), more.begin(), more.end());
   }
   const std::string name = argc > 1 ? argv[1] : "list";

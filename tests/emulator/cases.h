@@ -15,6 +15,7 @@ struct Case {
 
 std::vector<Case> block_cases();
 std::vector<Case> warp_cases();
+std::vector<Case> global_cases();
 std::vector<Case> grid_cases();
 std::vector<Case> ptx_cases();
 std::vector<Case> row_cases();

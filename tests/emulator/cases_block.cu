@@ -55,6 +55,18 @@ __global__ void beyond(float* out) {
   out[t] = static_cast<float>(t);
 }
 
+struct alignas(4) Halves {
+  uint16_t x[2 * kThreads + 1];
+};
+
+// Two at once, which begin at an odd one.
+__global__ void misaligned_shared(float* out) {
+  Halves& s = shared<Halves>();
+  const int t = static_cast<int>(threadIdx.x);
+  *reinterpret_cast<uint32_t*>(s.x + 2 * t + 1) = 0;
+  out[t] = static_cast<float>(t);
+}
+
 __global__ void return_before_barrier(float* out) {
   if (threadIdx.x == 7) return;
   __syncthreads();  // never complete
@@ -162,6 +174,7 @@ std::vector<Case> block_cases() {
       {"rotate_without_barrier", [] { return right(rotate<false>); }},
       {"read_unwritten", [] { return right(read_unwritten); }},
       {"beyond", [] { return right(beyond); }},
+      {"misaligned_shared", [] { return right(misaligned_shared); }},
       {"return_before_barrier", [] { return right(return_before_barrier); }},
       {"barrier_in_branch", [] { return right(barrier_in_branch); }},
       {"barrier_against_warp", [] { return right(barrier_against_warp); }},

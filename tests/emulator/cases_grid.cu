@@ -83,21 +83,6 @@ bool indices(dim3 grid, dim3 block) {
   return true;
 }
 
-// The last block to arrive adds up what the others left, as a one-launch reduction does.
-__global__ void last_block(int* arrived, int* partial, int* sum) {
-  partial[blockIdx.x] = static_cast<int>(blockIdx.x);
-  __threadfence();
-  if (atomicAdd(arrived, 1) != static_cast<int>(gridDim.x) - 1) return;
-  for (unsigned b = 0; b < gridDim.x; ++b) *sum += partial[b];
-}
-
-bool last_block_adds() {
-  int arrived = 0, sum = 0;
-  std::vector<int> partial(kBlocks, 1000);
-  launch(last_block, {.name = "case", .grid = kBlocks}, &arrived, partial.data(), &sum);
-  return sum == kBlocks * (kBlocks - 1) / 2;
-}
-
 // A flag that another block sets: terminates only where both are alive.
 __global__ void wait_for_flag(int* flag, int* out) {
   if (blockIdx.x == 0) atomicExch(flag, 1);
@@ -212,7 +197,6 @@ std::vector<Case> grid_cases() {
       {"order", order},
       {"indices", [] { return indices({2, 3, 4}, {5, 2, 3}); }},
       {"block_too_large", [] { return indices(1, 2048); }},
-      {"last_block_adds", last_block_adds},
       {"flag", flag},
       {"flagged_rounds", [] { return flagged(flagged_rounds<true>); }},
       {"flagged_rounds_without_wait", [] { return flagged(flagged_rounds<false>); }},

@@ -29,6 +29,7 @@ constexpr unsigned kSlowness = 32;
 constexpr int kTries = 16;
 
 EmulatedDevice device;
+Call launched = {};
 
 uint64_t random_state = 0;
 uint64_t launches = 0;
@@ -176,6 +177,7 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& i
     const uint64_t i = indices[b];
     block.index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
                    static_cast<unsigned>(i / grid.x / grid.y)};
+    block.number = static_cast<uint32_t>(i);
     block.slot = b;
     block.run = next_epoch();
     block.epoch = next_epoch();
@@ -191,7 +193,8 @@ void run_blocks(const cudaLaunchConfig_t& config, const std::vector<uint64_t>& i
                       static_cast<unsigned>(t / dim.x / dim.y)};
       thread.warp = static_cast<int>(t / kWarpSize);
       thread.lane = static_cast<int>(t % kWarpSize);
-      prepare(thread.context, stack(b * threads + t), thread_entry);
+      thread.stack = stack(b * threads + t);
+      prepare(thread.context, thread.stack, thread_entry);
       block.threads.push_back(&thread);
       launch.ready.push_back(&thread);
     }
@@ -235,7 +238,7 @@ uint64_t random_bits() {
 }
 
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
-                     const std::function<void()>& thread) {
+                     const std::function<void()>& thread, Call call) {
   // One launch at a time: autograd may call from another thread.
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
@@ -261,6 +264,9 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
     }
   }
   launch.body = &thread;
+  launched = call;
+  begin_launch();
+  forget_old_pages();
   blockDim = dim;
   gridDim = grid;
   ++launches;
@@ -281,8 +287,14 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
   return cudaSuccess;
 }
 
+bool is_parameter(uintptr_t at) {
+  return at - reinterpret_cast<uintptr_t>(launched.data) < launched.bytes ||
+         at - reinterpret_cast<uintptr_t>(launch.body) < sizeof(*launch.body);
+}
+
 void fail_at(const std::string& message, const void* code) {
   launch.fault = std::make_unique<Fault>(Fault{message, code});
+  end_look();
   for (;;) switch_context(running->context, launch.scheduler);
 }
 

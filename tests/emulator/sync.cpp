@@ -1,7 +1,10 @@
 // Where threads wait for each other: barriers of block and grid, operations of a warp, and copies
 // under way.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
+#include <new>
 
 #include "runtime.h"
 
@@ -34,14 +37,30 @@ void release(Block& block) {
   block.arrived = 0;
   block.yes = 0;
   block.barrier = nullptr;
-  block.epoch = next_epoch();
 }
 
-std::vector<std::unique_ptr<Collective>>& spare_collectives() {
-  static std::vector<std::unique_ptr<Collective>> spare;
-  return spare;
-}
+// Where collectives lie, so that a kernel's reads of what its lanes brought are told from those of
+// global memory.
+constexpr size_t kMostCollectives = 65536;
+Collective* const collectives = [] {
+  void* p = ::mmap(nullptr, kMostCollectives * sizeof(Collective), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<Collective*>(p);
+}();
 
+std::vector<Collective*> spare_collectives;
+
+OwnedCollective take_collective() {
+  static size_t made = 0;
+  if (spare_collectives.empty()) {
+    if (made == kMostCollectives) throw std::bad_alloc();
+    return OwnedCollective(collectives + made++);
+  }
+  OwnedCollective c(spare_collectives.back());
+  spare_collectives.pop_back();
+  return c;
+}
 }  // namespace
 
 // ---------------------------------------------------------------- barriers
@@ -63,6 +82,7 @@ int block_barrier(const char* what, Location where, Count count, bool predicate)
   } else {
     Thread* self = running;
     release(block);
+    meet(block);
     for (Thread* thread : block.threads) {
       if (thread != self) make_ready(*thread);
     }
@@ -94,6 +114,7 @@ void grid_barrier(Location where) {
   launch.at_grid_barrier = 0;
   Thread* self = running;
   for (Block& block : launch.blocks) release(block);
+  meet_all();
   for (Thread& thread : launch.threads) {
     if (&thread != self) make_ready(thread);
   }
@@ -106,6 +127,12 @@ void yield() {
 }
 
 // ---------------------------------------------------------------- warps
+
+void GiveBack::operator()(Collective* collective) const { spare_collectives.push_back(collective); }
+
+bool is_collective(uintptr_t at) {
+  return at - reinterpret_cast<uintptr_t>(collectives) < kMostCollectives * sizeof(Collective);
+}
 
 int lane_id() { return running->lane; }
 
@@ -128,10 +155,7 @@ Collective& arrive(const char* what, uint32_t mask, const void* value, size_t by
     }
   }
   if (!c) {
-    auto& spare = spare_collectives();
-    if (spare.empty()) spare.push_back(std::make_unique<Collective>());
-    open.push_back(std::move(spare.back()));
-    spare.pop_back();
+    open.push_back(take_collective());
     c = open.back().get();
     c->what = what;
     c->where = where;
@@ -158,19 +182,10 @@ void leave(Collective& collective) {
   auto& open = running->block->warps[running->warp];
   const auto at =
       std::find_if(open.begin(), open.end(), [&](const auto& o) { return o.get() == &collective; });
-  spare_collectives().push_back(std::move(*at));
   open.erase(at);
 }
 
-void mark_warp_synchronised(uint32_t mask) {
-  Thread& self = *running;
-  const size_t first = static_cast<size_t>(self.warp) * kWarpSize;
-  uint32_t epoch = 0;
-  for (int lane = 0; lane < kWarpSize; ++lane) {
-    if (mask >> lane & 1) epoch = std::max(epoch, self.block->threads[first + lane]->warp_epoch);
-  }
-  self.warp_epoch = epoch + 1;
-}
+void synchronise_lanes(uint32_t mask) { meet_lanes(*running, mask); }
 
 // ---------------------------------------------------------------- shared memory, asynchronous
 // copies
@@ -195,16 +210,18 @@ void* static_shared(const void* key, size_t bytes, size_t align) {
 
 void* dynamic_shared() { return slot_memory(running->block->slot); }
 
-void cp_async(void* shared, const void* global, int bytes, int valid) {
+void cp_async(void* shared, const void* global, int bytes, int valid, Kind kind) {
   require_shared(shared, static_cast<size_t>(bytes), "cp.async");
   if (reinterpret_cast<uintptr_t>(global) % static_cast<size_t>(bytes) != 0) {
     fail_at("cp.async: source not aligned to its " + std::to_string(bytes) + " bytes", nullptr);
   }
+  if (valid > 0) check(global, static_cast<size_t>(valid), 1, kind);
   // Written at some time from now on: until the wait nobody may touch it.
   check_write(shared, static_cast<size_t>(bytes));
   forget(shared, static_cast<size_t>(bytes));
   // It may read at any time until then, too.
-  AsyncCopy copy = {shared, global, bytes, valid, running->copy_group, random_bits() % 2 == 0, {}};
+  AsyncCopy copy = {shared, global, bytes, valid, kind, running->copy_group, random_bits() % 2 == 0,
+                    {}};
   if (copy.early) std::memcpy(copy.read, global, static_cast<size_t>(valid));
   running->copies.push_back(copy);
 }
@@ -218,6 +235,7 @@ void cp_async_wait(int pending) {
       later.push_back(c);
       continue;
     }
+    if (c.valid > 0) check(c.global, static_cast<size_t>(c.valid), 1, c.kind);
     check_write(c.shared, static_cast<size_t>(c.bytes));
     std::memset(c.shared, 0, static_cast<size_t>(c.bytes));
     std::memcpy(c.shared, c.early ? c.read : c.global, static_cast<size_t>(c.valid));

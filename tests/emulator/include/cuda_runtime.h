@@ -92,18 +92,26 @@ cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 namespace seqkern::emulator {
-// Runs `thread` once per thread of the grid.
+struct Call {
+  const void* data;
+  size_t bytes;
+};
+// Runs `thread`, which makes the call, once per thread of the grid.
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
-                     const std::function<void()>& thread);
+                     const std::function<void()>& thread, Call call);
 }  // namespace seqkern::emulator
 
 // The kernel has run when this returns.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args&&... args) {
-  const std::tuple<std::decay_t<Params>...> copies(args...);
+  const struct {
+    void (*kernel)(Params...);
+    std::tuple<std::decay_t<Params>...> parameters;
+  } call = {kernel, std::tuple<std::decay_t<Params>...>(args...)};
   return seqkern::emulator::run_grid(*config, reinterpret_cast<const void*>(kernel),
-                                     [&] { std::apply(kernel, copies); });
+                                     [&call] { std::apply(call.kernel, call.parameters); },
+                                     {&call, sizeof(call)});
 }
 
 // ---------------------------------------------------------------- where a thread is
@@ -131,7 +139,7 @@ SEQKERN_SYNCTHREADS(__syncthreads_or, seqkern::emulator::Count::kOr)
 SEQKERN_SYNCTHREADS(__syncthreads_count, seqkern::emulator::Count::kSum)
 #undef SEQKERN_SYNCTHREADS
 
-inline void __threadfence() {}
+inline void __threadfence() { seqkern::emulator::thread_fence(); }
 inline void __threadfence_block() {}
 inline void __nanosleep(unsigned) { seqkern::emulator::yield(); }
 
@@ -140,7 +148,7 @@ inline void __nanosleep(unsigned) { seqkern::emulator::yield(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu,
                        seqkern::emulator::Location where = seqkern::emulator::Location::current()) {
   seqkern::emulator::warp_collective("__syncwarp", 0, [](const auto&, int) {}, mask, where);
-  seqkern::emulator::mark_warp_synchronised(mask);
+  seqkern::emulator::synchronise_lanes(mask);
 }
 
 #define SEQKERN_SHUFFLE(name, Operand, source)                                         \

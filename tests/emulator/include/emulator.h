@@ -73,7 +73,7 @@ int lane_id();
 Collective& arrive(const char* what, uint32_t mask, const void* value, size_t bytes,
                    Location where);
 void leave(Collective& collective);
-void mark_warp_synchronised(uint32_t mask);
+void synchronise_lanes(uint32_t mask);
 
 // The values the lanes brought.
 template <class X>
@@ -113,10 +113,25 @@ decltype(auto) warp_collective(const char* what, const X& value, F&& f, uint32_t
 void* static_shared(const void* key, size_t bytes, size_t align);
 void* dynamic_shared();
 
+// What kernels may touch from begin_op() to end_op() of what is global memory to them, if anything
+// is said of it.
+void begin_op();
+void end_op();
+void allow(const void* p, size_t bytes, bool writable);
+
+// Relaxed accesses are of what others write meanwhile.
+enum class Kind { kRead, kWrite, kRelaxedRead, kRelaxedWrite, kAtomic };
+
 void require_shared(const void* p, size_t align, const char* what);
+void check(const void* p, size_t bytes, size_t align, Kind kind);
 void check_read(const void* p, size_t bytes);
 void check_write(void* p, size_t bytes);
-void check_atomic(void* p, size_t bytes);
+
+// What an atomic, a store that releases and a load that acquires do to the order of accesses.
+void order_atomic(const void* p);
+void order_release(const void* p);
+void order_acquire(const void* p);
+void thread_fence();
 
 template <class X>
 SEQKERN_EMULATOR_UNWATCHED X load_shared(const X* p) {
@@ -124,17 +139,39 @@ SEQKERN_EMULATOR_UNWATCHED X load_shared(const X* p) {
   return *p;
 }
 
+template <class X>
+SEQKERN_EMULATOR_UNWATCHED X load_relaxed(const X* p) {
+  check(p, sizeof(X), sizeof(X), Kind::kRelaxedRead);
+  return *p;
+}
+template <class X>
+SEQKERN_EMULATOR_UNWATCHED void store_relaxed(X* p, X x) {
+  check(p, sizeof(X), sizeof(X), Kind::kRelaxedWrite);
+  *p = x;
+}
+template <class X>
+X load_acquire(const X* p) {
+  order_acquire(p);
+  return load_relaxed(p);
+}
+template <class X>
+void store_release(X* p, X x) {
+  order_release(p);
+  store_relaxed(p, x);
+}
+
 // old = *p, *p = f(old); returns old. Fibers do not interrupt each other, so nothing else is
 // needed.
 template <class X, class F>
 SEQKERN_EMULATOR_UNWATCHED X atomic_update(X* p, F f) {
-  check_atomic(p, sizeof(X));
+  check(p, sizeof(X), sizeof(X), Kind::kAtomic);
+  order_atomic(p);
   const X old = *p;
   *p = f(old);
   return old;
 }
 
-void cp_async(void* shared, const void* global, int bytes, int valid);
+void cp_async(void* shared, const void* global, int bytes, int valid, Kind kind);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
