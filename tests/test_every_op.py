@@ -47,6 +47,34 @@ def test_compile(name: str) -> None:
     assert len(graphs) == compiled_before
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_results_can_be_changed_in_place(name: str) -> None:
+    """With gradients and without, by an operation and by detach_, as those of torch's own can."""
+    module, case = build(name)
+    ends_in_linear = name == "CausalSelfAttention"  # torch's result, which is a view
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            for result in flat(module(*case.make(4))):
+                result.mul_(2)
+                if not ends_in_linear:
+                    result.detach_()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_share_no_memory(name: str) -> None:
+    """What changes one in place (a hook, clipping) leaves the others."""
+    module, case = build(name)
+    tensors = [t.requires_grad_() if t.is_floating_point() else t for t in case.make(4)]
+    inputs = [t for t in (*tensors, *module.parameters()) if t.requires_grad]
+    results = [t.sum() for t in flat(module(*tensors)) if t.requires_grad]
+    found = [t for t in torch.autograd.grad(sum(results), inputs, allow_unused=True) if t is not None]
+    before = [t.clone() for t in found]
+    for t in found:
+        t.mul_(2)
+    for actual, expected in zip(found, before, strict=True):
+        assert torch.equal(actual, 2 * expected)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name: str) -> None:
     """With one dynamic size; the program gives eager's result for another."""

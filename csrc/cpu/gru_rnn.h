@@ -44,7 +44,7 @@ SEQKERN_INLINE Vec<Acc> rnn_activate(bool relu, Vec<Acc> a) {
 // The gradient at the activation's input, from its result.
 template <class Acc>
 SEQKERN_INLINE Vec<Acc> rnn_gradient(bool relu, Vec<Acc> h, Vec<Acc> dh) {
-  return relu ? select(h > Acc(0), dh, Vec<Acc>{}) : Vec<Acc>(dh * (Acc(1) - h * h));
+  return relu ? select(h <= Acc(0), Vec<Acc>{}, dh) : Vec<Acc>(dh * (Acc(1) - h * h));
 }
 
 }  // namespace seqkern::cpu::SEQKERN_ISA

@@ -120,7 +120,7 @@ struct SavedUnit {
     } else {
       later = 0;
       const bool relu = a.cell == HiddenCell::kRelu;
-      const Acc da = relu ? (h_value > 0 ? dh : Acc(0)) : dh * (1 - h_value * h_value);
+      const Acc da = relu ? (h_value <= 0 ? Acc(0) : dh) : dh * (1 - h_value * h_value);
       return {da, 0, 0, 0};
     }
   }

@@ -177,5 +177,5 @@ def test_bad_calls(backend: Any, kind: str) -> None:
         module(x, x.new_zeros(1, 2, 7))
     with pytest.raises(ValueError, match="lengths must be None with unbatched input"):
         module(x[0], lengths=torch.tensor([1]))
-    with pytest.raises(ValueError, match=r"w_ih must be float32 \[\d+, 5\], got float64"):
+    with pytest.raises(ValueError, match=f"{name}: input must be torch.float64 like the weights"):
         module(x.float())

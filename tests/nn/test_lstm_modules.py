@@ -209,7 +209,7 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
     ),
     "h": (lambda m, x, h: m(x, (h[:, :2], h)), r"hx\[0\] must be \[1, 3, 7\], got \[1, 2, 7\]"),
     "c": (lambda m, x, h: m(x, (h, h[:0])), r"hx\[1\] must be \[1, 3, 7\], got \[0, 3, 7\]"),
-    "dtype": (lambda m, x, h: m(x.double()), r"w_ih must be float64 \[28, 5\], got float32"),
+    "dtype": (lambda m, x, h: m(x.double()), "LSTM: input must be torch.float32 like the weights"),
     "unbatched-lengths": (
         lambda m, x, h: m(x[0], lengths=torch.tensor([1])),
         "LSTM: lengths must be None with unbatched input",

@@ -246,3 +246,18 @@ def flat(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
         return [result]
     return [t for part in result for t in flat(part)]
+
+
+@pytest.mark.parametrize("name", [*RECURRENT, *CELLS])
+def test_input_unlike_the_weights(backend: Any, name: str) -> None:
+    """Named as what is wrong, by dtype and by device; under autocast both are cast."""
+    ours, theirs, x, _ = modules(name, backend.device)
+    wrong = x.double()
+    says = rf"{name}: input must be torch.float32 like the weights, got torch.float64"
+    refused(lambda: ours(wrong), ValueError, says)
+    with pytest.raises((RuntimeError, ValueError)):
+        theirs(wrong)
+    says = rf"{name}: input must be on {backend.device}(:\d)? like the weights, got one on meta"
+    refused(lambda: ours(x.to("meta")), ValueError, says)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        ours(x.bfloat16())

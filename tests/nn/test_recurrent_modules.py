@@ -63,3 +63,34 @@ def test_torchs_module_inputs(backend: Any, name: str, training: bool, given: An
         grads = torch.autograd.grad(sum(o.sum() for o in outputs), list(module.parameters()))
         results.append([*outputs, *grads])
     assert_same(*results)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_states_are_cut_off_in_place(backend: Any, name: str, layers: int) -> None:
+    """As truncated backpropagation through time does: the gradients of the second part alone."""
+    found = []
+    for classes in (OURS, THEIRS):
+        torch.manual_seed(0)
+        module = classes[name](3, 4, layers).to(backend.device, torch.float64)
+        x = torch.randn(6, 2, 3, dtype=torch.float64).to(backend.device)
+        _, state = module(x[:3])
+        for t in flat(state):
+            t.detach_()
+        module(x[3:], state)[0].square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_changed_in_place_by_hooks(backend: Any, name: str) -> None:
+    found = []
+    for classes in (OURS, THEIRS):
+        torch.manual_seed(0)
+        module = classes[name](3, 4).to(backend.device, torch.float64)
+        for parameter in module.parameters():
+            parameter.register_hook(lambda grad: grad.mul_(0.5))
+        x = torch.randn(6, 2, 3, dtype=torch.float64).to(backend.device)
+        flat(module(x if "Cell" not in name else x[0]))[0].square().sum().backward()
+        found.append([p.grad for p in module.parameters()])
+    assert_same(*found)

@@ -113,6 +113,14 @@ def test_matches_torch(
     compare(cell.ours, cell.theirs, cell.exact, make)
 
 
+def test_nan_goes_where_it_goes_in_torch(backend: Any, cell: Cell) -> None:
+    tensors = cell.make((3, 5, 7), torch.float64, backend.device)
+    with torch.no_grad():
+        tensors[0][1, 0] = torch.nan  # type: ignore[index]
+    for actual, expected in zip(run(cell.ours, tensors), run(cell.theirs, tensors), strict=True):
+        torch.testing.assert_close(actual, expected, equal_nan=True)
+
+
 def test_inference_is_the_same(backend: Any, cell: Cell) -> None:
     tensors = cell.make((3, 5, 7), torch.float32, backend.device)
     with torch.no_grad():

@@ -56,6 +56,17 @@ def test_lengths_match_packed_sequences(
     compare(*functions, lambda: make(cell, (T, 6, 4, 7), dtype, backend.device, state=state))
 
 
+def test_nan_goes_where_it_goes_in_torch(backend: Any, cell: str) -> None:
+    """Into what follows, and back into the gradients: a run that diverged shows it."""
+    tensors = make(cell, (4, 3, 5, 9), torch.float64, backend.device)
+    assert tensors[0] is not None
+    tensors[0][2, 1, 0] = torch.nan
+    found, expected = run(ours(cell), tensors), run(theirs(cell), tensors)
+    assert any(t.isnan().any() for t in found)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("view", ["batch-first", "wide", "expanded-gradient"])
 def test_strides(backend: Any, cell: str, view: str) -> None:
     x, *rest = make(cell, (6, 4, 5, 9), torch.float64, backend.device)

@@ -263,3 +263,16 @@ def test_peak_memory_is_a_fraction_of_the_logits_way(mode: str) -> None:
     assert peak is not None
     assert plain > 4 * N * V
     assert peak < 0.25 * plain
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3)], ids=str)
+def test_row_losses_changed_in_place(backend: Any, shape: tuple[int, ...]) -> None:
+    hidden = torch.randn(*shape, 4, device=backend.device, requires_grad=True)
+    weight = torch.randn(5, 4, device=backend.device)
+    target = torch.randint(0, 5, shape, device=backend.device)
+    losses = ops.linear_cross_entropy(hidden, weight, target, reduction="none")
+    (found,) = torch.autograd.grad(losses.mul_(0.5).sum(), hidden)
+    (all_of_it,) = torch.autograd.grad(
+        ops.linear_cross_entropy(hidden, weight, target, reduction="sum"), hidden
+    )
+    torch.testing.assert_close(found, all_of_it / 2)

@@ -32,8 +32,8 @@ class KeepsPacked:
 
         The copy is made anew after a step of any optimizer, and when a weight is replaced, moved,
         or changed in place in any way that autograd counts: by `load_state_dict`, or under
-        `no_grad`. What is written through `weight.data`, nobody counts: call this again afterwards,
-        which drops the copy.
+        `no_grad`. What is written through `weight.data`, or by another process into shared memory,
+        nobody counts: call this again afterwards, which drops the copy.
 
         Returns:
             The module.
@@ -47,6 +47,13 @@ class KeepsPacked:
         if state.get("_packed") is not None:
             state["_packed"] = PackedWeights()
         return state
+
+
+def diagnosis(
+    error: Exception, self: torch.nn.RNNCellBase, input: Tensor, **_: Any
+) -> Exception | None:
+    """An input that does not go with the weights."""
+    return recurrent.mismatch(type(self).__name__, input, self.weight_ih)
 
 
 def prepare(

@@ -98,7 +98,7 @@ class GRUCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.GRUCell):
     """
 
     @taken_whole
-    @checked()
+    @checked(diagnosis=_cell.diagnosis)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""
         x, state, weights, packed = _cell.prepare(self, input, hx)

@@ -100,8 +100,9 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
             return output, last
 
         output, states = recurrent.run_layers(self, call.input, direction)
-        h_n = recurrent.stacked([h for h, _ in states])
-        c_n = recurrent.stacked([c for _, c in states])
+        # Of one layer, too, no views: scripts cut the graph by h.detach_().
+        h_n = torch.stack([h for h, _ in states])
+        c_n = torch.stack([c for _, c in states])
         if call.packed is not None or self.proj_size:  # torch's own steps, which carry c along
             before = hx[1] if hx is not None else call.given
             c_n = as_torchs_state(c_n, before)
@@ -110,7 +111,8 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
         result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
         if not return_cells:
             return result
-        return (*result, recurrent.stacked([call.restore(c) for c in cells]))
+        restored = [call.restore(c) for c in cells]
+        return (*result, restored[0].unsqueeze(0) if len(restored) == 1 else torch.stack(restored))
 
 
 class LSTMCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.LSTMCell):
@@ -130,7 +132,7 @@ class LSTMCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.LSTMCell):
     """
 
     @taken_whole
-    @checked()
+    @checked(diagnosis=_cell.diagnosis)
     def forward(self, input: Tensor, hx: State | None = None) -> State:
         """One step: input [B, I] or [I], hx (h, c) each [B, H] or [H]; None for zeros."""
         x, state, weights, packed = _cell.prepare(self, input, hx)

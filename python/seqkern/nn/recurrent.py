@@ -166,6 +166,17 @@ def _check_tokens(module: torch.nn.RNNBase, tokens: Tensor, embedding: Tensor) -
         )
 
 
+def mismatch(name: str, input: Tensor, weight: Tensor) -> Exception | None:
+    """What an op says of its weights, where it is the input that is unlike all parameters."""
+    if input.device != weight.device:
+        there = f"on {weight.device} like the weights"
+        return ValueError(f"{name}: input must be {there}, got one on {input.device}")
+    x, w = autocast(input, weight)
+    if x.is_floating_point() and x.dtype != w.dtype:
+        return ValueError(f"{name}: input must be {w.dtype} like the weights, got {x.dtype}")
+    return None
+
+
 def diagnosis(
     error: Exception,
     self: torch.nn.RNNBase,
@@ -174,12 +185,15 @@ def diagnosis(
     embedding: Tensor | None = None,
     **_: Any,
 ) -> Exception | None:
-    """The token that is no row of the embedding: rows are looked up by torch or by the op of a
-    layer, and each says so in its own words.
+    """Features that do not go with the weights; or the token that is no row of the embedding: rows
+    are looked up by torch or by the op of a layer, and each says so in its own words.
     """
+    if embedding is None:
+        x = input.data if isinstance(input, PackedSequence) else input
+        return mismatch(type(self).__name__, x, self.weight_ih_l0)
     outside = isinstance(error, IndexError) or ": input must be in [" in str(error)
     tokens = input.data if isinstance(input, PackedSequence) else input
-    if embedding is None or not outside or not tokens.is_cpu:
+    if not outside or not tokens.is_cpu:
         return None
     wrong = (tokens < 0) | (tokens >= embedding.shape[0])
     if lengths is not None and tokens.dim() == 2:  # what is padding is not looked at
@@ -261,11 +275,6 @@ def parameters_of(module: torch.nn.Module, names: Any) -> tuple[Any, ...]:
     return tuple([getattr(module, name) for name in names])
 
 
-def stacked(tensors: list[Tensor]) -> Tensor:
-    """Along a new first dimension; of one tensor no copy."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-
 def run_hidden(
     module: torch.nn.RNNBase,
     op: Callable[..., tuple[Tensor, Tensor]],
@@ -285,4 +294,4 @@ def run_hidden(
         return op(x, h0, w_ih, *others, lengths=call.lengths, reverse=reverse)
 
     output, states = run_layers(module, call.input, direction)
-    return call.restore(output), call.restore_state(stacked(states))
+    return call.restore(output), call.restore_state(torch.stack(states))

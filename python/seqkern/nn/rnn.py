@@ -81,7 +81,7 @@ class RNNCell(_cell.KeepsPacked, StandsForTorchs, torch.nn.RNNCell):
     """
 
     @taken_whole
-    @checked()
+    @checked(diagnosis=_cell.diagnosis)
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step: input [B, I] or [I], hx [B, H] or [H]; None for zeros."""
         if self.nonlinearity not in ("tanh", "relu"):

@@ -35,11 +35,20 @@ def unpack(
     inputs: int,
     layout: Mapping[int, int] = LSTM,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of all inputs of an op from those its backward op returned."""
-    given = [
-        grads[layout[i].bit_length() - 1] if needed[i] else None
-        for i in range(min(inputs, len(layout)))
-    ]
+    """Gradients of all inputs of an op from those its backward op returned.
+
+    Each has memory of its own: a hook or clipping may change one in place.
+    """
+    given: list[Tensor | None] = []
+    taken = 0
+    for i in range(min(inputs, len(layout))):
+        bit = layout[i]
+        grad = grads[bit.bit_length() - 1] if needed[i] else None
+        if grad is not None and taken & bit:
+            grad = grad.clone()
+        elif grad is not None:
+            taken |= bit
+        given.append(grad)
     return (*given, *(None,) * (inputs - len(given)))
 
 
