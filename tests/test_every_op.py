@@ -67,7 +67,8 @@ def test_gradients_share_no_memory(name: str) -> None:
     tensors = [t.requires_grad_() if t.is_floating_point() else t for t in case.make(4)]
     inputs = [t for t in (*tensors, *module.parameters()) if t.requires_grad]
     results = [t.sum() for t in flat(module(*tensors)) if t.requires_grad]
-    found = [t for t in torch.autograd.grad(sum(results), inputs, allow_unused=True) if t is not None]
+    grads = torch.autograd.grad(sum(results), inputs, allow_unused=True)
+    found = [t for t in grads if t is not None]
     before = [t.clone() for t in found]
     for t in found:
         t.mul_(2)

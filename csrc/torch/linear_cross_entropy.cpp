@@ -27,8 +27,8 @@ char* at(const T& t, int64_t n) {
 
 Tensor shaped(const Tensor& t, Sizes sizes) { return torch::stable::reshape(t, sizes); }
 
-// A result of ours, contiguous, in another shape. Not by reshape: a view that an op returns cannot be
-// changed in place.
+// A result of ours, contiguous, in another shape. Not by reshape: a view that an op returns cannot
+// be changed in place.
 Tensor result_of_shape(const Tensor& t, Sizes sizes) {
   if (t.dim() == static_cast<int64_t>(sizes.size())) return t;
   constexpr int64_t kMostDims = 64;  // torch's own limit
@@ -39,8 +39,8 @@ Tensor result_of_shape(const Tensor& t, Sizes sizes) {
   }
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
-      t.get(), static_cast<int64_t>(sizes.size()), sizes.data(), strides, offset, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()),
+                                                        sizes.data(), strides, offset, &handle));
   return Tensor(handle);
 }
 
@@ -97,7 +97,8 @@ std::optional<Tensor> row_gradient(const Head& head, const std::optional<Tensor>
 
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
-  return {grads.hidden ? result_of_shape(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
+  return {grads.hidden ? result_of_shape(from_kept(head, *grads.hidden), hidden_sizes)
+                       : rows_on(head, 0),
           grads.weight ? torch::stable::to(*grads.weight, weight_gradient_type(head))
                        : rows_on(head, 0),
           grads.bias ? *grads.bias : rows_on(head, 0)};
@@ -182,7 +183,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   if (R > 0) divide_by_unit(head, grads, unit);
   if (reduced) reducer.run(row_loss, row_max, row_log_sum, loss, norm);
   const Sizes row_sizes(hidden.sizes().data(), hidden.dim() - 1);
-  const auto per_row = [&](const Tensor& t) { return result_of_shape(from_kept(head, t), row_sizes); };
+  const auto per_row = [&](const Tensor& t) {
+    return result_of_shape(from_kept(head, t), row_sizes);
+  };
   const Tensor saved = rows_on(head, SavedRows<char>::size(head.N, reduced));
   const int64_t N = head.N;
   const auto part = [&](int64_t offset, int64_t count) { return narrowed(saved, offset, count); };

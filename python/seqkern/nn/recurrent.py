@@ -190,7 +190,7 @@ def diagnosis(
     """
     if embedding is None:
         x = input.data if isinstance(input, PackedSequence) else input
-        return mismatch(type(self).__name__, x, self.weight_ih_l0)
+        return mismatch(type(self).__name__, x, parameters_of(self, ("weight_ih_l0",))[0])
     outside = isinstance(error, IndexError) or ": input must be in [" in str(error)
     tokens = input.data if isinstance(input, PackedSequence) else input
     if not outside or not tokens.is_cpu:
