@@ -55,7 +55,7 @@ def patch(model: torch.nn.Module, kinds: Iterable[str] | None = None) -> PatchRe
     Each keeps its identity, its parameters and its hooks: only its class changes, to a subclass
     with another `forward`. Optimizers, DDP, `state_dict` and references from elsewhere notice
     nothing. Formula, dtypes and errors of the results: `seqkern.nn`. Under a 16-bit dtype a loss is
-    returned in float32, where torch rounds it. What GRU, RNN, the cells and an LSTM with `proj_size`
+    returned in float32, where torch rounds it. What GRU, RNN, cells and an LSTM with `proj_size`
     return, and all weights and biases, their backward reads: to change one in place before that is
     an error of autograd's.
 
