@@ -29,7 +29,7 @@ HeadStrides head_strides(const Tensor& t) { return {t.stride(0), t.stride(1), t.
 
 void check_options(const Options& o) {
   check(o.window >= 0, kOp, ": window must be at least 0, got ", o.window);
-  check(o.softcap >= 0, kOp, ": softcap must be at least 0, got ", o.softcap);
+  check_softcap(kOp, o.softcap);
   check(o.dropout_p >= 0 && o.dropout_p < 1, kOp, ": dropout_p must be in [0, 1), got ",
         o.dropout_p);
   check(o.scale == o.scale, kOp, ": scale must be a number, got ", o.scale);

@@ -71,7 +71,7 @@ Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
   check_same_device(q, k_new, kOp, "q", "k_new");
   check_same_device(q, v_new, kOp, "q", "v_new");
   check(window >= 0, kOp, ": window must be at least 0, got ", window);
-  check(softcap >= 0, kOp, ": softcap must be at least 0, got ", softcap);
+  check_softcap(kOp, softcap);
   check(
       positions.dim() == 1 && positions.size(0) == B && positions.scalar_type() == ScalarType::Long,
       kOp, ": positions must be int64 [", B, "], got ", describe(positions));

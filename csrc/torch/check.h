@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -128,6 +129,13 @@ inline Rows rows_of(const Tensor& t, std::string_view op, std::string_view name)
     rows.stride[d] = stride[d];
   }
   return rows;
+}
+
+// Of softcap tanh(x / softcap); 0 for none. (An infinite one is none in the limit, and NaN in
+// numbers.)
+inline void check_softcap(std::string_view op, double softcap) {
+  check(softcap >= 0 && std::isfinite(softcap), op, ": softcap must be at least 0 and finite, got ",
+        softcap);
 }
 
 }  // namespace seqkern

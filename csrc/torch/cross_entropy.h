@@ -24,7 +24,7 @@ inline void check_options(std::string_view op, int64_t reduction, double label_s
   check(label_smoothing >= 0 && label_smoothing <= 1, op,
         ": label_smoothing must be between 0 and 1, got ", label_smoothing);
   check(z_loss >= 0, op, ": z_loss must be at least 0, got ", z_loss);
-  check(softcap >= 0, op, ": softcap must be at least 0, got ", softcap);
+  check_softcap(op, softcap);
 }
 
 // The sizes of `rows` are those of `t` but its last.

@@ -1,7 +1,9 @@
 // ops::sample: check, allocate, run.
 #include "ops/sample.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "torch/backend.h"
 #include "torch/ops.h"
@@ -49,6 +51,19 @@ struct Option {
     }
   }
 };
+
+// In words, of a row for which there is no distribution.
+std::string maximum_of(const Tensor& logits, int64_t row) {
+  const Tensor numbers = torch::stable::contiguous(
+      torch::stable::to(torch::stable::select(logits, 0, row), ScalarType::Double));
+  const auto* x = static_cast<const double*>(numbers.const_data_ptr());
+  double most = -std::numeric_limits<double>::infinity();
+  for (int64_t v = 0; v < logits.size(1); ++v) {
+    if (std::isnan(x[v])) return "NaN";
+    most = std::max(most, x[v]);
+  }
+  return message("a maximum of ", most);
+}
 
 }  // namespace
 
@@ -134,8 +149,9 @@ std::tuple<Tensor, Tensor> sample(
   Backend::run(args);
   if constexpr (Backend::kHostReadable) {
     for (int64_t b = 0; b < B; ++b) {
-      check(args.token[b] >= 0, kOp,
-            ": logits must have a finite maximum and no NaN in each row, got neither in row ", b);
+      if (args.token[b] >= 0) continue;
+      check(false, kOp, ": logits must have a finite maximum and no NaN in each row, got ",
+            maximum_of(logits, b), " in row ", b);
     }
   }
   return {tokens, logprobs};

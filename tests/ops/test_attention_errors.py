@@ -59,7 +59,11 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
     "window": (lambda q, k: call(q, k, k, window=0), "window must be at least 1 or None, got 0"),
     "softcap": (
         lambda q, k: call(q, k, k, softcap=-1.0),
-        "softcap must be at least 0, got -1",
+        "softcap must be at least 0 and finite, got -1",
+    ),
+    "softcap-infinite": (
+        lambda q, k: call(q, k, k, softcap=float("inf")),
+        "softcap must be at least 0 and finite, got inf",
     ),
     "scale": (
         lambda q, k: call(q, k, k, scale=float("nan")),

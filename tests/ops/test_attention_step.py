@@ -372,7 +372,8 @@ def replaced(step: Step, **tensors: Tensor) -> tuple[Tensor, ...]:
         ),
         ({"positions": torch.zeros(2)}, {}, r"positions must be int64 \[2\], got float32 \[2\]"),
         ({}, {"window": 0}, "window must be at least 1 or None, got 0"),
-        ({}, {"softcap": -1.0}, "softcap must be at least 0, got -1"),
+        ({}, {"softcap": -1.0}, "softcap must be at least 0 and finite, got -1"),
+        ({}, {"softcap": float("inf")}, "softcap must be at least 0 and finite, got inf"),
         (
             {},
             {"rotary": (torch.zeros(40, 9), torch.zeros(40, 9))},

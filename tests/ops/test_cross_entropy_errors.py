@@ -58,7 +58,12 @@ BAD_CALLS: dict[str, tuple[Any, type[Exception], str]] = {
     "softcap": (
         lambda x, t: ops.cross_entropy(x, t, softcap=float("nan")),
         ValueError,
-        "softcap must be at least 0, got nan",
+        "softcap must be at least 0 and finite, got nan",
+    ),
+    "softcap-infinite": (
+        lambda x, t: ops.cross_entropy(x, t, softcap=float("inf")),
+        ValueError,
+        "softcap must be at least 0 and finite, got inf",
     ),
     "ignore-with-probabilities": (
         lambda x, t: ops.cross_entropy(x, x, ignore_index=1),

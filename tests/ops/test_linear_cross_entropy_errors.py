@@ -70,7 +70,11 @@ BAD_CALLS: dict[str, tuple[Any, str]] = {
     ),
     "softcap": (
         lambda h, w, t: ops.linear_cross_entropy(h, w, t, softcap=float("nan")),
-        "softcap must be at least 0, got nan",
+        "softcap must be at least 0 and finite, got nan",
+    ),
+    "softcap-infinite": (
+        lambda h, w, t: ops.linear_cross_entropy(h, w, t, softcap=float("inf")),
+        "softcap must be at least 0 and finite, got inf",
     ),
     "chunk": (
         lambda h, w, t: ops.linear_cross_entropy(h, w, t, chunk_bytes=0),

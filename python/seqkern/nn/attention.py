@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -93,8 +94,10 @@ class CausalSelfAttention(torch.nn.Module):
             raise ValueError(
                 f"CausalSelfAttention: window must be at least 1 or None, got {window}"
             )
-        if not softcap >= 0:
-            raise ValueError(f"CausalSelfAttention: softcap must be at least 0, got {softcap}")
+        if not 0 <= softcap < math.inf:
+            raise ValueError(
+                f"CausalSelfAttention: softcap must be at least 0 and finite, got {softcap}"
+            )
         if scale is not None and scale != scale:
             raise ValueError(f"CausalSelfAttention: scale must be a number, got {scale}")
         self.embed_dim = embed_dim
