@@ -1,10 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map
 
 from seqkern.errors import UserError
 from seqkern.generation import Sampling
-from seqkern.generation.graph import StepGraph
+from seqkern.generation.graph import StepGraph, captured, warmed_up
 from seqkern.generation.sampler import Sampler, count_tokens
 from seqkern.models import MODELS, build_model
 from seqkern.reference import token_distribution
@@ -150,9 +152,47 @@ def test_the_step_that_a_graph_captures_draws_the_same_tokens(name, options):
     state = tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, state)
     graph = StepGraph(
         *(model, state, sampler, token, 1),
-        capture=lambda step: step,
-        warm_up=lambda step: [step() for _ in range(3)],
+        capture=lambda step, _: step,
+        warm_up=lambda step, _: [step() for _ in range(3)],
     )
     drawn = [token, *(graph.replay()[0] for _ in range(5))]
     expected = model.generate(tokens, 6, seed=7, **options)
     assert torch.equal(torch.stack(drawn, 1), expected[:, 3:])
+
+
+def test_capture_is_on_the_device_of_the_tokens(monkeypatch):
+    """Which need not be the current one: a step captured on another stream would never run."""
+    device, seen = torch.device("cuda", 1), []
+
+    class Recorded:
+        def __init__(self, name, *args, **options):
+            self.name, self.given = name, (*args, *options.values())
+            seen.append((name, self.given))
+
+        def __enter__(self):
+            seen.append(("enter", self.name))
+
+        def __exit__(self, *_):
+            seen.append(("exit", self.name))
+
+        def wait_stream(self, other):
+            seen.append(("wait", self.given, other.given))
+
+        def replay(self):
+            pass
+
+    for name in ("CUDAGraph", "Stream", "current_stream", "device", "graph", "stream"):
+        monkeypatch.setattr(torch.cuda, name, partial(Recorded, name))
+    warmed_up(lambda: seen.append("step"), device)
+    assert seen.count("step") == 2
+    assert {item[1] for item in seen if item[0] in ("Stream", "current_stream", "device")} == {
+        (device,)
+    }
+    assert seen.index(("enter", "device")) < seen.index("step") < seen.index(("exit", "stream"))
+    seen.clear()
+    captured(lambda: seen.append("step"), device)
+    (given,) = [item[1] for item in seen if item[0] == "graph"]
+    assert given[1].given == (device,)  # the stream of the capture
+    order = [item if item == "step" else item[:2] for item in seen]
+    assert order.index(("enter", "device")) < order.index(("graph", given))
+    assert order.index(("enter", "graph")) < order.index("step") < order.index(("exit", "graph"))

@@ -2,7 +2,7 @@
 
 from seqkern.generation.loop import check_new_tokens, generate, row_seeds
 from seqkern.generation.reader import Decoder, window_start
-from seqkern.generation.sampler import Sampler, Sampling
+from seqkern.generation.sampler import Sampler, Sampling, check_drawn
 from seqkern.generation.speculative import check_draft
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Sampler",
     "Sampling",
     "check_draft",
+    "check_drawn",
     "check_new_tokens",
     "generate",
     "row_seeds",

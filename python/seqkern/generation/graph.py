@@ -21,22 +21,24 @@ Step = Callable[[], None]
 _WARM_UPS = 2
 
 
-def captured(step: Step) -> Step:
+def captured(step: Step, device: torch.device) -> Step:
     """`step` as the replay of a CUDA graph; it must not wait for the device."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # torch's own stream for captures is on the device that was current when it was first wanted.
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
 
 
-def warmed_up(step: Step) -> None:
+def warmed_up(step: Step, device: torch.device) -> None:
     """Run `step` on a stream of its own, where libraries set up what a capture forbids."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.device(device), torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(device).wait_stream(stream)
 
 
 class StepGraph:
@@ -48,8 +50,8 @@ class StepGraph:
         sampler: of the rows.
         token: [R], drawn but not read.
         step: of the next draw.
-        capture: makes a replay of a step.
-        warm_up: runs a step before that.
+        capture: makes a replay of a step on a device.
+        warm_up: runs a step there before that.
     """
 
     def __init__(
@@ -59,8 +61,8 @@ class StepGraph:
         sampler: Sampler,
         token: Tensor,
         step: int,
-        capture: Callable[[Step], Step] = captured,
-        warm_up: Callable[[Step], None] = warmed_up,
+        capture: Callable[[Step, torch.device], Step] = captured,
+        warm_up: Callable[[Step, torch.device], None] = warmed_up,
     ) -> None:
         """See the class."""
         self.model, self.state, self.sampler = model, state, sampler
@@ -72,10 +74,10 @@ class StepGraph:
             changed.append(sampler.counts)
         # What a warm-up leaves in a cache lies beyond its lengths, where nothing reads.
         saved = [t.clone() for t in changed]
-        warm_up(self._step)
+        warm_up(self._step, token.device)
         for t, value in zip(changed, saved, strict=True):
             t.copy_(value)
-        self._replay = capture(self._step)
+        self._replay = capture(self._step, token.device)
         # A capture runs nothing, but what stands for one in a test may.
         for t, value in zip(changed, saved, strict=True):
             t.copy_(value)

@@ -96,7 +96,7 @@ class Progress:
         if ready == self._shown:
             return
         assert self.on_token is not None
-        sequences.flush()
+        sequences.check(self._shown, ready)
         device = sequences.tokens.device
         prompts = torch.tensor(sequences.prompts, device=device)
         last = torch.tensor([sequences.length(row) - 1 for row in rows], device=device)

@@ -78,21 +78,29 @@ class Sampler:
         counts: int32 [B, V] tokens of the prompts where there are penalties; kept up to date.
     """
 
+    #: Where `ops.sample` looks at what it drew, and raises.
+    looking_device = "cpu"
+
     def __init__(self, sampling: Sampling, seeds: Tensor, counts: Tensor | None) -> None:
         """See the class."""
         self.sampling, self.seeds, self.counts = sampling, seeds, counts
         self._numbers = not any(isinstance(v, Tensor) for v in vars(sampling).values())
         self._options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
         # A row's own seed and the number alone draw the same; the number is quicker to pass.
+        self._looks = seeds.device.type == self.looking_device
         self._seed = int(seeds[0]) if len(seeds) == 1 and seeds.device.type == "cpu" else seeds
 
     def draw(self, logits: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [B] for logits [B, V] and their log-probabilities under the model, float32 [B].
 
+        On a GPU a row without a distribution has a token like any other, so that whatever reads it
+        stays within its tables, and the log-probability NaN: see `check_drawn`.
+
         Raises:
-            UserError: a row without a distribution: NaN, +inf or only -inf.
+            UserError: on the CPU, a row without a distribution: NaN, +inf or only -inf.
         """
-        return _sample(logits, self._options, self._seed, step, self.counts)
+        token, logprob = _sample(logits, self._options, self._seed, step, self.counts)
+        return (token if self._looks else token.clamp_(min=0)), logprob
 
     def stream(self, n: int) -> Sampler:
         """The same rows with other random numbers, n from 1; the counts are shared."""
@@ -134,7 +142,7 @@ class Sampler:
             seed=self.seeds.repeat_interleave(S),
             step=step.flatten(),
         )
-        return token.view(B, S)
+        return (token if self._looks else token.clamp_(min=0)).view(B, S)
 
     def count(self, tokens: Tensor, weights: Tensor | None = None) -> None:
         """Count tokens [B, S] as seen; `weights` [B, S], 0 leaves one out, -1 takes it back."""
@@ -147,6 +155,21 @@ class Sampler:
         """The sampler of some rows."""
         counts = None if self.counts is None else self.counts[rows]
         return Sampler(self.sampling.select(rows), self.seeds[rows], counts)
+
+
+def check_drawn(logprobs: Tensor, first: int = 0) -> None:
+    """Raise the `UserError` that a GPU could not, from log-probabilities of `Sampler.draw`.
+
+    They are [B, n], the first one that of new token `first`, or [B] of whole sequences. This waits
+    for the device.
+    """
+    unknown = logprobs.isnan()
+    if unknown.any():
+        row, *token = unknown.nonzero()[0].tolist()
+        raise UserError(
+            "sample: logits must have a finite maximum and no NaN in each row, "
+            f"got others in row {row}" + "".join(f" for new token {first + n}" for n in token)
+        )
 
 
 def _sample(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqkern.generation.sampler import check_drawn
+
 
 class Sequences:
     """Prompts and what was drawn after them; the batch is the rows still growing.
@@ -78,10 +80,22 @@ class Sequences:
         """Tokens of row `row` of the call, up to its end."""
         return self.ends.get(row, self.lengths[row])
 
+    def check(self, first: int, end: int) -> None:
+        """Raise `UserError` if any of a row's new tokens first .. end - 1 had no distribution."""
+        self.flush()
+        rows = range(len(self.prompts))
+        added = [self.length(row) - self.prompts[row] for row in rows]
+        places = torch.arange(first, end, device=self.tokens.device)
+        exists = places < torch.tensor(added, device=self.tokens.device).unsqueeze(1)  # [B, n]
+        check_drawn(self.logprobs[:, first:end].where(exists, 0), first)
+
     def result(self) -> tuple[Tensor, Tensor]:
         """Tokens [B, longest] and log-probabilities [B, most new tokens].
 
         Beyond a row's end its last token is repeated, with log-probability 0.
+
+        Raises:
+            UserError: a token was drawn where there was no distribution.
         """
         self.flush()
         lengths = [self.length(row) for row in range(len(self.prompts))]
@@ -90,4 +104,5 @@ class Sequences:
         for row, (n, p) in enumerate(zip(lengths, self.prompts, strict=True)):
             self.tokens[row, n:width] = self.tokens[row, n - 1].clone()
             self.logprobs[row, n - p :] = 0
+        check_drawn(self.logprobs)
         return self.tokens[:, :width].contiguous(), self.logprobs[:, :new].contiguous()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqkern.errors import require
-from seqkern.generation import Sampler
+from seqkern.generation import Sampler, check_drawn
 
 # Reads a token [N] (None: the start) and gives logits [N, V + 1]; token V stops.
 Step = Callable[[Tensor | None], Tensor]
@@ -43,6 +43,7 @@ def sample_sequences(step: Step, stop: int, max_tokens: int, sampler: Sampler) -
         if not bool(going.any()):
             break
         token = torch.where(going, chosen, 0)  # what an ended row reads does not matter
+    check_drawn(log_prob)
     return Decoded(torch.stack(drawn, 1)[:, : int(lengths.max())], lengths, log_prob)
 
 
