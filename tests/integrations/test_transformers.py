@@ -46,6 +46,21 @@ CONFIGS: dict[str, Any] = {
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **WINDOW, query_pre_attn_scalar=8),
 }  # fmt: skip
+WIDE = {"head_dim": 264}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "num_key_value_heads": 4, "head_dim": 8,
+}  # fmt: skip
+#: Heads wider than our kernel's, or with values of another width.
+UNFIT: dict[str, Any] = {
+    "llama-wide": lambda: transformers.LlamaConfig(**{**SIZES, **WIDE}),
+    "mistral-wide": lambda: transformers.MistralConfig(**{**SIZES, **WIDE}, **WINDOW),
+    "gemma2-wide": lambda: transformers.Gemma2Config(
+        **{**SIZES, **WIDE}, **WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=0.4
+    ),
+    "deepseek": lambda: transformers.DeepseekV3Config(**{**SIZES, **LATENT}),
+}
 PEERS = {name: ["eager", "sdpa"] if name != "gemma2" else ["eager"] for name in CONFIGS}
 CASES = [(name, peer) for name in CONFIGS for peer in PEERS[name]]
 
@@ -59,7 +74,7 @@ def model(name: str, implementation: str) -> Any:
     """The model with large weights, so that what a query sees matters."""
     torch.manual_seed(0)
     made = transformers.AutoModelForCausalLM.from_config(
-        CONFIGS[name](), attn_implementation=implementation, dtype=torch.float32
+        {**CONFIGS, **UNFIT}[name](), attn_implementation=implementation, dtype=torch.float32
     ).eval()
     with torch.no_grad():
         for key, parameter in made.named_parameters():
@@ -180,6 +195,22 @@ def test_prompt_in_two_parts(name: str, seen: Seen) -> None:
     second = m(tokens[:, 7:], past_key_values=first.past_key_values).logits
     assert len(seen.calls) == 6
     torch.testing.assert_close(second, whole[:, 7:], atol=2e-5, rtol=2e-4)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", UNFIT)
+def test_heads_that_no_kernel_takes(name: str, parts: int, seen: Seen) -> None:
+    """Torch's attention, but with the window, and the last query at the last key."""
+    tokens = torch.randint(2, 61, (2, 12))
+    logits = []
+    for implementation in ("seqkern", "eager"):
+        m = model(name, implementation)
+        out = m(tokens[:, : 12 // parts], use_cache=True)
+        if parts == 2:
+            out = m(tokens[:, 6:], past_key_values=out.past_key_values)
+        logits.append(out.logits)
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=2e-4)
+    assert seen.calls == []
 
 
 def test_custom_mask_is_torchs(seen: Seen) -> None:

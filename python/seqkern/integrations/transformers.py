@@ -181,8 +181,8 @@ def attention(
         "softcap": softcap or 0.0,
         "dropout_p": dropout,
     }
-    T, D = key.shape[2], key.shape[3]
-    fits = causal and position_bias is None and query.shape[2] <= T
+    Tq, T, D = query.shape[2], key.shape[2], key.shape[3]
+    fits = causal and position_bias is None and Tq <= T
     fits = fits and value.shape[3] == D <= _MAX_HEAD_WIDTH
     padded = attention_mask is not None and attention_mask.dim() == 2
     if fits and attention_mask is None:
@@ -193,6 +193,10 @@ def attention(
     if padded:
         assert attention_mask is not None
         attention_mask = _full(attention_mask, sliding_window if causal else None, causal)
+    unlike_torchs = softcap or sliding_window is not None or 1 < Tq < T
+    if attention_mask is None and causal and Tq <= T and unlike_torchs:
+        # Torch's causal attention has no window, and its first query stands at the first key.
+        attention_mask = _causal(Tq, T, sliding_window, query.device)[None, None]
     if softcap:
         return _capped(query, key, value, attention_mask, position_bias, kernel), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -233,11 +237,13 @@ def _full(tokens: Tensor, window: int | None, causal: bool) -> Tensor:
     """[B, T] as [B, 1, T, T]."""
     T = tokens.shape[1]
     see = tokens[:, None, None, :].expand(-1, 1, T, T)
-    if causal:
-        see = see & torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril()
-    if window is not None:
-        see = see & torch.ones(T, T, dtype=torch.bool, device=tokens.device).triu(1 - window)
-    return see
+    return see & _causal(T, T, window, tokens.device) if causal else see
+
+
+def _causal(Tq: int, T: int, window: int | None, device: torch.device) -> Tensor:
+    """[Tq, T] of queries of which the last stands at the last key."""
+    see = torch.ones(Tq, T, dtype=torch.bool, device=device).tril(T - Tq)
+    return see if window is None else see.triu(T - Tq + 1 - window)
 
 
 def _capped(
