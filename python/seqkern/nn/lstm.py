@@ -99,7 +99,7 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
             cells.extend(more)
             return output, last
 
-        output, states = recurrent.run_layers(self, call.input, direction)
+        output, states = recurrent.run_layers(self, call, direction)
         h_n = recurrent.stacked([h for h, _ in states])
         c_n = recurrent.stacked([c for _, c in states])
         if call.packed is not None or self.proj_size:  # torch's own steps, which carry c along
