@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,8 +47,75 @@ CONFIGS: dict[str, Any] = {
     ),
     "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, **WINDOW, query_pre_attn_scalar=8),
 }  # fmt: skip
+WIDE = {"head_dim": 264}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "num_key_value_heads": 4, "head_dim": 8,
+}  # fmt: skip
+#: Heads wider than our kernel's, or with values of another width.
+UNFIT: dict[str, Any] = {
+    "llama-wide": lambda: transformers.LlamaConfig(**{**SIZES, **WIDE}),
+    "mistral-wide": lambda: transformers.MistralConfig(**{**SIZES, **WIDE}, **WINDOW),
+    "gemma2-wide": lambda: transformers.Gemma2Config(
+        **{**SIZES, **WIDE}, **WINDOW, query_pre_attn_scalar=8, attn_logit_softcapping=0.4
+    ),
+    "deepseek": lambda: transformers.DeepseekV3Config(**{**SIZES, **LATENT}),
+}
 PEERS = {name: ["eager", "sdpa"] if name != "gemma2" else ["eager"] for name in CONFIGS}
 CASES = [(name, peer) for name in CONFIGS for peer in PEERS[name]]
+
+PLAIN: dict[str, Any] = {
+    key: value
+    for key, value in SIZES.items()
+    if key not in ("num_key_value_heads", "head_dim", "vocab_size")
+}
+BART: dict[str, Any] = {
+    "d_model": 32, "max_position_embeddings": 64,
+    **{f"{part}_{key}": value for part in ("encoder", "decoder")
+       for key, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))},
+}  # fmt: skip
+T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+OPT = {"hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+XGLM = {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}
+MPT = {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}
+#: The class and the sizes of a model of each family.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2": ("LMHeadModel", GPT),
+    "GPTJ": ("ForCausalLM", {**GPT, "rotary_dim": 4}),
+    "GPTBigCode": ("ForCausalLM", GPT),
+    "GPTNeoX": ("ForCausalLM", PLAIN),
+    "Llama": ("ForCausalLM", PLAIN),
+    "OPT": ("ForCausalLM", {**OPT, "word_embed_proj_dim": 32}),
+    "Phi": ("ForCausalLM", PLAIN),
+    "StableLm": ("ForCausalLM", {**PLAIN, "num_key_value_heads": 2}),
+    "Cohere": ("ForCausalLM", PLAIN),
+    "Olmo2": ("ForCausalLM", PLAIN),
+    "Bert": ("ForMaskedLM", PLAIN),
+    "Roberta": ("ForMaskedLM", PLAIN),
+    "Bart": ("ForConditionalGeneration", BART),
+    "MBart": ("ForCausalLM", BART),
+    "Whisper": ("ForCausalLM", {**BART, "max_target_positions": 64}),
+    "T5": ("ForConditionalGeneration", T5),
+    "Bloom": ("ForCausalLM", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "Falcon": ("ForCausalLM", PLAIN),
+    "XGLM": ("ForCausalLM", XGLM),
+    "GPTNeoXJapanese": ("ForCausalLM", PLAIN),
+    "Mpt": ("ForCausalLM", MPT),
+    "MegatronBert": ("ForMaskedLM", PLAIN),
+    "BigBirdPegasus": ("ForCausalLM", BART),
+}
+#: Why families are refused.
+OWN = {
+    "Bloom": "BloomAttention does not use transformers' attention interface",
+    "Falcon": "FalconAttention does not use",
+    "XGLM": "XGLMAttention does not use",
+    "GPTNeoXJapanese": "GPTNeoXJapaneseAttention does not use",
+    "Mpt": "MptAttention does not use",
+    "MegatronBert": "MegatronBertSelfAttention does not use",
+    "BigBirdPegasus": "its _supports_sdpa and _supports_attention_backend are False",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +127,7 @@ def model(name: str, implementation: str) -> Any:
     """The model with large weights, so that what a query sees matters."""
     torch.manual_seed(0)
     made = transformers.AutoModelForCausalLM.from_config(
-        CONFIGS[name](), attn_implementation=implementation, dtype=torch.float32
+        {**CONFIGS, **UNFIT}[name](), attn_implementation=implementation, dtype=torch.float32
     ).eval()
     with torch.no_grad():
         for key, parameter in made.named_parameters():
@@ -182,6 +250,22 @@ def test_prompt_in_two_parts(name: str, seen: Seen) -> None:
     torch.testing.assert_close(second, whole[:, 7:], atol=2e-5, rtol=2e-4)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("name", UNFIT)
+def test_heads_that_no_kernel_takes(name: str, parts: int, seen: Seen) -> None:
+    """Torch's attention, but with the window, and the last query at the last key."""
+    tokens = torch.randint(2, 61, (2, 12))
+    logits = []
+    for implementation in ("seqkern", "eager"):
+        m = model(name, implementation)
+        out = m(tokens[:, : 12 // parts], use_cache=True)
+        if parts == 2:
+            out = m(tokens[:, 6:], past_key_values=out.past_key_values)
+        logits.append(out.logits)
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=2e-4)
+    assert seen.calls == []
+
+
 def test_custom_mask_is_torchs(seen: Seen) -> None:
     tokens = torch.randint(2, 61, (2, 6))
     see = torch.ones(6, 6).tril().bool()
@@ -208,6 +292,111 @@ def test_bidirectional_model_is_torchs(seen: Seen) -> None:
         outputs.append(m(tokens, attention_mask=exists.long()).last_hidden_state[exists])
     torch.testing.assert_close(*outputs, atol=2e-5, rtol=2e-4)
     assert seen.calls == []
+
+
+def tiny(name: str, implementation: str) -> Any:
+    """A model of `FAMILIES`, with large weights."""
+    kind, sizes = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        **{**sizes, "vocab_size": 61, "pad_token_id": 0, "eos_token_id": None, "bos_token_id": 1}
+    )
+    made = getattr(transformers, f"{name}{kind}")._from_config(
+        config, attn_implementation=implementation, dtype=torch.float32
+    )
+    with torch.no_grad():
+        for key, parameter in made.named_parameters():
+            if parameter.dim() == 2 and "embed" not in key and "wte" not in key:
+                parameter.normal_(std=0.25)
+    return made.eval()
+
+
+def agree(actual: Any, expected: Any) -> None:
+    """On a batch, padded or not; and a decoder's first token does not see the last."""
+    whole, exists = torch.randint(2, 61, (3, 12)), torch.ones(3, 12, dtype=torch.bool)
+    changed = whole.clone()
+    changed[:, -1] = 1
+    batches = [(whole, exists), (changed, exists), padded("left"), padded("right")]
+    logits: list[list[Tensor]] = []
+    for m in (actual, expected):
+        logits.append([])
+        for tokens, exists in batches:
+            options = {"attention_mask": exists.long(), "use_cache": False}
+            if m.config.is_encoder_decoder:
+                logits[-1].append(m(tokens, decoder_input_ids=whole, **options).logits)
+            else:
+                logits[-1].append(m(tokens, **options).logits[exists][None])
+        if type(m).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+            assert torch.equal(logits[-1][0][0, 0], logits[-1][1][0, 0])
+    for one, other in zip(*logits, strict=True):
+        torch.testing.assert_close(one, other, atol=5e-5, rtol=5e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OWN])
+@torch.no_grad()
+def test_families(name: str) -> None:
+    agree(tiny(name, "seqkern"), tiny(name, "eager"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_attention_is_refused(name: str) -> None:
+    kind = f"{name}{FAMILIES[name][0]}"
+    with pytest.raises(ValueError, match=rf"^{kind} does not support.*: {OWN[name]}"):
+        tiny(name, "seqkern")
+
+
+@pytest.mark.parametrize("name", ["Bloom", "MegatronBert", "GPT2"])
+@torch.no_grad()
+def test_configuration_changed_by_hand(name: str) -> None:
+    """Nobody can refuse it; a mask that any attention reads is right."""
+    changed = tiny(name, "eager")
+    changed.config._attn_implementation = "seqkern"
+    agree(changed, tiny(name, "eager"))
+
+
+@torch.no_grad()
+def test_models_of_users(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> None:
+    """One of transformers' layers is taken; one with attention of its own makes masks complete."""
+
+    class Reward(transformers.LlamaForCausalLM):
+        pass
+
+    sizes = SIZES | {"num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes)
+    tokens = torch.randint(2, 61, (2, 6))
+    reward = Reward._from_config(config, attn_implementation="seqkern").eval()
+    reward(tokens)
+    assert len(seen.calls) == 1
+
+    own = ModuleType("a_users")
+    monkeypatch.setitem(sys.modules, "a_users", own)
+    own.OwnAttention = type("OwnAttention", (torch.nn.Module,), {"__module__": "a_users"})
+    own.Own = type(
+        "Own",
+        (transformers.PreTrainedModel,),
+        {"__module__": "a_users", "config_class": transformers.LlamaConfig},
+    )
+    monkeypatch.setattr(integration, "_attend", dict(integration._attend))
+    with pytest.raises(ValueError, match=r"^Own does not support.*OwnAttention"):
+        own.Own(transformers.LlamaConfig(**sizes, attn_implementation="seqkern"))
+    own.Own(transformers.LlamaConfig(**sizes, attn_implementation="eager"))
+    logits = reward(tokens).logits
+    assert len(seen.calls) == 1
+    reward.config._attn_implementation = "eager"
+    torch.testing.assert_close(logits, reward(tokens).logits)
+
+
+def test_unpickled_model_is_ours(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> None:
+    m = tiny("GPT2", "seqkern")
+    monkeypatch.setattr(integration, "_attend", {})  # of another process
+    m(torch.randint(2, 61, (2, 6)))
+    assert len(seen.calls) == 2
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = transformers.PreTrainedModel.get_correct_attn_implementation
+    integration.register()
+    assert transformers.PreTrainedModel.get_correct_attn_implementation is before
 
 
 def test_compiles_whole() -> None:

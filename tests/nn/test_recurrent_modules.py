@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from recurrent_modules import assert_same, flat
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing._internal.common_modules import module_db
 
 import seqkern
@@ -94,3 +96,33 @@ def test_gradients_changed_in_place_by_hooks(backend: Any, name: str) -> None:
         flat(module(x if "Cell" not in name else x[0]))[0].square().sum().backward()
         found.append([p.grad for p in module.parameters()])
     assert_same(*found)
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}])
+@pytest.mark.parametrize("way", ["ours", "patched", "accelerated"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_packed_sequences_drop_what_torch_drops(
+    name: str, way: str, options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    theirs = THEIRS[name](5, 8, 3, dropout=0.4, dtype=torch.float64, **options)
+    ours = OURS[name](5, 8, 3, dropout=0.4, dtype=torch.float64, **options)
+    ours.load_state_dict(theirs.state_dict())
+    if way != "ours":
+        ours = copy.deepcopy(theirs)
+    if way == "patched":
+        assert seqkern.patch(ours).swapped
+    x = torch.randn(*((4, 6) if "batch_first" in options else (6, 4)), 5, dtype=torch.float64)
+    results = []
+    for module in (theirs, ours):
+        own = x.clone().requires_grad_()
+        first = options.get("batch_first", False)
+        packed = pack_padded_sequence(own, torch.tensor([2, 6, 1, 4]), first, enforce_sorted=False)
+        torch.manual_seed(3)
+        with seqkern.accelerate() if module is ours and way == "accelerated" else nullcontext():
+            output, state = module(packed)
+        drawn = torch.rand(1)
+        grads = torch.autograd.grad(output.data.square().sum(), [own, *module.parameters()])
+        results.append([drawn, output.data, *flat(state), *grads])
+    assert_same(*results)
+    assert torch.equal(results[0][0], results[1][0])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from seqkern.dropin import routes
+from seqkern.dropin import kept, routes
 from seqkern.dropin.compiling import keep_out_of_tables
 from seqkern.nn._dynamo import allow_recurrent_modules
 
@@ -37,6 +37,12 @@ class accelerate(ContextDecorator):
     cells return, which their backward reads, too.
     A forward that `torch.utils.checkpoint` repeats in the backward repeats torch's, with other
     dropped weights, if the backward runs outside of the block: run it inside.
+
+    A model that keeps a replaced function (`self.loss = F.cross_entropy` in a block) is pickled by
+    torch's name in a block, and by one of seqkern's outside: seqkern must be installed where that
+    is read. One that keeps torch's own `cross_entropy` or `linear_cross_entropy`, made before the
+    block, is pickled outside of blocks only: pickle takes functions by their names, and ours stand
+    there (`PicklingError: not the same object`). Its state_dict can be saved anywhere.
 
     Blocks may be nested and left by an exception. It holds for all threads. As a decorator it holds
     during each call. `accelerate.enable()` switches it on until as many `accelerate.disable()`.
@@ -102,6 +108,7 @@ def _install() -> None:
         keep_out_of_tables(replacement, getattr(owner, name))
         _before[place] = vars(owner).get(name, _INHERITED)
         _there[place] = replacement
+        kept.name_inside(replacement, owner, name)
         setattr(owner, name, replacement)
     allow_recurrent_modules()
     routes.active = True
@@ -120,6 +127,7 @@ def _remove() -> None:
     routes.active = False
     for place, replacement in _there.items():
         owner, name = place
+        kept.name_outside(replacement)
         # What somebody else has put there since stays; it may call ours, which then calls torch's.
         if getattr(owner, name) is not replacement:
             continue

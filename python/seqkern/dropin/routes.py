@@ -28,6 +28,7 @@ _NOT_JUDGED = (TypeError, AttributeError, ValueError, IndexError)
 active = False
 
 
+@functools.lru_cache(64)  # the same functions in every block: models keep them
 def _route(
     name: str, original: Any, why_not: Callable[..., str], run: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -144,6 +145,7 @@ def _attention(
     return ops.causal_attention(query, key, value, scale=scale, dropout_p=dropout_p)
 
 
+@functools.cache
 def _last_dimension(ours: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     def run(
         input: Tensor, dim: int, dtype: torch.dtype | None = None, *, out: None = None

@@ -8,10 +8,16 @@ in every layer. The mask is
 * [B, T] where a whole batch with padding is read at once: the rows are packed one after the other
   without their padding, for our kernel;
 * [B, 1, Tq, Tk] for the rest (a step after padding, static caches, custom patterns): torch's.
+
+The first two would be misread by attention that is a model's own. So such models are refused, and
+where a configuration is of no model that was seen, its mask is the one of transformers' own eager
+attention, which every attention reads.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import torch
@@ -23,15 +29,18 @@ from seqkern.ops._autocast import autocast
 
 NAME = "seqkern"
 _MAX_HEAD_WIDTH = 256
+#: Whether models with a class of configurations attend by `attention`, as far as is known.
+_attend: dict[type, bool] = {}
 
 
 def register() -> None:
     """Make `attn_implementation="seqkern"` known to transformers; again changes nothing.
 
-    Supported are the decoders that use its attention interface, as GPT-2, Llama, Mistral, Qwen and
+    Supported are the models that use its attention interface, as GPT-2, Llama, Mistral, Qwen and
     Gemma: training, prefill, cache, padding, grouped-query attention, sliding windows and
     soft-capping. What our kernel does not take (bidirectional and cross-attention, custom masks)
-    runs on torch's. Dropout drops other weights than torch for the same seed.
+    runs on torch's. Dropout drops other weights than torch for the same seed. A model with
+    attention of its own, as Bloom and MPT, is refused by a ValueError when it is made.
 
     Raises:
         UserError: transformers is not installed, or a version without these interfaces.
@@ -63,6 +72,82 @@ def register() -> None:
         ) from error
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
+    _refuse_unsupported(transformers.PreTrainedModel)
+
+
+# ---------------------------------------------------------------- which models
+
+
+def _refuse_unsupported(base: Any) -> None:
+    """Let each model say no to us where it says no to torch's attention: it has no hook for it."""
+    check = base.get_correct_attn_implementation
+    if getattr(check, "_asks_seqkern", False):
+        return
+
+    @functools.wraps(check)
+    def checked(self: Any, requested_attention: str | None, *args: Any, **kwargs: Any) -> Any:
+        kind = type(self)
+        if _own_attention(kind):  # even if not asked for: a configuration may be changed later
+            _attend[type(self.config)] = False
+        if requested_attention == NAME:
+            if reason := _why_not(kind):
+                raise ValueError(
+                    f'{kind.__name__} does not support attn_implementation="{NAME}": {reason}'
+                )
+            _attend.setdefault(type(self.config), True)
+        return check(self, requested_attention, *args, **kwargs)
+
+    checked._asks_seqkern = True  # type: ignore[attr-defined]
+    base.get_correct_attn_implementation = checked
+
+
+def _why_not(kind: Any) -> str:
+    """Why a class of models cannot attend by `attention`; empty if it can."""
+    if own := _own_attention(kind):
+        return f"{own} does not use transformers' attention interface"
+    # Who reads no mask of torch's attention reads none of ours: None may mean causal there.
+    if not (kind._supports_sdpa or kind._supports_attention_backend):
+        return "its _supports_sdpa and _supports_attention_backend are False"
+    return ""
+
+
+def _own_attention(kind: type) -> str:
+    """The attention of a class of models that cannot be another one; empty if there is none.
+
+    As transformers has it: attention in a model's file that has no attention interface.
+    """
+    from transformers import AttentionInterface, PreTrainedModel
+
+    for base in kind.__mro__:
+        if base is PreTrainedModel:
+            break
+        found = vars(sys.modules.get(base.__module__, object))
+        if any(isinstance(value, AttentionInterface) for value in found.values()):
+            continue
+        for name, value in found.items():
+            if (
+                "Attention" in name
+                and isinstance(value, type)
+                and torch.nn.Module in value.__bases__
+                and value.__module__ == base.__module__
+            ):
+                return name
+    return ""
+
+
+def _attends(config: Any) -> bool:
+    """Whether the model of a configuration is sure to attend by `attention`."""
+    kind = type(config)
+    # A model may have been unpickled, or its configuration changed by hand.
+    if kind not in _attend and not torch.compiler.is_compiling():
+        module = sys.modules.get(kind.__module__.replace("configuration_", "modeling_"))
+        models = [
+            value
+            for value in vars(module or object).values()
+            if isinstance(value, type) and getattr(value, "config_class", None) is kind
+        ]
+        _attend[kind] = bool(models) and not any(map(_why_not, models))
+    return _attend.get(kind, False)
 
 
 # ---------------------------------------------------------------- the mask of a batch
@@ -95,11 +180,13 @@ def mask(
         config: of the model.
         options: for transformers' own function.
     """
-    from transformers.masking_utils import prepare_padding_mask, sdpa_mask
+    from transformers.masking_utils import eager_mask, prepare_padding_mask, sdpa_mask
 
+    attends = _attends(config)
     chunked = local_size is not None and local_size != getattr(config, "sliding_window", None)
     bidirectional = options.get("allow_is_bidirectional_skip", False)
-    if allow_is_causal_skip and not chunked and not bidirectional and isinstance(q_offset, int):
+    plain = allow_is_causal_skip and not chunked and not bidirectional
+    if attends and plain and isinstance(q_offset, int):
         padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
         if q_offset + q_length == kv_offset + kv_length:
             if padding is None:
@@ -109,7 +196,8 @@ def mask(
                     return None
                 if q_length == kv_length and (local_size is None or _contiguous(padding)):
                     return padding
-    full: Tensor | None = sdpa_mask(
+    make = sdpa_mask if attends else eager_mask
+    full: Tensor | None = make(
         batch_size,
         q_length,
         kv_length,
@@ -181,8 +269,8 @@ def attention(
         "softcap": softcap or 0.0,
         "dropout_p": dropout,
     }
-    T, D = key.shape[2], key.shape[3]
-    fits = causal and position_bias is None and query.shape[2] <= T
+    Tq, T, D = query.shape[2], key.shape[2], key.shape[3]
+    fits = causal and position_bias is None and Tq <= T
     fits = fits and value.shape[3] == D <= _MAX_HEAD_WIDTH
     padded = attention_mask is not None and attention_mask.dim() == 2
     if fits and attention_mask is None:
@@ -193,6 +281,10 @@ def attention(
     if padded:
         assert attention_mask is not None
         attention_mask = _full(attention_mask, sliding_window if causal else None, causal)
+    unlike_torchs = softcap or sliding_window is not None or 1 < Tq < T
+    if attention_mask is None and causal and Tq <= T and unlike_torchs:
+        # Torch's causal attention has no window, and its first query stands at the first key.
+        attention_mask = _causal(Tq, T, sliding_window, query.device)[None, None]
     if softcap:
         return _capped(query, key, value, attention_mask, position_bias, kernel), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -233,11 +325,13 @@ def _full(tokens: Tensor, window: int | None, causal: bool) -> Tensor:
     """[B, T] as [B, 1, T, T]."""
     T = tokens.shape[1]
     see = tokens[:, None, None, :].expand(-1, 1, T, T)
-    if causal:
-        see = see & torch.ones(T, T, dtype=torch.bool, device=tokens.device).tril()
-    if window is not None:
-        see = see & torch.ones(T, T, dtype=torch.bool, device=tokens.device).triu(1 - window)
-    return see
+    return see & _causal(T, T, window, tokens.device) if causal else see
+
+
+def _causal(Tq: int, T: int, window: int | None, device: torch.device) -> Tensor:
+    """[Tq, T] of queries of which the last stands at the last key."""
+    see = torch.ones(Tq, T, dtype=torch.bool, device=device).tril(T - Tq)
+    return see if window is None else see.triu(T - Tq + 1 - window)
 
 
 def _capped(

@@ -99,7 +99,7 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
             cells.extend(more)
             return output, last
 
-        output, states = recurrent.run_layers(self, call.input, direction)
+        output, states = recurrent.run_layers(self, call, direction)
         # Of one layer, too, no views: scripts cut the graph by h.detach_().
         h_n = torch.stack([h for h, _ in states])
         c_n = torch.stack([c for _, c in states])

@@ -38,6 +38,14 @@ class Call:
         assert self.embedding is not None
         return F.linear(self.embedding, w_ih).t()
 
+    def drop(self, x: Tensor, p: float) -> Tensor:
+        """Dropout of [T, B, ...], drawn as torch does: of a packed sequence for what is packed."""
+        if self.packed is None:
+            return F.dropout(x, p)
+        assert self.lengths is not None
+        inner = _packed(x, self.lengths, self.packed)
+        return _padded(PackedSequence(F.dropout(inner.data, p), inner.batch_sizes))[0]
+
     def restore(self, output: Tensor) -> Any:
         """[T, B, ...] in the layout of the module's input."""
         if self.packed is not None:
@@ -235,7 +243,7 @@ def _state(module: torch.nn.RNNBase, state: Tensor, index: int, B: int, unbatche
 
 def run_layers(
     module: torch.nn.RNNBase,
-    x: Tensor,
+    call: Call,
     direction: Callable[[Tensor, int, list[Tensor | None]], tuple[Tensor, Any]],
 ) -> tuple[Tensor, list[Any]]:
     """The output of the last layer, and the last states of all layers and directions.
@@ -244,7 +252,7 @@ def run_layers(
     w_ih, w_hh, b_ih, b_hh, w_hr.
     """
     directions = 2 if module.bidirectional else 1
-    states = []
+    x, states = call.input, []
     for layer in range(module.num_layers):
         outputs = []
         for n in range(layer * directions, (layer + 1) * directions):
@@ -252,8 +260,8 @@ def run_layers(
             outputs.append(output)
             states.append(state)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if layer + 1 < module.num_layers and module.dropout > 0:
-            x = F.dropout(x, module.dropout, module.training)
+        if layer + 1 < module.num_layers and module.dropout > 0 and module.training:
+            x = call.drop(x, module.dropout)
     return x, states
 
 
@@ -293,5 +301,5 @@ def run_hidden(
         w_ih = call.input_weight(x, w_ih)
         return op(x, h0, w_ih, *others, lengths=call.lengths, reverse=reverse)
 
-    output, states = run_layers(module, call.input, direction)
+    output, states = run_layers(module, call, direction)
     return call.restore(output), call.restore_state(torch.stack(states))
