@@ -31,6 +31,12 @@ CALLS = {
     "lengths": (lambda: generate(lengths=[1, 2]), "lengths must be a tensor, got list"),
     "seed": (lambda: generate(seed=[1, 2]), r"seed must be a number or int64 \[2\], got list"),
     "new": (lambda: generate(new=2.5), "max_new_tokens must be a whole number, got float"),
+    "top-k": (lambda: generate(top_k=None), "top_k must be a number or a tensor, got None"),
+    "hot": (lambda: generate(temperature="hot"), "temperature must be a number or .* got 'hot'"),
+    "draft": (
+        lambda: generate(draft=LANGUAGE, draft_tokens=None),
+        r"draft_tokens must be in \[1, 15\], got None",
+    ),
     "stop": (lambda: generate(stop_tokens=3), r"stop_tokens must be .* in \[0, 10\), got 3"),
     "stop-outside": (lambda: generate(stop_tokens=[1, 99]), r"\[0, 10\), got 99 in it"),
     "stop-text": (lambda: generate(stop_tokens="\n"), r"stop_tokens must be .* got '\\n' in it"),

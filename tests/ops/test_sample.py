@@ -193,6 +193,15 @@ def test_banned_tokens_are_never_drawn(backend: Any) -> None:
         assert torch.isfinite(logprobs).all()
 
 
+def test_counts_beyond_32_bits_are_still_counts(backend: Any) -> None:
+    """Of int64, beside kernels of int32: not taken for tokens that were never seen."""
+    logits = torch.tensor([[0.5, 0.0]], device=backend.device)
+    for count in (2**31 - 1, 2**31, 2**32, 2**62):
+        counts = torch.tensor([[count, 0]], device=backend.device)
+        token, _ = ops.sample(logits, temperature=0, presence_penalty=5.0, token_counts=counts)
+        assert int(token) == 1
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, None], ids=str)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 2, "top_p": 0.5}], ids=str)
 def test_rows_without_a_distribution(

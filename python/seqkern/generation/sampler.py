@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ class Sampling:
 
 def _check(value: object, name: str, words: str, valid: object) -> None:
     if not isinstance(value, Tensor):
+        require(isinstance(value, Real), f"{name} must be a number or a tensor, got {value!r}")
         # An int may be larger than any float.
         finite = isinstance(value, int) or math.isfinite(value)  # type: ignore[arg-type]
         fits = finite and valid(value)  # type: ignore[operator]

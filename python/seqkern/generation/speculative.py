@@ -13,6 +13,7 @@ their own under the row's seed, so a row's tokens depend on nothing around it.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -40,7 +41,10 @@ def check_draft(model: Decoder, draft: Decoder, draft_tokens: int) -> None:
             "(backend torch)",
         )
     most = MAX_STEP_TOKENS - 1
-    require(1 <= draft_tokens <= most, f"draft_tokens must be in [1, {most}], got {draft_tokens}")
+    require(
+        isinstance(draft_tokens, Integral) and 1 <= draft_tokens <= most,
+        f"draft_tokens must be in [1, {most}], got {draft_tokens!r}",
+    )
 
 
 def speculate(

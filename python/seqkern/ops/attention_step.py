@@ -74,7 +74,8 @@ def attention_step(
         rotary: (cos, sin), float32 [at least L, R / 2]: the first R elements of q and k_new are
             rotated by the angle of their position (Su et al. 2021) before anything else.
         rotary_interleaved: pairs are neighbours (2 i, 2 i + 1); else (i, i + R / 2).
-        counters: int32 [B * NKV] of zeros, zero again afterwards; on CUDA saves a launch.
+        counters: int32 [B * NKV] of zeros, zero again afterwards; on CUDA saves a launch. Calls on
+            streams that run at once need counters of their own.
 
     Returns:
         [B, NH, S, D], laid out as [B, S, NH, D], which an output projection reads. There are no
