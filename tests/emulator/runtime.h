@@ -18,7 +18,8 @@ struct AsyncCopy {
   const void* global;
   int bytes;
   int valid;
-  Kind kind;  // of its reads
+  Kind kind;         // of its reads
+  const void* code;  // where it began
   int group;
   bool early;  // what it brings was read when it began
   unsigned char read[16];

@@ -146,8 +146,8 @@ void require_shared(const void* p, size_t align, const char* what) {
   }
 }
 
-void check(const void* p, size_t bytes, size_t align, Kind kind) {
-  look(p, bytes, kind, align, __builtin_return_address(0));
+void check(const void* p, size_t bytes, size_t align, Kind kind, const void* code) {
+  look(p, bytes, kind, align, code);
 }
 void check_read(const void* p, size_t bytes) {
   look(p, bytes, Kind::kRead, 1, __builtin_return_address(0));

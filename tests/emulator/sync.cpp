@@ -215,13 +215,14 @@ void cp_async(void* shared, const void* global, int bytes, int valid, Kind kind)
   if (reinterpret_cast<uintptr_t>(global) % static_cast<size_t>(bytes) != 0) {
     fail_at("cp.async: source not aligned to its " + std::to_string(bytes) + " bytes", nullptr);
   }
-  if (valid > 0) check(global, static_cast<size_t>(valid), 1, kind);
+  const void* code = __builtin_return_address(0);
+  if (valid > 0) check(global, static_cast<size_t>(valid), 1, kind, code);
   // Written at some time from now on: until the wait nobody may touch it.
   check_write(shared, static_cast<size_t>(bytes));
   forget(shared, static_cast<size_t>(bytes));
   // It may read at any time until then, too.
-  AsyncCopy copy = {shared, global, bytes, valid, kind, running->copy_group, random_bits() % 2 == 0,
-                    {}};
+  AsyncCopy copy = {
+      shared, global, bytes, valid, kind, code, running->copy_group, random_bits() % 2 == 0, {}};
   if (copy.early) std::memcpy(copy.read, global, static_cast<size_t>(valid));
   running->copies.push_back(copy);
 }
@@ -235,7 +236,7 @@ void cp_async_wait(int pending) {
       later.push_back(c);
       continue;
     }
-    if (c.valid > 0) check(c.global, static_cast<size_t>(c.valid), 1, c.kind);
+    if (c.valid > 0) check(c.global, static_cast<size_t>(c.valid), 1, c.kind, c.code);
     check_write(c.shared, static_cast<size_t>(c.bytes));
     std::memset(c.shared, 0, static_cast<size_t>(c.bytes));
     std::memcpy(c.shared, c.early ? c.read : c.global, static_cast<size_t>(c.valid));

@@ -123,7 +123,8 @@ void allow(const void* p, size_t bytes, bool writable);
 enum class Kind { kRead, kWrite, kRelaxedRead, kRelaxedWrite, kAtomic };
 
 void require_shared(const void* p, size_t align, const char* what);
-void check(const void* p, size_t bytes, size_t align, Kind kind);
+// `code` is where in the program.
+void check(const void* p, size_t bytes, size_t align, Kind kind, const void* code);
 void check_read(const void* p, size_t bytes);
 void check_write(void* p, size_t bytes);
 
@@ -141,12 +142,12 @@ SEQKERN_EMULATOR_UNWATCHED X load_shared(const X* p) {
 
 template <class X>
 SEQKERN_EMULATOR_UNWATCHED X load_relaxed(const X* p) {
-  check(p, sizeof(X), sizeof(X), Kind::kRelaxedRead);
+  check(p, sizeof(X), sizeof(X), Kind::kRelaxedRead, __builtin_return_address(0));
   return *p;
 }
 template <class X>
 SEQKERN_EMULATOR_UNWATCHED void store_relaxed(X* p, X x) {
-  check(p, sizeof(X), sizeof(X), Kind::kRelaxedWrite);
+  check(p, sizeof(X), sizeof(X), Kind::kRelaxedWrite, __builtin_return_address(0));
   *p = x;
 }
 template <class X>
@@ -164,7 +165,7 @@ void store_release(X* p, X x) {
 // needed.
 template <class X, class F>
 SEQKERN_EMULATOR_UNWATCHED X atomic_update(X* p, F f) {
-  check(p, sizeof(X), sizeof(X), Kind::kAtomic);
+  check(p, sizeof(X), sizeof(X), Kind::kAtomic, __builtin_return_address(0));
   order_atomic(p);
   const X old = *p;
   *p = f(old);
