@@ -88,8 +88,8 @@ class Sampler:
         self.sampling, self.seeds, self.counts = sampling, seeds, counts
         self._numbers = not any(isinstance(v, Tensor) for v in vars(sampling).values())
         self._options = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
-        # A row's own seed and the number alone draw the same; the number is quicker to pass.
         self._looks = seeds.device.type == self.looking_device
+        # A row's own seed and the number alone draw the same; the number is quicker to pass.
         self._seed = int(seeds[0]) if len(seeds) == 1 and seeds.device.type == "cpu" else seeds
 
     def draw(self, logits: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -299,7 +299,8 @@ class LanguageModel(nn.Module, ABC):
             [B, most new tokens], 0 beyond a row's end.
 
         Raises:
-            UserError: a prompt that `forward` would refuse, or an option outside its range.
+            UserError: a prompt that `forward` would refuse, an option outside its range, or logits
+                without a distribution: NaN, +inf or only -inf in a row.
         """
         sampling = Sampling(
             *(temperature, top_k, top_p, min_p),
