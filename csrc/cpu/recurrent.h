@@ -28,22 +28,13 @@ struct Arena {
   T* take(int64_t count) {
     T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
     const int64_t end = used + count * static_cast<int64_t>(sizeof(T));
-    used = ((end + 63) & ~int64_t{63}) + kGap;
-    if constexpr (kGap > 0) {
-      if (base) poison(base + end, used - end);
-    }
+    used = (end + 63) & ~int64_t{63};
+#if defined(__SANITIZE_ADDRESS__)
+    used += 64;
+    if (base) __asan_poison_memory_region(base + end, static_cast<size_t>(used - end));
+#endif
     return piece;
   }
-
-#if defined(__SANITIZE_ADDRESS__)
-  static constexpr int64_t kGap = 64;
-  static void poison(char* from, int64_t bytes) {
-    __asan_poison_memory_region(from, static_cast<size_t>(bytes));
-  }
-#else
-  static constexpr int64_t kGap = 0;
-  static void poison(char*, int64_t) {}
-#endif
 };
 
 // Whether rows that far apart spread over the sets of the caches, so that a tile can read them

@@ -52,8 +52,8 @@ struct Option {
   }
 };
 
-// In words, of a row for which there is no distribution.
-std::string maximum_of(const Tensor& logits, int64_t row) {
+// What is wrong with a row for which there is no distribution.
+std::string fault_of(const Tensor& logits, int64_t row) {
   const Tensor numbers = torch::stable::contiguous(
       torch::stable::to(torch::stable::select(logits, 0, row), ScalarType::Double));
   const auto* x = static_cast<const double*>(numbers.const_data_ptr());
@@ -62,7 +62,7 @@ std::string maximum_of(const Tensor& logits, int64_t row) {
     if (std::isnan(x[v])) return "NaN";
     most = std::max(most, x[v]);
   }
-  return message("a maximum of ", most);
+  return std::isfinite(most) ? "penalties that leave none" : message("a maximum of ", most);
 }
 
 }  // namespace
@@ -151,7 +151,7 @@ std::tuple<Tensor, Tensor> sample(
     for (int64_t b = 0; b < B; ++b) {
       if (args.token[b] >= 0) continue;
       check(false, kOp, ": logits must have a finite maximum and no NaN in each row, got ",
-            maximum_of(logits, b), " in row ", b);
+            fault_of(logits, b), " in row ", b);
     }
   }
   return {tokens, logprobs};

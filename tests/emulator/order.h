@@ -1,7 +1,6 @@
 // Which accesses to memory come before which, as CUDA promises it: barriers of a block and of the
-// grid,
-// __syncwarp, fences around atomics, releases and acquires. What else happens to run first comes
-// before nothing.
+// grid, __syncwarp, fences around atomics, releases and acquires. What else happens to run first
+// comes before nothing.
 #pragma once
 
 #include <cstdint>
@@ -52,8 +51,6 @@ void meet_all();
 // A lane's part of __syncwarp.
 void meet_lanes(Thread& self, uint32_t mask);
 void begin_launch();
-
-enum class Order { kRelaxed, kAcquire, kRelease };
 
 // __threadfence: with atomics after it and before it, a release and an acquire.
 void fence(Thread& self);

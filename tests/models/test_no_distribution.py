@@ -6,6 +6,7 @@ does in the emulator: nothing may look that up, and `generate` raises where it w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from seqkern.errors import UserError
 from seqkern.generation import graph, loop
 from seqkern.generation.sampler import Sampler
 from seqkern.models import MODELS, ConditionalLanguageModel, DecoderConfig, build_model
+from seqkern.ops import _registry
 
 SIZES = {"vocab_size": 11, "context": 12, "hidden": 12, "layers": 1, "heads": 2}
 ROW, NEW = 1, 3  # where a distribution is missing
@@ -23,14 +25,11 @@ MESSAGE = f"finite maximum and no NaN in each row, got others in row {ROW} for n
 
 
 @pytest.fixture
-def on_device(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Generation believes that nobody has looked at what was drawn."""
-    if backend.name != "emu":
-        pytest.skip(
-            "the emulator draws as a GPU does, on tensors that generation takes for a GPU's"
-        )
+def on_device(emulator_library: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The emulator's kernels draw as a GPU's do, and generation believes that nobody has looked."""
     monkeypatch.setattr(Sampler, "looking_device", "nowhere")
-    return backend
+    with _registry.use_namespace("seqkern_emu"):
+        yield
 
 
 def diverging(name: str, monkeypatch: pytest.MonkeyPatch, rows: Any = ROW) -> Any:
@@ -59,11 +58,10 @@ def diverging(name: str, monkeypatch: pytest.MonkeyPatch, rows: Any = ROW) -> An
     return model
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"temperature": 0, "presence_penalty": 0.5}], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_generate_raises(
-    on_device: Any, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
+    on_device: None, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
 ) -> None:
     model = diverging(name, monkeypatch)
     prompt = torch.randint(11, (3, 2))
@@ -71,9 +69,8 @@ def test_generate_raises(
         model.generate(prompt, 8, seed=0, **options)
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
 def test_stream_raises_before_the_token_is_shown(
-    on_device: Any, monkeypatch: pytest.MonkeyPatch
+    on_device: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = diverging("lstm", monkeypatch)
     shown: list[Tensor] = []
@@ -82,8 +79,7 @@ def test_stream_raises_before_the_token_is_shown(
     assert len(shown) == NEW
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
-def test_a_row_that_had_ended_may_diverge(on_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_had_ended_may_diverge(on_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays in the batch for a while, and what it would have drawn is left out."""
     model = diverging("lstm", monkeypatch)
     prompt = torch.randint(11, (3, 2))
@@ -95,15 +91,42 @@ def test_a_row_that_had_ended_may_diverge(on_device: Any, monkeypatch: pytest.Mo
     assert tokens[ROW, 2] == stop
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
-def test_a_draft_and_its_model_raise(on_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_and_its_model_raise(on_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, draft = diverging("gpt", monkeypatch, slice(None)), build_model("lstm", SIZES)
     with pytest.raises(UserError, match="finite maximum and no NaN in each row, got others in row"):
         model.generate(torch.randint(11, (3, 2)), 8, draft=draft, draft_tokens=2)
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
-def test_the_captured_step_goes_on(on_device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}], ids=str)
+def test_penalties_that_leave_nothing_raise_with_a_draft(
+    on_device: None, options: dict[str, Any]
+) -> None:
+    """The model's own logits are finite, and so are the log-probabilities under it."""
+    torch.manual_seed(0)
+    model, draft = build_model("gpt", SIZES), build_model("lstm", SIZES)
+    prompt = torch.arange(10).repeat(2, 1)  # the first new token is the last that is left
+    with pytest.raises(UserError, match=r"got others in row 0 for new token 1$"):
+        model.generate(prompt, 4, seed=0, draft=draft, presence_penalty=1e300, **options)
+
+
+def test_a_draft_that_diverges_raises(on_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the CPU."""
+    model, draft = build_model("gpt", SIZES), diverging("lstm", monkeypatch, slice(None))
+    with pytest.raises(UserError, match="got others in row 0 for new token"):
+        model.generate(torch.randint(11, (3, 2)), 8, seed=0, draft=draft, draft_tokens=2)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"presence_penalty": 0.5}], ids=str)
+def test_a_model_that_diverges_beside_a_draft_is_a_user_error_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    model, draft = diverging("lstm", monkeypatch), build_model("lstm", SIZES)
+    prompt = torch.randint(11, (3, 2))
+    with pytest.raises(UserError, match=f"finite maximum and no NaN .* row {ROW}"):
+        model.generate(prompt, 8, seed=0, draft=draft, draft_tokens=4, **options)
+
+
+def test_the_captured_step_goes_on(on_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a graph nobody can look, so every replay reads a token that exists."""
     model = diverging("lstm", monkeypatch)
     prompt = torch.randint(11, (3, 2))
@@ -120,8 +143,7 @@ def test_the_captured_step_goes_on(on_device: Any, monkeypatch: pytest.MonkeyPat
     assert drawn[-1][1].isnan().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("backend", ["emu"], indirect=True)
-def test_a_conditional_model_raises(on_device: Any) -> None:
+def test_a_conditional_model_raises(on_device: None) -> None:
     torch.manual_seed(0)
     model = ConditionalLanguageModel(DecoderConfig(4, "lstm", 12, 1, 2), 5)
     with torch.no_grad():

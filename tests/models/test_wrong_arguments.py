@@ -31,8 +31,15 @@ CALLS = {
     "lengths": (lambda: generate(lengths=[1, 2]), "lengths must be a tensor, got list"),
     "seed": (lambda: generate(seed=[1, 2]), r"seed must be a number or int64 \[2\], got list"),
     "new": (lambda: generate(new=2.5), "max_new_tokens must be a whole number, got float"),
-    "top-k": (lambda: generate(top_k=None), "top_k must be a number or a tensor, got None"),
+    "top-k": (lambda: generate(top_k=None), "top_k must be an integer or a tensor, got None"),
     "hot": (lambda: generate(temperature="hot"), "temperature must be a number or .* got 'hot'"),
+    "top-k-part": (lambda: generate(top_k=2.5), "top_k must be an integer or a tensor, got 2.5"),
+    "hotter": (
+        lambda: generate(temperature=10**400),
+        r"temperature must be at least 0 and finite, got 10+\.\.\.$",
+    ),
+    "on-token": (lambda: generate(on_token=5), "on_token must be a function, got int"),
+    "no-draft": (lambda: generate(draft="x"), "draft must be a language model, got str"),
     "draft": (
         lambda: generate(draft=LANGUAGE, draft_tokens=None),
         r"draft_tokens must be in \[1, 15\], got None",

@@ -193,13 +193,25 @@ def test_banned_tokens_are_never_drawn(backend: Any) -> None:
         assert torch.isfinite(logprobs).all()
 
 
+def test_penalties_that_leave_no_token(backend: Any) -> None:
+    """Not blamed on the logits, which are healthy."""
+    options: dict[str, Any] = {"presence_penalty": 1e300}
+    options["token_counts"] = torch.ones(1, 2, dtype=torch.int32, device=backend.device)
+    logits = torch.tensor([[0.5, 0.0]], device=backend.device)
+    if backend.name == "cpu":
+        with pytest.raises(ValueError, match=r"got penalties that leave none in row 0$"):
+            ops.sample(logits, **options)
+    else:
+        assert int(ops.sample(logits, **options)[0]) == -1
+
+
 def test_counts_beyond_32_bits_are_still_counts(backend: Any) -> None:
     """Of int64, beside kernels of int32: not taken for tokens that were never seen."""
     logits = torch.tensor([[0.5, 0.0]], device=backend.device)
-    for count in (2**31 - 1, 2**31, 2**32, 2**62):
+    for count in (2**31 - 1, 2**31, 2**32, 2**62, -1, -(2**31) - 1, 5 - 2**32):
         counts = torch.tensor([[count, 0]], device=backend.device)
         token, _ = ops.sample(logits, temperature=0, presence_penalty=5.0, token_counts=counts)
-        assert int(token) == 1
+        assert int(token) == (count > 0)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, None], ids=str)

@@ -42,6 +42,10 @@ def generate(
     """Continue each row of a prompt; `LanguageModel.generate` documents the arguments."""
     B, T = prompt.shape
     _check_stops(stop_tokens, model.vocab_size)
+    require(
+        on_token is None or callable(on_token),
+        f"on_token must be a function, got {type(on_token).__name__}",
+    )
     check_new_tokens(B, max_new_tokens)
     prompt = prompt.long()
     starts: list[int] = [T] * B if lengths is None else lengths.tolist()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
+from seqkern.generation.sampler import Sampler
 from seqkern.generation.sequences import Sequences
 
 
@@ -96,8 +97,10 @@ class Progress:
         if ready == self._shown:
             return
         assert self.on_token is not None
-        sequences.check(self._shown, ready)
+        sequences.flush()
         device = sequences.tokens.device
+        if device.type != Sampler.looking_device:  # else the draw has raised
+            sequences.check(self._shown, ready)
         prompts = torch.tensor(sequences.prompts, device=device)
         last = torch.tensor([sequences.length(row) - 1 for row in rows], device=device)
         every = torch.arange(len(added), device=device)

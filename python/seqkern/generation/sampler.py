@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seqkern import ops
 from seqkern.errors import UserError, require
+from seqkern.ops._mistakes import describe
 from seqkern.reference import token_distribution
 
 
@@ -40,6 +43,7 @@ class Sampling:
             "top_k",
             "at least 0 (0: all tokens) and below 2**63",
             lambda k: 0 <= k < 2**63,
+            Integral,
         )
         _check(self.top_p, "top_p", "in (0, 1]", lambda p: 0 < p <= 1)
         _check(self.min_p, "min_p", "in [0, 1]", lambda p: 0 <= p <= 1)
@@ -62,13 +66,23 @@ class Sampling:
         return replace(self, **{name: value[rows] for name, value in per_row.items()})
 
 
-def _check(value: object, name: str, words: str, valid: object) -> None:
-    if not isinstance(value, Tensor):
-        require(isinstance(value, Real), f"{name} must be a number or a tensor, got {value!r}")
-        # An int may be larger than any float.
-        finite = isinstance(value, int) or math.isfinite(value)  # type: ignore[arg-type]
-        fits = finite and valid(value)  # type: ignore[operator]
-        require(fits, f"{name} must be {words}, got {value}")
+def _check(
+    value: object, name: str, words: str, valid: Callable[[Any], bool], kind: type = Real
+) -> None:
+    if isinstance(value, Tensor):
+        return
+    wanted = "an integer" if kind is Integral else "a number"
+    came = describe(value)
+    require(isinstance(value, kind), f"{name} must be {wanted} or a tensor, got {came}")
+    fits = (kind is Integral or _is_finite(value)) and valid(value)
+    require(fits, f"{name} must be {words}, got {came}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int may be larger than any float
+        return False
 
 
 class Sampler:
@@ -135,16 +149,26 @@ class Sampler:
             B, S, V
         )
 
-    def draw_from(self, probabilities: Tensor, steps: Tensor) -> Tensor:
-        """Tokens [B, S] from probabilities [B, S, V], place s at step steps[b] + s."""
+    def draw_from(self, probabilities: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [B, S] from probabilities [B, S, V], place s at step steps[b] + s.
+
+        Beside them their log-probabilities [B, S]; no distribution is what it is in `draw`.
+        """
         B, S, _ = probabilities.shape
         step = steps.unsqueeze(1) + torch.arange(S, device=steps.device)  # [B, S]
-        token, _ = ops.sample(
-            probabilities.log().float().flatten(0, 1),
-            seed=self.seeds.repeat_interleave(S),
-            step=step.flatten(),
-        )
-        return (token if self._looks else token.clamp_(min=0)).view(B, S)
+        try:
+            token, logprob = ops.sample(
+                probabilities.log().float().flatten(0, 1),
+                seed=self.seeds.repeat_interleave(S),
+                step=step.flatten(),
+            )
+        except ValueError as error:  # which names a place of a row
+            unknown = ~(probabilities.sum(2) > 0)  # NaN too
+            if not unknown.any():
+                raise UserError(str(error)) from None
+            raise _no_distribution(int(unknown.nonzero()[0, 0])) from None
+        token = token if self._looks else token.clamp_(min=0)
+        return token.view(B, S), logprob.view(B, S)
 
     def count(self, tokens: Tensor, weights: Tensor | None = None) -> None:
         """Count tokens [B, S] as seen; `weights` [B, S], 0 leaves one out, -1 takes it back."""
@@ -168,10 +192,14 @@ def check_drawn(logprobs: Tensor, first: int = 0) -> None:
     unknown = logprobs.isnan()
     if unknown.any():
         row, *token = unknown.nonzero()[0].tolist()
-        raise UserError(
-            "sample: logits must have a finite maximum and no NaN in each row, "
-            f"got others in row {row}" + "".join(f" for new token {first + n}" for n in token)
-        )
+        raise _no_distribution(row, "".join(f" for new token {first + n}" for n in token))
+
+
+def _no_distribution(row: int, place: str = "") -> UserError:
+    return UserError(
+        "sample: logits must have a finite maximum and no NaN in each row, "
+        f"got others in row {row}{place}"
+    )
 
 
 def _sample(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from seqkern.errors import require
 from seqkern.generation.progress import Progress
@@ -102,13 +103,14 @@ def _round(
     model, draft = readers
     proposer, judge = sampler.stream(1), sampler.stream(2)
     before: Any = draft.state
-    tokens, q = [last], []
+    tokens, q, known = [last], [], []
     for s in range(proposals):
         scores, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
         q.append(proposer.distribution(scores[:, -1]))
-        token, _ = proposer.draw(scores[:, -1], steps + s)
+        token, logprob = proposer.draw(scores[:, -1], steps + s)
         sampler.count(token.unsqueeze(1))
         tokens.append(token)
+        known.append(logprob)
     # The last proposal too, so that the draft has read whatever will be kept.
     _, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
     read = torch.stack(tokens, 1)  # [R, S], S = proposals + 1
@@ -119,16 +121,23 @@ def _round(
     logits, model.state = model.model.step_logits(read, state)  # [R, S, V]
     p = sampler.distribution(logits, proposed)
     kept = torch.zeros_like(last)
+    unknown = torch.zeros_like(read, dtype=torch.bool)  # [R, S]
     if proposals > 0:
         left, held = _decide(p[:, :-1], torch.stack(q, 1), proposed, steps, judge)
         kept = held.minimum(limits)
         within = torch.arange(proposals, device=last.device) < limits.unsqueeze(1)  # [R, S - 1]
         p = torch.cat((torch.where(within.unsqueeze(2), left, p[:, :-1]), p[:, -1:]), 1)
-    replaced = sampler.draw_from(p, steps).gather(1, kept.unsqueeze(1))  # [R, 1]
+        unknown = F.pad(torch.stack(known, 1).isnan() & within, (0, 1))
+    replaced, known_replaced = (
+        t.gather(1, kept.unsqueeze(1)) for t in sampler.draw_from(p, steps)
+    )  # [R, 1]
     drawn = torch.cat((proposed, last.unsqueeze(1)), 1).scatter(1, kept.unsqueeze(1), replaced)
     logprobs = torch.log_softmax(logits.float(), -1).gather(2, drawn.unsqueeze(2)).squeeze(2)
-    kept = kept + 1
     place = torch.arange(drawn.shape[1], device=drawn.device)
+    # Penalties may leave nothing of finite logits, and a draft may diverge by itself.
+    unknown = unknown | ((place == kept.unsqueeze(1)) & known_replaced.isnan())
+    logprobs = logprobs.masked_fill(unknown, torch.nan)
+    kept = kept + 1
     sampler.count(drawn, (place < kept.unsqueeze(1)).long())
     model.state = model.model.rewind(model.state, state, read, kept)
     draft.state = draft.model.rewind(draft.state, before, read, kept)
@@ -142,7 +151,7 @@ def _decide(
     at = proposed.unsqueeze(2)
     # The sampler's own rounding may draw what float64 gives no probability: then it is p's matter.
     ratio = (p.gather(2, at) / q.gather(2, at)).nan_to_num(0.0, 1.0).clamp(max=1)  # [R, S, 1]
-    refused = judge.draw_from(torch.cat((ratio, 1 - ratio), 2), steps)  # [R, S] 0 or 1
+    refused, _ = judge.draw_from(torch.cat((ratio, 1 - ratio), 2), steps)  # [R, S] 0 or 1
     left = (p - q).clamp(min=0)
     # Nothing is left where p = q; there nothing is refused either.
     left = torch.where(left.sum(2, keepdim=True) > 0, left, p)

@@ -312,6 +312,10 @@ class LanguageModel(nn.Module, ABC):
             prompt = prompt.masked_fill(~valid_steps(lengths, prompt.shape[1]), 0)
         self.check(prompt)
         if draft is not None:
+            require(
+                isinstance(draft, LanguageModel),
+                f"draft must be a language model, got {type(draft).__name__}",
+            )
             check_draft(self, draft, draft_tokens)
             draft.check(prompt)
         with self._evaluating(), nullcontext() if draft is None else draft._evaluating():

@@ -111,7 +111,7 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
         result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
         if not return_cells:
             return result
-        restored = [call.restore(c) for c in cells]
+        restored = [call.restore(c) for c in cells]  # large: of one layer no copy
         return (*result, restored[0].unsqueeze(0) if len(restored) == 1 else torch.stack(restored))
 
 

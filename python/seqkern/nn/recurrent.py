@@ -25,6 +25,7 @@ class Call:
     state: tuple[Tensor, ...] | None  # each [layers * directions, B, ...]
     lengths: Tensor | None
     packed: PackedSequence | None
+    host_lengths: Tensor | None  # of the packed sequence: packing again waits for no device
     transposed: bool
     unbatched: bool
     embedding: Tensor | None  # [V, I], of which tokens are the rows
@@ -42,15 +43,15 @@ class Call:
         """Dropout of [T, B, ...], drawn as torch does: of a packed sequence for what is packed."""
         if self.packed is None:
             return F.dropout(x, p)
-        assert self.lengths is not None
-        inner = _packed(x, self.lengths, self.packed)
+        assert self.host_lengths is not None
+        inner = _packed(x, self.host_lengths, self.packed)
         return _padded(PackedSequence(F.dropout(inner.data, p), inner.batch_sizes))[0]
 
     def restore(self, output: Tensor) -> Any:
         """[T, B, ...] in the layout of the module's input."""
         if self.packed is not None:
-            assert self.lengths is not None
-            return _packed(output, self.lengths, self.packed)
+            assert self.host_lengths is not None
+            return _packed(output, self.host_lengths, self.packed)
         if self.unbatched:
             return output.squeeze(1)
         return output.transpose(0, 1) if self.transposed else output
@@ -65,18 +66,18 @@ class Call:
 # How long a packed sequence is, its values say, which a graph does not have.
 @left_out_of_graphs
 def _padded(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """[T, B, I] and the lengths [B] of a packed sequence."""
+    """[T, B, I] and the lengths [B], on the CPU, of a packed sequence."""
     batch_sizes = packed.batch_sizes
     x, lengths = torch._VF._pad_packed_sequence(
         packed.data, batch_sizes, False, 0.0, batch_sizes.shape[0]
     )
-    return x, lengths.to(x.device)
+    return x, lengths
 
 
 @left_out_of_graphs
 def _packed(output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
     """The output [T, B, ...] as a packed sequence in the order of `packed`."""
-    data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths.cpu(), False)
+    data, batch_sizes = torch._VF._pack_padded_sequence(output, lengths, False)
     return PackedSequence(data, batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
 
@@ -110,12 +111,14 @@ def prepare(
     name = type(module).__name__
     features = 1 if embedding is None else 0
     packed: PackedSequence | None = None
+    host_lengths: Tensor | None = None
     x: Tensor
     if isinstance(input, PackedSequence):
         packed = input
         if lengths is not None:
             raise ValueError(f"{name}: lengths must be None with a PackedSequence, got a tensor")
-        x, lengths = _padded(packed)
+        x, host_lengths = _padded(packed)
+        lengths = host_lengths.to(x.device)
     else:
         x = input
         if x.dim() not in (1 + features, 2 + features):
@@ -155,7 +158,10 @@ def prepare(
         (x,) = autocast(x)
     else:
         (embedding,) = autocast_weights(embedding)
-    return Call(x, states, lengths, packed, transposed, unbatched, embedding, given)
+    return Call(
+        *(x, states, lengths, packed, host_lengths),
+        *(transposed, unbatched, embedding, given),
+    )
 
 
 def _check_tokens(module: torch.nn.RNNBase, tokens: Tensor, embedding: Tensor) -> None:
@@ -196,11 +202,10 @@ def diagnosis(
     """Features that do not go with the weights; or the token that is no row of the embedding: rows
     are looked up by torch or by the op of a layer, and each says so in its own words.
     """
-    if embedding is None:
-        x = input.data if isinstance(input, PackedSequence) else input
-        return mismatch(type(self).__name__, x, parameters_of(self, ("weight_ih_l0",))[0])
-    outside = isinstance(error, IndexError) or ": input must be in [" in str(error)
     tokens = input.data if isinstance(input, PackedSequence) else input
+    if embedding is None:
+        return mismatch(type(self).__name__, tokens, parameters_of(self, ("weight_ih_l0",))[0])
+    outside = isinstance(error, IndexError) or ": input must be in [" in str(error)
     if not outside or not tokens.is_cpu:
         return None
     wrong = (tokens < 0) | (tokens >= embedding.shape[0])

@@ -107,7 +107,7 @@ def sample(
         numbers.append(default if per_row else option)  # type: ignore[arg-type]
         rows.append(option if per_row else None)  # type: ignore[arg-type]
     if isinstance(token_counts, Tensor) and token_counts.dtype == torch.int64:
-        token_counts = token_counts.clamp(max=2**31 - 1)  # the kernels' are int32
+        token_counts = token_counts.clamp(0, 2**31 - 1)  # the kernels' are int32
     op = _registry.active.sample
     result: tuple[Tensor, Tensor] = _registry.call(
         op, logits, token_counts, *numbers, *rows, _LOGPROBS[logprobs]
