@@ -45,7 +45,7 @@ SEQKERN_INLINE VecU32 pairs_of(const uint16_t* even, const uint16_t* odd) {
   HalfBits e = {}, o = {};
   __builtin_memcpy(&e, even, sizeof(e));
   if (odd) __builtin_memcpy(&o, odd, sizeof(o));
-  return __builtin_convertvector(e, VecU32) | (__builtin_convertvector(o, VecU32) << 16);
+  return widened(e) | (widened(o) << 16);
 }
 
 // A tile of the bf16 numbers (i, k) at from[i * stride + k * k_stride], zeros outside of [count,

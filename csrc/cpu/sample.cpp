@@ -11,8 +11,6 @@ constexpr int kChunks = 256;  // parts of a row whose sums are kept, so that a s
 constexpr int kRuns =
     4096;  // runs of blocks whose largest score is kept, so that others are skipped
 
-typedef float HalfVecF __attribute__((vector_size(kVectorBytes / 2)));
-
 template <class I>
 SEQKERN_INLINE bool any(I mask) {
   uint64_t words[sizeof(mask) / 8];
@@ -36,7 +34,7 @@ SEQKERN_INLINE void round_to_amounts(VecF exact, uint64_t least, uint64_t* amoun
   for (int half = 0; half < 2; ++half) {
     HalfVecF floats;
     __builtin_memcpy(&floats, reinterpret_cast<const float*>(&exact) + half * L, sizeof(floats));
-    const VecD rounded = __builtin_convertvector(floats, VecD) + 4503599627370496.0;  // 2^52
+    const VecD rounded = in_double(floats) + 4503599627370496.0;  // 2^52
     VecU64 amount = bitcast<VecU64>(rounded) & 0xfffffffffffffull;
     amount &= bitcast<VecU64>(bitcast<VecI64>(amount) >= VecI64{} + static_cast<int64_t>(least));
     __builtin_memcpy(amounts + half * L, &amount, sizeof(amount));

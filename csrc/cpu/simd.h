@@ -107,10 +107,34 @@ SEQKERN_INLINE VecD load(const double* p) {
   return v;
 }
 
+// With zeros above. Of a conversion to a whole vector the compiler (g++ 12) makes two and three
+// shuffles.
+SEQKERN_INLINE VecU32 widened(HalfBits h) {
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
+  return (VecU32)_mm512_cvtepu16_epi32((__m256i)h);
+#elif defined(__AVX2__) && SEQKERN_VECTOR_BYTES == 32
+  return (VecU32)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, VecU32);
+#endif
+}
+
+typedef float HalfVecF __attribute__((vector_size(kVectorBytes / 2)));
+
+SEQKERN_INLINE VecD in_double(HalfVecF v) {
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
+  return (VecD)_mm512_cvtps_pd((__m256)v);
+#elif defined(__AVX2__) && SEQKERN_VECTOR_BYTES == 32
+  return (VecD)_mm256_cvtps_pd((__m128)v);
+#else
+  return __builtin_convertvector(v, VecD);
+#endif
+}
+
 SEQKERN_INLINE VecF load(const BFloat16* p) {
   HalfBits h;
   __builtin_memcpy(&h, p, sizeof(h));
-  return bitcast<VecF>(__builtin_convertvector(h, VecU32) << 16);
+  return bitcast<VecF>(widened(h) << 16);
 }
 
 SEQKERN_INLINE VecF load(const Half* p) {

@@ -35,20 +35,9 @@ void check_options(const Options& o) {
   check(o.scale == o.scale, kOp, ": scale must be a number, got ", o.scale);
 }
 
-std::string shape_of(std::initializer_list<int64_t> sizes) {
-  std::ostringstream out;
-  out << '[';
-  bool first = true;
-  for (const int64_t size : sizes) {
-    out << (first ? "" : ", ") << size;
-    first = false;
-  }
-  out << ']';
-  return out.str();
-}
-
 // int32 or int64 [n] as contiguous int64.
-Tensor index_tensor(const Tensor& t, std::string_view name, const std::string& shape, bool fits,
+template <class Shape>
+Tensor index_tensor(const Tensor& t, std::string_view name, const Shape& shape, bool fits,
                     const Tensor& q) {
   const ScalarType type = t.scalar_type();
   check(fits && (type == ScalarType::Long || type == ScalarType::Int), kOp, ": ", name,
@@ -156,7 +145,7 @@ Inputs prepare(const Tensor& q, const Tensor& k, const Tensor& v,
     check_cu_seqlens(in);
   }
   if (lengths) {
-    inputs.lengths = index_tensor(*lengths, "lengths", shape_of({B}),
+    inputs.lengths = index_tensor(*lengths, "lengths", shape_name({B}),
                                   lengths->dim() == 1 && lengths->size(0) == B, q);
     in.lengths = static_cast<const int64_t*>(data(inputs.lengths));
     check_lengths(in);

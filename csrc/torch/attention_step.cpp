@@ -95,8 +95,9 @@ Tensor attention_step(const Tensor& q, const Tensor& k_new, const Tensor& v_new,
   }
 
   // In memory [B, S, NH, D]: what the output projection reads.
-  const int64_t memory[] = {B, S, NH, D};
-  const Tensor out = torch::stable::transpose(empty_on(q, Sizes(memory, 4), type), 1, 2);
+  const ContiguousStrides memory(Sizes({B, S, NH, D}));
+  const int64_t strides[] = {memory.of[0], memory.of[2], memory.of[1], memory.of[3]};
+  const Tensor out = empty_strided_on(q, q.sizes(), strides, type);
   if (B == 0 || NH == 0) return out;
   const Tensor query = with_unit_last_stride(q), key = with_unit_last_stride(k_new),
                value = with_unit_last_stride(v_new);

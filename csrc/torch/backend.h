@@ -38,16 +38,22 @@ inline Tensor empty_strided_on(const Tensor& like, Sizes size, const int64_t* st
   return Tensor(handle);
 }
 
-// Contiguous.
-inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
-  constexpr int64_t kMaxDims = 64;  // torch's own limit
-  int64_t stride[kMaxDims];
-  int64_t step = 1;
-  for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; --d) {
-    stride[d] = step;
-    step *= std::max<int64_t>(1, size[d]);
+// The strides of a contiguous tensor.
+struct ContiguousStrides {
+  static constexpr int64_t kMaxDims = 64;  // torch's own limit
+  int64_t of[kMaxDims];
+
+  explicit ContiguousStrides(Sizes size) {
+    int64_t step = 1;
+    for (int64_t d = static_cast<int64_t>(size.size()) - 1; d >= 0; --d) {
+      of[d] = step;
+      step *= std::max<int64_t>(1, size[d]);
+    }
   }
-  return empty_strided_on(like, size, stride, dtype);
+};
+
+inline Tensor empty_on(const Tensor& like, Sizes size, ScalarType dtype) {
+  return empty_strided_on(like, size, ContiguousStrides(size).of, dtype);
 }
 
 // A tensor as kernels read its rows: where it is if its last dimension allows.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "cpu/attention_plan.h"
 #include "cpu/attention_step_plan.h"
@@ -274,16 +275,24 @@ struct Cpu {
   // Multiplications a thread should have at least, as kGrainElements.
   static constexpr int64_t kGrainWork = 1 << 18;
 
-  // Each thread takes the next of `count` tasks until none is left: for tasks of uneven length,
-  // the longest first. `work` is that of all together.
+  // Tasks of uneven length, the longest first, of `work` together. Each thread takes the next of
+  // its share until none is left, and then of the others': from call to call it meets what its
+  // cache still holds.
   template <class Kernel, class Args>
   static void tasks(Kernel kernel, const Args& args, int64_t count, int64_t work) {
     const int64_t threads = std::min<int64_t>(
         {torch::stable::get_num_threads(), count, std::max<int64_t>(1, work / kGrainWork)});
-    std::atomic<int64_t> next{0};
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
-        kernel(args, task, task + 1);
+    struct alignas(64) Share {
+      std::atomic<int64_t> taken{0};
+    };
+    const auto shares = std::make_unique<Share[]>(static_cast<size_t>(threads));
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t own, int64_t) {
+      for (int64_t i = 0; i < threads; ++i) {
+        const int64_t share = (own + i) % threads;
+        const auto next = [&] {
+          return shares[share].taken.fetch_add(1, std::memory_order_relaxed) * threads + share;
+        };
+        for (int64_t task; (task = next()) < count;) kernel(args, task, task + 1);
       }
     });
   }

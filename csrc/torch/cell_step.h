@@ -6,6 +6,13 @@
 
 namespace seqkern {
 
+struct GatesInWords {
+  int64_t G;
+};
+inline std::ostream& operator<<(std::ostream& out, const GatesInWords& words) {
+  return words.G == 1 ? out : out << words.G << ' ';
+}
+
 // The tensors of a cell's op, checked and contiguous: G rows of each weight per unit.
 struct CellTensors {
   DType dtype;
@@ -18,7 +25,7 @@ struct CellTensors {
       : dtype(float_dtype(input, op, "input")), G(G) {
     check(input.dim() == 2, op, ": input must be [B, I], got ", describe(input));
     check(w_ih.dim() == 2 && w_ih.size(0) >= G && w_ih.size(0) % G == 0, op, ": w_ih must be [",
-          G == 1 ? "H" : std::to_string(G) + " H", ", I], got ", describe(w_ih));
+          GatesInWords{G}, "H, I], got ", describe(w_ih));
     B = input.size(0), I = input.size(1), H = w_ih.size(0) / G;
     const Checker checked{op, input};
     x = checked(input, "input", {B, I});
@@ -155,7 +162,7 @@ inline void run_step(const Tensor& like, const cpu::CellStepForwardArgs& step,
 // and that of the last state [B, H], either of which may be absent.
 inline OptionalTensor step_gradient(const OptionalTensor& output, const OptionalTensor& last) {
   OptionalTensor first;
-  if (output) first = torch::stable::contiguous(torch::stable::select(*output, 0, 0));
+  if (output) first = torch::stable::contiguous(entry_of(*output, 0));
   return sum_of(first, last);
 }
 
@@ -199,10 +206,10 @@ inline StepGradients step_backward(const CellTensors& cell, const StepWanted& wa
   const int64_t row = width + 64 / static_cast<int64_t>(cell.x.element_size());
   const bool apart = step.in.cell == cpu::StepCell::kGru;
   const ScratchTensor memory(cell.x, apart ? 2 : 1, cell.B, width, row);
-  const Tensor dgates = torch::stable::select(memory.tensor(), 0, 0);
+  const Tensor dgates = entry_of(memory.tensor(), 0);
   OptionalTensor du, past;
   if (apart) {
-    du = torch::stable::select(memory.tensor(), 0, 1);
+    du = entry_of(memory.tensor(), 1);
     past = empty_on(cell.x, cell.h.sizes(), cell.x.scalar_type());
   }
   if (cell.B > 0) {

@@ -5,9 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cmath>
+#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/errors.h"
@@ -45,18 +47,31 @@ inline std::string_view dtype_name(ScalarType type) {
   }
 }
 
-inline std::string shape_name(const Tensor& t) {
-  std::ostringstream out;
+// What messages say of tensors. As text only when a check has failed: a stream takes longer than
+// all checks of a call.
+struct SizesInWords {
+  const int64_t* sizes;
+  int64_t dims;
+};
+inline std::ostream& operator<<(std::ostream& out, const SizesInWords& words) {
   out << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
-  out << ']';
-  return out.str();
+  for (int64_t d = 0; d < words.dims; ++d) out << (d ? ", " : "") << words.sizes[d];
+  return out << ']';
+}
+inline SizesInWords shape_name(const Tensor& t) { return {t.sizes().data(), t.dim()}; }
+// Not to outlive the expression that it is part of.
+inline SizesInWords shape_name(std::initializer_list<int64_t> sizes) {
+  return {sizes.begin(), static_cast<int64_t>(sizes.size())};
 }
 
 // "float32 [2047]"
-inline std::string describe(const Tensor& t) {
-  return std::string(dtype_name(t.scalar_type())) + " " + shape_name(t);
+struct TensorInWords {
+  const Tensor& t;
+};
+inline std::ostream& operator<<(std::ostream& out, const TensorInWords& words) {
+  return out << dtype_name(words.t.scalar_type()) << ' ' << shape_name(words.t);
 }
+inline TensorInWords describe(const Tensor& t) { return {t}; }
 
 template <class... Parts>
 std::string message(const Parts&... parts) {
@@ -65,9 +80,10 @@ std::string message(const Parts&... parts) {
   return out.str();
 }
 
-// ValueError in Python.
+// ValueError in Python. No part is text that every call would make.
 template <class... Parts>
 void check(bool ok, const Parts&... parts) {
+  static_assert(!(std::is_same_v<Parts, std::string> || ...), "for each call: see SizesInWords");
   if (!ok) [[unlikely]] {
     throw_value_error(message(parts...));
   }
@@ -93,13 +109,17 @@ inline ScalarType accumulate_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+struct PlaceInWords {
+  const Tensor& t;
+};
+inline std::ostream& operator<<(std::ostream& out, const PlaceInWords& words) {
+  return words.t.is_cpu() ? out << "cpu" : out << "cuda:" << words.t.get_device_index();
+}
+
 inline void check_same_device(const Tensor& a, const Tensor& b, std::string_view op,
                               std::string_view a_name, std::string_view b_name) {
-  const auto place = [](const Tensor& t) {
-    return t.is_cpu() ? std::string("cpu") : message("cuda:", t.get_device_index());
-  };
   check(a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index(), op, ": ", b_name,
-        " must be on the device of ", a_name, ", ", place(a), ", got ", place(b));
+        " must be on the device of ", a_name, ", ", PlaceInWords{a}, ", got ", PlaceInWords{b});
 }
 
 // The leading dimensions of `t` as Rows, neighbours merged where they are evenly spaced.

@@ -36,13 +36,7 @@ inline bool leading_sizes_match(const Tensor& rows, const Tensor& t) {
   return true;
 }
 
-inline std::string row_shape(const Tensor& t) {
-  std::ostringstream out;
-  out << '[';
-  for (int64_t d = 0; d + 1 < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
-  out << ']';
-  return out.str();
-}
+inline SizesInWords row_shape(const Tensor& t) { return {t.sizes().data(), t.dim() - 1}; }
 
 // target as contiguous int64.
 inline Tensor as_classes(const Tensor& target) {

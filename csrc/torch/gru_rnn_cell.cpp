@@ -43,8 +43,8 @@ Result forward(std::string_view op, HiddenCell kind, const Tensor& input, const 
              kept);
   }
 #else
-  const Tensor gates_x = mm(cell.x, torch::stable::transpose(cell.w_ih, 0, 1), {B, G * H});
-  const Tensor gates_h = mm(cell.h, torch::stable::transpose(cell.w_hh, 0, 1), {B, G * H});
+  const Tensor gates_x = mm(cell.x, transposed(cell.w_ih), {B, G * H});
+  const Tensor gates_h = mm(cell.h, transposed(cell.w_hh), {B, G * H});
   if (B > 0) {
     Backend::run(HiddenCellForwardArgs{.dtype = cell.dtype,
                                        .cell = kind,

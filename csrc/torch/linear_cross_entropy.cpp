@@ -20,28 +20,11 @@ Tensor zeros_on(const Head& head, int64_t rows) {
   return t;
 }
 
+void copy(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }
+
 template <class T>
 char* at(const T& t, int64_t n) {
   return static_cast<char*>(t.mutable_data_ptr()) + n * t.element_size();
-}
-
-Tensor shaped(const Tensor& t, Sizes sizes) { return torch::stable::reshape(t, sizes); }
-
-// A result of ours, contiguous, in another shape. Not by reshape: a view that an op returns cannot
-// be changed in place.
-Tensor result_of_shape(const Tensor& t, Sizes sizes) {
-  if (t.dim() == static_cast<int64_t>(sizes.size())) return t;
-  constexpr int64_t kMostDims = 64;  // torch's own limit
-  int64_t strides[kMostDims], offset = 0, step = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    strides[d] = step;
-    step *= sizes[d];
-  }
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(t.get(), &offset));
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()),
-                                                        sizes.data(), strides, offset, &handle));
-  return Tensor(handle);
 }
 
 // The kernel that reduces cross_entropy's rows does ours as well.
@@ -91,14 +74,13 @@ std::optional<Tensor> row_gradient(const Head& head, const std::optional<Tensor>
         " elements, got ", describe(*t));
   check_same_device(head.hidden, *t, "linear_cross_entropy_backward", "hidden", name);
   const int64_t sizes[] = {numel};
-  const Tensor flat = torch::stable::contiguous(shaped(*t, Sizes(sizes, 1)));
+  const Tensor flat = torch::stable::contiguous(reshaped(*t, Sizes(sizes, 1)));
   return scalar ? flat : to_kept(head, flat);
 }
 
 std::tuple<Tensor, Tensor, Tensor> finished(const Head& head, const Gradients& grads,
                                             Sizes hidden_sizes) {
-  return {grads.hidden ? result_of_shape(from_kept(head, *grads.hidden), hidden_sizes)
-                       : rows_on(head, 0),
+  return {grads.hidden ? reshaped(from_kept(head, *grads.hidden), hidden_sizes) : rows_on(head, 0),
           grads.weight ? torch::stable::to(*grads.weight, weight_gradient_type(head))
                        : rows_on(head, 0),
           grads.bias ? *grads.bias : rows_on(head, 0)};
@@ -126,15 +108,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const Plan plan = make_plan(head, wanted.any(), chunk_bytes);
   Gradients grads = allocate_gradients(head, plan, wanted);
 
-  const int64_t R = head.R();
+  const int64_t N = head.N, R = head.R();
+  const Tensor saved = rows_on(head, SavedRows<char>::size(N, reduced));
+  // Made where they are kept, unless rows are left out.
+  const Tensor saved_max = narrowed(saved, 0, N), saved_sum = narrowed(saved, N, N);
+  const Tensor row_max = head.kept ? rows_on(head, R) : saved_max;
+  const Tensor row_sum = head.kept ? rows_on(head, R) : saved_sum;
+  const Tensor norm = reduced ? narrowed(saved, 2 * N, 2) : rows_on(head, 2);
   const Tensor row_loss = rows_on(head, R);
-  const Tensor row_max = rows_on(head, R);
   const Tensor row_log_sum = rows_on(head, R);
-  const Tensor row_sum = rows_on(head, R);
   const std::optional<Tensor> lse = return_lse ? std::optional(rows_on(head, R)) : std::nullopt;
   const std::optional<Tensor> logprobs =
       return_logprobs ? std::optional(rows_on(head, R)) : std::nullopt;
-  const Tensor norm = rows_on(head, 2);
   const int64_t scalar[] = {1};
   const Tensor loss = empty_on(hidden, Sizes(scalar, reduced ? 0 : 1), head.acc);
   const Reducer reducer(head, reduction);
@@ -183,19 +168,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   if (R > 0) divide_by_unit(head, grads, unit);
   if (reduced) reducer.run(row_loss, row_max, row_log_sum, loss, norm);
   const Sizes row_sizes(hidden.sizes().data(), hidden.dim() - 1);
-  const auto per_row = [&](const Tensor& t) {
-    return result_of_shape(from_kept(head, t), row_sizes);
-  };
-  const Tensor saved = rows_on(head, SavedRows<char>::size(head.N, reduced));
-  const int64_t N = head.N;
-  const auto part = [&](int64_t offset, int64_t count) { return narrowed(saved, offset, count); };
-  Tensor part_max = part(0, N);
-  Tensor part_sum = part(N, N);
-  torch::stable::copy_(part_max, from_kept(head, row_max));
-  torch::stable::copy_(part_sum, from_kept(head, row_sum));
-  if (reduced) {
-    Tensor part_norm = part(2 * N, 2);
-    torch::stable::copy_(part_norm, norm);
+  const auto per_row = [&](const Tensor& t) { return reshaped(from_kept(head, t), row_sizes); };
+  if (head.kept) {
+    copy(saved_max, from_kept(head, row_max));
+    copy(saved_sum, from_kept(head, row_sum));
   }
   auto [dhidden, dweight, dbias] = finished(head, grads, hidden.sizes());
   return {reduced ? loss : per_row(row_loss),

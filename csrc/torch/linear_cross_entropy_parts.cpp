@@ -140,8 +140,8 @@ Head prepare(const Tensor& hidden, const Tensor& weight, const Tensor& target,
   const int64_t sizes[] = {N, H};
   const int64_t row_sizes[] = {N};
 
-  Tensor rows = torch::stable::reshape(hidden, Sizes(sizes, 2));
-  Tensor classes = torch::stable::reshape(as_classes(target), Sizes(row_sizes, 1));
+  Tensor rows = reshaped(hidden, Sizes(sizes, 2));
+  Tensor classes = reshaped(as_classes(target), Sizes(row_sizes, 1));
   check_classes(kOp, static_cast<const int64_t*>(classes.const_data_ptr()), N, V,
                 options.ignore_index);
   Head head{.acc = accumulate_type(hidden),
@@ -251,7 +251,9 @@ void Chunks::enter(int64_t begin, int64_t count) {
   } else {
     hidden_ = rows_view(head_.hidden, begin, count);
   }
-  if (!head_.mixed()) hidden_ = torch::stable::to(*hidden_, head_.acc);
+  if (!head_.mixed() && hidden_->scalar_type() != head_.acc) {
+    hidden_ = torch::stable::to(*hidden_, head_.acc);
+  }
 }
 
 LogitsTile Chunks::tile_at(int64_t first, const Tensor& logits) const {

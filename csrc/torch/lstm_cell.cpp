@@ -35,8 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward(const Tensor& input, const 
   return {h1, c1, gates};
 #else
   const auto bias = sum_of(b_x, b_h);
-  const Tensor gates_x = mm(cell.x, torch::stable::transpose(cell.w_ih, 0, 1), {B, 4 * H});
-  const Tensor gates_h = mm(cell.h, torch::stable::transpose(cell.w_hh, 0, 1), {B, 4 * H});
+  const Tensor gates_x = mm(cell.x, transposed(cell.w_ih), {B, 4 * H});
+  const Tensor gates_h = mm(cell.h, transposed(cell.w_hh), {B, 4 * H});
   if (B > 0) {
     Backend::run(LstmCellForwardArgs{.dtype = cell.dtype,
                                      .B = B,

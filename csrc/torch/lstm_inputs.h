@@ -46,8 +46,10 @@ inline LstmTensors lstm_tensors(std::string_view op, const Tensor& input, const 
   LstmTensors in{
       sequence_input(op, input, w_ih, lengths, 4, "4 H"), {}, w_hh, {}, {}, {}, {}, {}, {}};
   const auto [T, B, H] = std::tuple(in.T, in.B, in.H);
-  check(!w_hr || (w_hr->dim() == 2 && w_hr->size(0) >= 1), op, ": w_hr must be [P, H], got ",
-        w_hr ? describe(*w_hr) : "");
+  if (w_hr) {
+    check(w_hr->dim() == 2 && w_hr->size(0) >= 1, op, ": w_hr must be [P, H], got ",
+          describe(*w_hr));
+  }
   const int64_t P = w_hr ? w_hr->size(0) : H;
   const Checker checked{op, in.w_ih};
   in.w_hh = checked(w_hh, "w_hh", {4 * H, P});

@@ -2,9 +2,8 @@
 // that surround the kernels.
 #pragma once
 
-#include <initializer_list>
-
 #include "ops/recurrent.h"
+#include "torch/matrix.h"
 #include "torch/scratch.h"
 
 namespace seqkern {
@@ -16,18 +15,6 @@ inline Tensor nothing(const Tensor& like) { return empty_on(like, {0}, like.scal
 
 inline void* mutable_data(const Tensor& t, bool wanted = true) {
   return wanted ? t.mutable_data_ptr() : nullptr;
-}
-
-inline std::string shape_name(std::initializer_list<int64_t> shape) {
-  std::ostringstream out;
-  out << '[';
-  const char* separator = "";
-  for (const int64_t size : shape) {
-    out << separator << size;
-    separator = ", ";
-  }
-  out << ']';
-  return out.str();
 }
 
 // Checks against the first tensor of an op, `input`.
@@ -127,7 +114,7 @@ inline Tensor mm(const Tensor& a, const Tensor& b, std::initializer_list<int64_t
   const Tensor result = empty_on(a, Sizes(size.begin(), size.size()), a.scalar_type());
   Backend::before_first_write(result);
   const int64_t flat[] = {a.size(0), b.size(1)};
-  mm_into(a, b, torch::stable::view(result, Sizes(flat, 2)));
+  mm_into(a, b, reshaped(result, Sizes(flat, 2)));
   return result;
 }
 
@@ -191,7 +178,7 @@ inline Tensor transposed_mm(const Tensor& a, const Tensor& b) {
     return out;
   }
 #endif
-  return mm(torch::stable::transpose(a, 0, 1), b, {a.size(1), b.size(1)});
+  return mm(transposed(a), b, {a.size(1), b.size(1)});
 }
 
 // x [T, B, W] with zeros at times t >= lengths[b]: what stands in the padding may be infinite or

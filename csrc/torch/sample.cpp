@@ -150,8 +150,9 @@ std::tuple<Tensor, Tensor> sample(
   if constexpr (Backend::kHostReadable) {
     for (int64_t b = 0; b < B; ++b) {
       if (args.token[b] >= 0) continue;
-      check(false, kOp, ": logits must have a finite maximum and no NaN in each row, got ",
-            fault_of(logits, b), " in row ", b);
+      throw_value_error(message(kOp,
+                                ": logits must have a finite maximum and no NaN in each row, got ",
+                                fault_of(logits, b), " in row ", b));
     }
   }
   return {tokens, logprobs};

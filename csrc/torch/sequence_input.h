@@ -25,7 +25,7 @@ struct SequenceInput {
   // out [N, G H]: W_ih x.
   void product_into(const Tensor& out) const {
     if (ids) return look_up_into(w_ih, ids_of_rows(), out);
-    mm_into(rows(), torch::stable::transpose(w_ih, 0, 1), out);
+    mm_into(rows(), transposed(w_ih), out);
   }
 
   // dx [T, B, I] from da [N, G H].
@@ -112,7 +112,7 @@ inline SequenceInput sequence_input(std::string_view op, const Tensor& input, co
   };
   in.lengths = checked.lengths(lengths, in.B, in.T);
   if (by_ids) {
-    in.w_ih = contiguous(torch::stable::transpose(w_ih, 0, 1));
+    in.w_ih = contiguous(transposed(w_ih));
     in.ids = checked_ids(op, input, in.I, in.lengths);
   } else {
     in.w_ih = checked(w_ih, "w_ih", {gates * in.H, in.I});

@@ -31,7 +31,7 @@ class PackedWeights:
 
     def of(self, w_ih: Tensor, w_hh: Tensor) -> Tensor | None:
         """The copy, or None where the kernel has no use for one."""
-        if torch.compiler.is_compiling() or w_ih.device.type != "cpu":
+        if torch.compiler.is_compiling() or not w_ih.is_cpu:
             return None
         if w_ih.is_inference() or w_hh.is_inference():  # such tensors count no versions
             return None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from seqkern.ops import _registry
+from seqkern.ops._autocast import is_casting
 from seqkern.ops._fakes import check_shape, register_fake
 from seqkern.ops._mistakes import checked, describe
 
@@ -109,7 +110,7 @@ def attention_step(
         raise ValueError(f"attention_step: window must be at least 1 or None, got {window}")
     if scale is not None and scale != scale:
         raise ValueError(f"attention_step: scale must be a number, got {scale}")
-    if q.device.type != "meta" and torch.is_autocast_enabled(q.device.type):
+    if is_casting(q):
         q, k_new, v_new = _like_cache(k_cache, q, k_new, v_new)
     is_eager = not torch.compiler.is_compiling()
     if is_eager:
