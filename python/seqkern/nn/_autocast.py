@@ -13,6 +13,6 @@ def as_torchs_state(result: Tensor, before: Tensor) -> Tensor:
     On the CPU autocast casts what is multiplied, but not the state that torch's GRU and LSTMCell
     carry along: from float32 it stays float32.
     """
-    if not before.is_cpu or not torch.is_autocast_enabled("cpu"):
+    if before.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return result
     return result.to(torch.promote_types(before.dtype, torch.get_autocast_dtype("cpu")))

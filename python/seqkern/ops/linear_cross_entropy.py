@@ -233,9 +233,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if is_batched(grad_loss):  # many factors, for which there is no place
             made = [grad * grad_loss for grad in made]
         # On the CPU a factor of 1 is seen and costs no pass over the gradients; a fake's is not.
-        elif (
-            type(grad_loss) is not Tensor or not grad_loss.is_cpu or grad_loss.item() != 1
-        ):
+        elif type(grad_loss) is not Tensor or not grad_loss.is_cpu or grad_loss.item() != 1:
             made = [grad.mul_(grad_loss) for grad in made]
         return _in_place_of_inputs(made, tensors, ctx.grads)
 
