@@ -6,13 +6,6 @@
 
 namespace seqkern {
 
-struct GatesInWords {
-  int64_t G;
-};
-inline std::ostream& operator<<(std::ostream& out, const GatesInWords& words) {
-  return words.G == 1 ? out : out << words.G << ' ';
-}
-
 // The tensors of a cell's op, checked and contiguous: G rows of each weight per unit.
 struct CellTensors {
   DType dtype;
@@ -25,7 +18,7 @@ struct CellTensors {
       : dtype(float_dtype(input, op, "input")), G(G) {
     check(input.dim() == 2, op, ": input must be [B, I], got ", describe(input));
     check(w_ih.dim() == 2 && w_ih.size(0) >= G && w_ih.size(0) % G == 0, op, ": w_ih must be [",
-          GatesInWords{G}, "H, I], got ", describe(w_ih));
+          rows_of_gates(G), ", I], got ", describe(w_ih));
     B = input.size(0), I = input.size(1), H = w_ih.size(0) / G;
     const Checker checked{op, input};
     x = checked(input, "input", {B, I});

@@ -41,8 +41,7 @@ Inputs prepare(std::string_view op, HiddenCell cell, const Tensor& input, const 
                const Tensor& w_ih, const Tensor& w_hh, const OptionalTensor& b_ih,
                const OptionalTensor& b_hh, const OptionalTensor& lengths, bool reverse) {
   const int64_t G = gates_of(cell);
-  Inputs in{
-      sequence_input(op, input, w_ih, lengths, G, G == 1 ? "H" : "3 H"), {}, w_hh, {}, {}, {}};
+  Inputs in{sequence_input(op, input, w_ih, lengths, G), {}, w_hh, {}, {}, {}};
   const auto [T, B, H] = std::tuple(in.T, in.B, in.H);
   const Checker checked{op, in.w_ih};
   in.w_hh = checked(w_hh, "w_hh", {G * H, H});

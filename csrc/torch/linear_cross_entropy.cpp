@@ -20,8 +20,6 @@ Tensor zeros_on(const Head& head, int64_t rows) {
   return t;
 }
 
-void copy(Tensor to, const Tensor& from) { torch::stable::copy_(to, from); }
-
 template <class T>
 char* at(const T& t, int64_t n) {
   return static_cast<char*>(t.mutable_data_ptr()) + n * t.element_size();
@@ -111,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const int64_t N = head.N, R = head.R();
   const Tensor saved = rows_on(head, SavedRows<char>::size(N, reduced));
   // Made where they are kept, unless rows are left out.
-  const Tensor saved_max = narrowed(saved, 0, N), saved_sum = narrowed(saved, N, N);
+  Tensor saved_max = narrowed(saved, 0, N), saved_sum = narrowed(saved, N, N);
   const Tensor row_max = head.kept ? rows_on(head, R) : saved_max;
   const Tensor row_sum = head.kept ? rows_on(head, R) : saved_sum;
   const Tensor norm = reduced ? narrowed(saved, 2 * N, 2) : rows_on(head, 2);
@@ -170,8 +168,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
   const Sizes row_sizes(hidden.sizes().data(), hidden.dim() - 1);
   const auto per_row = [&](const Tensor& t) { return reshaped(from_kept(head, t), row_sizes); };
   if (head.kept) {
-    copy(saved_max, from_kept(head, row_max));
-    copy(saved_sum, from_kept(head, row_sum));
+    torch::stable::copy_(saved_max, from_kept(head, row_max));
+    torch::stable::copy_(saved_sum, from_kept(head, row_sum));
   }
   auto [dhidden, dweight, dbias] = finished(head, grads, hidden.sizes());
   return {reduced ? loss : per_row(row_loss),

@@ -43,8 +43,7 @@ inline LstmTensors lstm_tensors(std::string_view op, const Tensor& input, const 
                                 const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                                 const OptionalTensor& w_hr, const OptionalTensor& lengths,
                                 bool reverse) {
-  LstmTensors in{
-      sequence_input(op, input, w_ih, lengths, 4, "4 H"), {}, w_hh, {}, {}, {}, {}, {}, {}};
+  LstmTensors in{sequence_input(op, input, w_ih, lengths, 4), {}, w_hh, {}, {}, {}, {}, {}, {}};
   const auto [T, B, H] = std::tuple(in.T, in.B, in.H);
   if (w_hr) {
     check(w_hr->dim() == 2 && w_hr->size(0) >= 1, op, ": w_hr must be [P, H], got ",

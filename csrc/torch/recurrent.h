@@ -17,6 +17,11 @@ inline void* mutable_data(const Tensor& t, bool wanted = true) {
   return wanted ? t.mutable_data_ptr() : nullptr;
 }
 
+// The rows of a weight of so many gates, as messages name them.
+constexpr std::string_view rows_of_gates(int64_t gates) {
+  return gates == 1 ? "H" : gates == 3 ? "3 H" : "4 H";
+}
+
 // Checks against the first tensor of an op, `input`.
 struct Checker {
   std::string_view op;

@@ -90,10 +90,9 @@ inline Tensor checked_ids(std::string_view op, const Tensor& input, int64_t I,
                              Sizes(size, 2));
 }
 
-// Of a layer with so many gates; `rows` names those of w_ih.
+// Of a layer with so many gates.
 inline SequenceInput sequence_input(std::string_view op, const Tensor& input, const Tensor& w_ih,
-                                    const OptionalTensor& lengths, int64_t gates,
-                                    std::string_view rows) {
+                                    const OptionalTensor& lengths, int64_t gates) {
   const bool by_ids = are_ids(input);
   const Tensor& like = by_ids ? w_ih : input;  // in dtype
   SequenceInput in;
@@ -103,7 +102,7 @@ inline SequenceInput sequence_input(std::string_view op, const Tensor& input, co
   in.T = input.size(0), in.B = input.size(1);
   check(in.T >= 1, op, ": input must have at least one step, got ", describe(input));
   check(w_ih.dim() == 2 && w_ih.size(0) >= gates && w_ih.size(0) % gates == 0, op,
-        ": w_ih must be [", rows, ", I], got ", describe(w_ih));
+        ": w_ih must be [", rows_of_gates(gates), ", I], got ", describe(w_ih));
   in.H = w_ih.size(0) / gates, in.I = by_ids ? w_ih.size(1) : input.size(2);
   check_same_device(input, w_ih, op, "input", "w_ih");
   const Checker checked{op, like};

@@ -103,14 +103,14 @@ def _round(
     model, draft = readers
     proposer, judge = sampler.stream(1), sampler.stream(2)
     before: Any = draft.state
-    tokens, q, known = [last], [], []
+    tokens, q, drafted = [last], [], []
     for s in range(proposals):
         scores, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
         q.append(proposer.distribution(scores[:, -1]))
         token, logprob = proposer.draw(scores[:, -1], steps + s)
         sampler.count(token.unsqueeze(1))
         tokens.append(token)
-        known.append(logprob)
+        drafted.append(logprob)
     # The last proposal too, so that the draft has read whatever will be kept.
     _, draft.state = draft.model.step_logits(tokens[-1].unsqueeze(1), draft.state)
     read = torch.stack(tokens, 1)  # [R, S], S = proposals + 1
@@ -127,15 +127,15 @@ def _round(
         kept = held.minimum(limits)
         within = torch.arange(proposals, device=last.device) < limits.unsqueeze(1)  # [R, S - 1]
         p = torch.cat((torch.where(within.unsqueeze(2), left, p[:, :-1]), p[:, -1:]), 1)
-        unknown = F.pad(torch.stack(known, 1).isnan() & within, (0, 1))
-    replaced, known_replaced = (
+        unknown = F.pad(torch.stack(drafted, 1).isnan() & within, (0, 1))
+    replaced, drawn_logprob = (
         t.gather(1, kept.unsqueeze(1)) for t in sampler.draw_from(p, steps)
     )  # [R, 1]
     drawn = torch.cat((proposed, last.unsqueeze(1)), 1).scatter(1, kept.unsqueeze(1), replaced)
     logprobs = torch.log_softmax(logits.float(), -1).gather(2, drawn.unsqueeze(2)).squeeze(2)
     place = torch.arange(drawn.shape[1], device=drawn.device)
     # Penalties may leave nothing of finite logits, and a draft may diverge by itself.
-    unknown = unknown | ((place == kept.unsqueeze(1)) & known_replaced.isnan())
+    unknown = unknown | ((place == kept.unsqueeze(1)) & drawn_logprob.isnan())
     logprobs = logprobs.masked_fill(unknown, torch.nan)
     kept = kept + 1
     sampler.count(drawn, (place < kept.unsqueeze(1)).long())
