@@ -2,7 +2,7 @@
 //
 // Both operands are turned into panels first. The smaller one is shared: the threads do that
 // together. Of the other each thread packs some panels, and meets all shared ones with them, a part
-// of K at a time that first-level cache holds.
+// of K at a time: of a panel that first-level cache holds while those of the other side pass by.
 #include "cpu/panel_product.h"
 
 #include "cpu/bf16_pairs.h"
@@ -72,7 +72,11 @@ struct Panels {
   using Number = uint16_t;
   static constexpr int64_t kRows = kPanelRows, kColumns = kPanelRows;  // of a panel of a, of b
   static constexpr int64_t kStep = kTileDepth;                         // K is filled up to these
-  static constexpr int64_t kPart = 512;                                // of K that is met at a time
+  // Of K that is met at a time. Of the matrix unit's four loads for four products two come from
+  // second-level cache, which is as much as it gives: 16 KB of each side leave room for the sums.
+  static constexpr int64_t kPart = kMatrixUnit ? 256 : 512;
+  // Whether a thread's own panel stays in first-level cache while the shared ones pass by.
+  static constexpr bool kOwnStay = kMatrixUnit;
 
   // Around all products of a thread.
 #if defined(SEQKERN_TILES)
@@ -92,6 +96,7 @@ struct Panels {
   static void pack(const PanelOperand& m, int64_t first, int64_t K, Number* to) {
     const Number* from = static_cast<const Number*>(m.data) + first * m.stride;
     for (int64_t k = 0; k < K; k += kTileDepth) {
+      if constexpr (kMatrixUnit) ask_for(m, first, k + 2 * kTileDepth, K);
       for (int64_t i = 0; i < kPanelRows; i += kTileHeight, to += kTileNumbers) {
         if (i >= m.size - first) {
           __builtin_memset(to, 0, kTileNumbers * sizeof(Number));
@@ -100,6 +105,17 @@ struct Panels {
         pack_tile<kWordsOfRows>(to, from + i * m.stride + k * m.k_stride, m.stride, m.k_stride,
                                 m.size - first - i, K - k);
       }
+    }
+  }
+
+  // The lines of a panel at k, if they lie along rows or columns: as many places as no hardware
+  // looks ahead at.
+  static void ask_for(const PanelOperand& m, int64_t first, int64_t k, int64_t K) {
+    const bool along = m.k_stride == 1;
+    const Number* from = static_cast<const Number*>(m.data) + first * m.stride + k * m.k_stride;
+    const int64_t left = along ? m.size - first : K - k;
+    for (int64_t i = 0; k < K && i < left && i < kPanelRows; ++i) {
+      __builtin_prefetch(from + i * (along ? m.stride : m.k_stride));
     }
   }
 
@@ -136,6 +152,7 @@ struct Panels {
   static constexpr int64_t kRows = 4 * kTileRows, kColumns = 48;
   static constexpr int64_t kStep = 1;
   static constexpr int64_t kPart = 256;
+  static constexpr bool kOwnStay = false;
   static_assert(kRows % L == 0 && kColumns % (kTileVectors * L) == 0);
 
   Panels() {}
@@ -248,13 +265,22 @@ struct PanelProduct {
       const int64_t end = part + 1 < parts ? steps * (part + 1) / parts * Panels::kStep : args.K;
       const int64_t skip_shared = begin * (shared_size / K), skip_own = begin * (own_size / K);
       const bool continued = part > 0 || args.accumulate;
-      for (int64_t s = s_begin; s < s_end; ++s) {
+      const auto pair = [&](int64_t s, int64_t p, int64_t next_s, int64_t next_p) {
+        if (continued) fetch(next_s, first + next_p);
+        meet(s, shared + s * shared_size + skip_shared, first + p, panels + p * own_size + skip_own,
+             end - begin, continued);
+      };
+      if constexpr (Panels::kOwnStay) {
         for (int64_t p = 0; p < count; ++p) {
-          if (continued) {
-            p + 1 < count ? fetch(s, first + p + 1) : fetch(s + 1, first);
+          for (int64_t s = s_begin; s < s_end; ++s) {
+            s + 1 < s_end ? pair(s, p, s + 1, p) : pair(s, p, s_begin, p + 1);
           }
-          meet(s, shared + s * shared_size + skip_shared, first + p,
-               panels + p * own_size + skip_own, end - begin, continued);
+        }
+      } else {
+        for (int64_t s = s_begin; s < s_end; ++s) {
+          for (int64_t p = 0; p < count; ++p) {
+            p + 1 < count ? pair(s, p, s, p + 1) : pair(s, p, s + 1, 0);
+          }
         }
       }
     }

@@ -133,7 +133,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
 
   if (R > 0) {
     Chunks chunks(head, plan);
-    const Tensor state = rows_on(head, kStateParts * plan.rows);
+    const Tensor state = rows_on(head, kStateParts * R);
+    const auto finish = [&](int64_t begin, int64_t count) {
+      Backend::run(
+          LinearCrossEntropyFinishArgs{.rows = head.rows_from(begin, count),
+                                       .state = at(state, begin),
+                                       .stride = R,
+                                       .add_z_loss = z_loss != 0 && !reduced,
+                                       .row_loss = at(row_loss, begin),
+                                       .lse = lse ? at(*lse, begin) : nullptr,
+                                       .logprob = logprobs ? at(*logprobs, begin) : nullptr,
+                                       .row_log_sum = at(row_log_sum, begin),
+                                       .row_max = at(row_max, begin),
+                                       .row_sum = at(row_sum, begin)});
+    };
     const LinearCrossEntropyGradientArgs all_rows{.rows = {},
                                                   .tile = {},
                                                   .grad_loss = data(grad_loss),
@@ -145,22 +158,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_cross_
                                                   .norm = norm.const_data_ptr(),
                                                   .grad_dtype = head.acc_dtype,
                                                   .dlogits = nullptr};
-    chunks.for_each([&](int64_t begin, int64_t count) {
-      chunks.add_to_state(state.mutable_data_ptr(), plan.rows);
-      Backend::run(
-          LinearCrossEntropyFinishArgs{.rows = head.rows_from(begin, count),
-                                       .state = state.const_data_ptr(),
-                                       .stride = plan.rows,
-                                       .add_z_loss = z_loss != 0 && !reduced,
-                                       .row_loss = at(row_loss, begin),
-                                       .lse = lse ? at(*lse, begin) : nullptr,
-                                       .logprob = logprobs ? at(*logprobs, begin) : nullptr,
-                                       .row_log_sum = at(row_log_sum, begin),
-                                       .row_max = at(row_max, begin),
-                                       .row_sum = at(row_sum, begin)});
-      if (grads.any() && plan.all_tiles) chunks.add_chunk_to_gradients(all_rows, grads);
-    });
-    if (grads.any() && !plan.all_tiles) chunks.add_rows_to_gradients(all_rows, grads);
+    if (plan.all_tiles) {
+      chunks.for_each([&](int64_t begin, int64_t count) {
+        chunks.add_chunk_to_state(state.mutable_data_ptr());
+        finish(begin, count);
+        chunks.add_chunk_to_gradients(all_rows, grads);
+      });
+    } else {
+      chunks.add_rows_to_state(state.mutable_data_ptr());
+      finish(0, R);
+      if (grads.any()) chunks.add_rows_to_gradients(all_rows, grads);
+    }
   }
 
   if (R > 0) divide_by_unit(head, grads, unit);
@@ -241,8 +249,8 @@ Tensor linear_cross_entropy_state(const Tensor& hidden, const Tensor& weight, co
   const int64_t sizes[] = {kStateParts, head.N};
   const Tensor state = empty_on(hidden, Sizes(sizes, 2), head.acc);
   if (head.N > 0) {
-    Chunks chunks(head, make_plan(head, /*all_tiles=*/false, chunk_bytes));
-    chunks.for_each([&](int64_t begin, int64_t) { chunks.add_to_state(at(state, begin), head.N); });
+    Chunks(head, make_plan(head, /*all_tiles=*/false, chunk_bytes))
+        .add_rows_to_state(state.mutable_data_ptr());
   }
   return state;
 }

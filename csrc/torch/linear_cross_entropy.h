@@ -109,12 +109,16 @@ class Chunks {
     }
   }
 
-  // Makes the chunk's logits tile by tile and folds them into its state.
-  void add_to_state(void* state, int64_t stride);
+  // Makes logits tile by tile and folds them into the state of all rows, [kStateParts, R].
+  //
+  // Of the chunk, which keeps them where the plan says so.
+  void add_chunk_to_state(void* state);
+  // Of all rows: a tile of the weight is read once.
+  void add_rows_to_state(void* state);
 
   // From row statistics to gradients. args are of all R rows.
   //
-  // Of the chunk, from the logits that add_to_state left.
+  // Of the chunk, from the logits that add_chunk_to_state left.
   void add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads);
   // Of all rows, with logits made anew: tile by tile, so that a tile's part of dW is finished
   // before the next one's begins.
@@ -135,6 +139,7 @@ class Chunks {
   // What the current chunk's rows add to the gradients by way of a tile.
   void add_part(LinearCrossEntropyGradientArgs args, const Tile& tile, Gradients& grads);
   void enter(int64_t begin, int64_t count);
+  void add_tile_to_state(int64_t first, const Tensor& weight, void* state);
   LogitsTile tile_at(int64_t first, const Tensor& logits) const;
   Tensor tile_memory(int64_t first, int64_t width) const;
   // Weight's rows [first, first + width) as a GEMM takes them.

@@ -277,17 +277,29 @@ Tensor Chunks::weight_operand(int64_t first, int64_t width) {
   return scratch;
 }
 
-void Chunks::add_to_state(void* state, int64_t stride) {
+void Chunks::add_chunk_to_state(void* state) {
   for (int64_t first = 0; first < head_.V(); first += plan_.width) {
     const int64_t width = std::min(plan_.width, head_.V() - first);
-    const Tensor logits = tile_memory(first, width);
-    Backend::multiply(logits, *hidden_, transposed(weight_operand(first, width)), false);
-    Backend::run(LinearCrossEntropyStateArgs{.rows = head_.rows_from(begin_, count_),
-                                             .tile = tile_at(first, logits),
-                                             .first = first == 0,
-                                             .state = state,
-                                             .stride = stride});
+    add_tile_to_state(first, weight_operand(first, width), state);
   }
+}
+
+void Chunks::add_rows_to_state(void* state) {
+  for (int64_t first = 0; first < head_.V(); first += plan_.width) {
+    const Tensor weight = weight_operand(first, std::min(plan_.width, head_.V() - first));
+    for_each([&](int64_t, int64_t) { add_tile_to_state(first, weight, state); });
+  }
+}
+
+void Chunks::add_tile_to_state(int64_t first, const Tensor& weight, void* state) {
+  const Tensor logits = tile_memory(first, weight.size(0));
+  Backend::multiply(logits, *hidden_, transposed(weight), false);
+  Backend::run(LinearCrossEntropyStateArgs{
+      .rows = head_.rows_from(begin_, count_),
+      .tile = tile_at(first, logits),
+      .first = first == 0,
+      .state = static_cast<char*>(state) + begin_ * item_size(head_.acc),
+      .stride = head_.R()});
 }
 
 void Chunks::add_chunk_to_gradients(const LinearCrossEntropyGradientArgs& args, Gradients& grads) {

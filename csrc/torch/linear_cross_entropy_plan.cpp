@@ -16,6 +16,9 @@ constexpr int64_t kMostRows = 512;
 // would have fewer rows than these, they have more of them, and logits are made twice instead of
 // kept.
 constexpr int64_t kFewestMixedRows = 256;
+// A matrix unit makes logits a second time in less time than more of them than these take to memory
+// and back, and sums of dW with them.
+constexpr int64_t kMostKeptLogits = 16 * kMiB;
 // The gradient of hidden sums over a tile's columns in a GEMM, whose error grows with their number,
 // and then over the tiles.
 constexpr int64_t kWidestTile = 4096;
@@ -80,7 +83,8 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
     const int64_t whole = in_vectors ? 2 * kMostRows : kMostRows;
     if (R <= whole && R * row_bytes <= kLargestChunk) {
       rows = R;
-    } else if (rows < std::min(R, kFewestMixedRows)) {
+    } else if (rows < std::min(R, kFewestMixedRows) ||
+               (!in_vectors && kMostRows * row_bytes > kMostKeptLogits)) {
       all_tiles = false;
       rows = kMostRows;
     }

@@ -53,11 +53,17 @@ def test_how_a_device_cuts_16_bit_logits(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 # A third of the rows is ignored, and left out.
-@pytest.mark.parametrize("rows", [300, 1000, 2000], ids=["one chunk", "two chunks", "three"])
-def test_how_the_cpu_cuts_16_bit_logits(rows: int, reduction: str, dtype: torch.dtype) -> None:
-    """Several tiles. Where 16-bit numbers are multiplied as such, the logits of few rows are kept;
-    of more they are made twice, or dW is added to."""
-    inputs = make(rows, 5, 4300, dtype, "cpu")
+@pytest.mark.parametrize(
+    ("rows", "classes"),
+    [(300, 4300), (1000, 4300), (2000, 4300), (1000, 8500)],
+    ids=["one chunk", "two chunks", "three", "two of many classes"],
+)
+def test_how_the_cpu_cuts_16_bit_logits(
+    rows: int, classes: int, reduction: str, dtype: torch.dtype
+) -> None:
+    """Several tiles. Where 16-bit numbers are multiplied as such, the logits of few rows, or of few
+    classes, are kept; others are made twice, or dW is added to."""
+    inputs = make(rows, 5, classes, dtype, "cpu")
     loss, grads = run(ops.linear_cross_entropy, inputs, True, reduction=reduction)
     torch_loss, torch_grads = run(plain, inputs, True, reduction=reduction)
     exact_loss, exact_grads = run(plain, double(inputs), True, reduction=reduction)
