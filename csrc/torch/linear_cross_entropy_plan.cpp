@@ -11,10 +11,10 @@ constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
 // With 16-bit operands a GEMM takes less time than the packing of a weight for few rows, or than
-// adding to a dW in memory. So up to kMostRows are one chunk (where vector units multiply, twice as
-// many: a matrix unit loses more time to a result that leaves second-level cache); and where chunks
-// would have fewer rows than these, they have more of them, and logits are made twice instead of
-// kept.
+// adding to a dW in memory. So up to kFewestMixedRows are one chunk, or kMostRows (where vector
+// units multiply, twice as many: a matrix unit loses more time to a result that leaves second-level
+// cache); and where chunks would have fewer rows than these, they have more of them, and logits are
+// made twice instead of kept.
 constexpr int64_t kFewestMixedRows = 256;
 // A matrix unit makes logits a second time in less time than more of them than these take to memory
 // and back, and sums of dW with them.
@@ -80,8 +80,10 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   int64_t rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
   if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
   if (all_tiles && !chunk_bytes && head.mixed()) {
-    const int64_t whole = in_vectors ? 2 * kMostRows : kMostRows;
-    if (R <= whole && R * row_bytes <= kLargestChunk) {
+    const bool few = in_vectors ? R <= 2 * kMostRows
+                                : R <= kFewestMixedRows ||
+                                      (R <= kMostRows && R * row_bytes <= kMostKeptLogits);
+    if (few && R * row_bytes <= kLargestChunk) {
       rows = R;
     } else if (rows < std::min(R, kFewestMixedRows) ||
                (!in_vectors && kMostRows * row_bytes > kMostKeptLogits)) {
