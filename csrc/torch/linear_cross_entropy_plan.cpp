@@ -80,9 +80,9 @@ Plan make_host_plan(const Head& head, bool all_tiles, int64_t chunk_bytes) {
   int64_t rows = std::min(wanted, (chunk_bytes ? chunk_bytes : kLargestChunk) / row_bytes);
   if (all_tiles && chunk_bytes) rows = chunk_bytes / row_bytes;
   if (all_tiles && !chunk_bytes && head.mixed()) {
-    const bool few = in_vectors ? R <= 2 * kMostRows
-                                : R <= kFewestMixedRows ||
-                                      (R <= kMostRows && R * row_bytes <= kMostKeptLogits);
+    const bool few =
+        in_vectors ? R <= 2 * kMostRows
+                   : R <= kFewestMixedRows || (R <= kMostRows && R * row_bytes <= kMostKeptLogits);
     if (few && R * row_bytes <= kLargestChunk) {
       rows = R;
     } else if (rows < std::min(R, kFewestMixedRows) ||
