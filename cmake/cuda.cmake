@@ -7,21 +7,10 @@ if(NOT NVCC)
   message(FATAL_ERROR "SEQKERN_CUDA=ON needs nvcc on PATH, or CUDA_HOME set")
 endif()
 
-# Without a choice of one's own: every architecture this toolkit knows of those below, and machine-independent
-# code of the newest, which later GPUs compile at load.
-if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-  execute_process(COMMAND ${NVCC} --list-gpu-code OUTPUT_VARIABLE known COMMAND_ERROR_IS_FATAL ANY)
-  string(REGEX MATCHALL "sm_[0-9]+" known "${known}")
-  set(CMAKE_CUDA_ARCHITECTURES)
-  set(newest)
-  foreach(architecture IN ITEMS 80 86 89 90a 100 120)
-    string(REGEX MATCH "^[0-9]+" number ${architecture})
-    if(sm_${number} IN_LIST known)
-      list(APPEND CMAKE_CUDA_ARCHITECTURES ${architecture}-real)
-      set(newest ${number})
-    endif()
-  endforeach()
-  list(APPEND CMAKE_CUDA_ARCHITECTURES ${newest}-virtual)
+# CMAKE_CUDA_ARCHITECTURES, or CMake's own variable in the environment, is a choice of one's own.
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND "$ENV{CUDAARCHS}" STREQUAL "")
+  include(cmake/architectures.cmake)
+  seqkern_cuda_architectures(${NVCC} CMAKE_CUDA_ARCHITECTURES)
 endif()
 
 if(NOT DEFINED CMAKE_CUDA_COMPILER)

@@ -30,6 +30,11 @@ inline void check(cudaError_t status, const LaunchConfig& config) {
   if (status == cudaSuccess) return;
   // Taken off the runtime's record, or the next launch would report it again.
   static_cast<void>(cudaGetLastError());
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    throw std::runtime_error(std::string(config.name) +
+                             ": seqkern's CUDA kernels were not built for this GPU; `seqkern "
+                             "doctor` says for which, TORCH_CUDA_ARCH_LIST chooses others");
+  }
   throw std::runtime_error(std::string(config.name) + ": CUDA launch of " +
                            std::to_string(config.grid.x) + " blocks of " +
                            std::to_string(config.block.x) + " threads with " +

@@ -88,7 +88,21 @@ def _machine() -> dict[str, str]:
             f"{properties.name}, sm_{properties.major}{properties.minor}, "
             f"{properties.total_memory / 2**30:.0f} GiB"
         )
+        built = str(_C.build_info()["cuda_architectures"]).split()
+        if built and not any(_serves(name, properties.major, properties.minor) for name in built):
+            rows[f"GPU {index}"] += "; no kernel of this build is for it"
     return rows
+
+
+def _serves(architecture: str, major: int, minor: int) -> bool:
+    """Whether code for an architecture, as CMake names it, runs on a GPU."""
+    name, _, kind = architecture.partition("-")
+    digits = name.rstrip("af")
+    built = int(digits[:-1]), int(digits[-1])
+    if name.endswith("a"):
+        return built == (major, minor)
+    machine_code = built[0] == major and built[1] <= minor and kind != "virtual"
+    return machine_code or (kind != "real" and built <= (major, minor))
 
 
 def _cpu_model() -> str:

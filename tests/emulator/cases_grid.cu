@@ -186,6 +186,11 @@ bool not_cooperative() {
   return right(rounds<true>, true);
 }
 
+bool not_built_for() {
+  set_device({.known = false});
+  return right(rounds<true>, true);
+}
+
 }  // namespace
 
 std::vector<Case> grid_cases() {
@@ -206,6 +211,7 @@ std::vector<Case> grid_cases() {
       {"device", [] { return fits(2); }},
       {"cooperative_beyond_shared_memory", [] { return fits(3); }},
       {"cooperative_not_supported", not_cooperative},
+      {"not_built_for", not_built_for},
   };
 }
 

@@ -242,6 +242,7 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
   // One launch at a time: autograd may call from another thread.
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
+  if (!device.known) return cudaErrorNoKernelImageForDevice;
   const dim3& grid = config.gridDim;
   const dim3& dim = config.blockDim;
   const uint64_t threads = uint64_t{dim.x} * dim.y * dim.z;
@@ -322,6 +323,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidDeviceFunction:
+      return "invalid device function";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
     case cudaErrorNotSupported:
       return "operation not supported";
     case cudaErrorCooperativeLaunchTooLarge:
@@ -368,7 +373,7 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int valu
 SEQKERN_EXPORT void seqkern_emu_set_seed(uint64_t seed) { seqkern::emulator::set_seed(seed); }
 SEQKERN_EXPORT uint64_t seqkern_emu_launches() { return seqkern::emulator::launches; }
 SEQKERN_EXPORT void seqkern_emu_set_device(int multiprocessors, int shared_bytes, int cooperative) {
-  seqkern::emulator::set_device({multiprocessors, shared_bytes, cooperative != 0});
+  seqkern::emulator::set_device({multiprocessors, shared_bytes, cooperative != 0, true});
 }
 
 // So that tests reach what runs on older GPUs.

@@ -86,6 +86,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "cooperative_too_large": ("too many blocks in cooperative launch",),
     "cooperative_beyond_shared_memory": ("too many blocks in cooperative launch",),
     "cooperative_not_supported": ("operation not supported",),
+    "not_built_for": ("seqkern's CUDA kernels were not built for this GPU",),
     "block_too_large": ("invalid configuration argument",),
     "ldmatrix_misaligned": ("not aligned to 16 bytes",),
     "cp_async_without_wait": ("nothing has written",),

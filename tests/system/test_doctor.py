@@ -32,6 +32,21 @@ def test_line_of_a_cuda_kernel(kernel: dict[str, str | int], line: str) -> None:
     assert doctor._resource_line(kernel) == line
 
 
+@pytest.mark.parametrize(
+    ("architecture", "gpus"),
+    [
+        ("80-real", [(8, 0), (8, 6), (8, 9)]),
+        ("86-real", [(8, 6), (8, 9)]),
+        ("90a-real", [(9, 0)]),
+        ("120-virtual", [(12, 0), (12, 1)]),
+        ("86", [(8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]),
+    ],
+)
+def test_which_gpus_a_build_serves(architecture: str, gpus: list[tuple[int, int]]) -> None:
+    known = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
+    assert [gpu for gpu in known if doctor._serves(architecture, *gpu)] == gpus
+
+
 def test_every_public_op_and_layer_is_in_the_report() -> None:
     text = doctor.report()
     named = {name for o in doctor.OPERATIONS for name in o.name.replace(",", " ").split()}

@@ -31,6 +31,7 @@ struct EmulatedDevice {
   int multiprocessors = 4;
   int shared_bytes = 227 * 1024;  // that one block may ask for
   bool cooperative = true;
+  bool known = true;  // to those who compiled the kernels
 };
 void set_device(const EmulatedDevice& device);
 
