@@ -18,13 +18,18 @@ from seqkern.dropin import conditions
 
 @pytest.fixture(autouse=True)
 def _twenty_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in conditions.LARGE_SOFTMAX:
-        monkeypatch.setitem(conditions.LARGE_SOFTMAX, name, 20)
+    for name in ("softmax", "log_softmax"):
+        monkeypatch.setitem(conditions.LARGE, name, 20)
 
 
 def lstm(x: Tensor, *hx: Tensor, **options: Any) -> Any:
     torch.manual_seed(1)
     return torch.nn.LSTM(5, 7, dtype=x.dtype, **options)(x, hx or None)
+
+
+def rnn(x: Tensor, **options: Any) -> Any:
+    torch.manual_seed(1)
+    return torch.nn.RNN(5, 7, dtype=x.dtype, **options)(x)
 
 
 def packed(x: Tensor) -> Any:
@@ -207,6 +212,12 @@ LEFT: dict[str, tuple[str, str, Callable[..., Any], list[Tensor]]] = {
         lambda x: torch.softmax(x, -1),
         [randn(3, 4)],
     ),
+    "rnn-step": (
+        "torch.nn.RNN",
+        "a single step of an RNN, where torch's is faster",
+        lambda x: rnn(x),
+        [randn(1, 2, 5)],
+    ),
     "kept-weights": (
         LSTM,
         "weights that are not the module's attributes",
@@ -266,3 +277,27 @@ def test_mistakes_are_torchs(call: Callable[[], Any]) -> None:
     plain = error()
     with seqkern.accelerate():
         assert error() == plain
+
+
+def test_few_logits_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(conditions.LARGE, "cross_entropy", 40)
+    few, many = randn(4, 9), randn(5, 9)
+    *_, counts = both(lambda x: F.cross_entropy(x, CLASSES), few)
+    assert counts == {(CROSS_ENTROPY, "fewer than 40 logits, where torch's is faster"): 1}
+    *_, counts = both(lambda x: F.cross_entropy(x, torch.arange(5)), many)
+    assert counts == {(CROSS_ENTROPY, ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (randn(2, 2, 5), {}),
+        (randn(1, 2, 5), {"batch_first": True}),
+        (randn(1, 2, 5).bfloat16(), {}),
+        (randn(3, 5), {"batch_first": True}),
+    ],
+    ids=["steps", "batch-first", "bfloat16", "unbatched"],
+)
+def test_more_than_a_step_of_an_rnn_is_ours(x: Tensor, options: dict[str, Any]) -> None:
+    *_, counts = both(lambda x: rnn(x, **options), x)
+    assert counts == {("torch.nn.RNN", ""): 1}

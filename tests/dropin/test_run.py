@@ -17,8 +17,9 @@ PLAIN = [sys.executable]
 OURS = [sys.executable, "-m", "seqkern", "run"]
 
 TINY = {
-    "lstm_lm.py": "--steps 4 --batch-size 2 --context 8 --hidden 16 --layers 2 --vocab-size 50",
-    "transformer_lm.py": "--steps 4 --batch-size 2 --context 8 --width 16 --heads 2",
+    # Logits enough for our loss.
+    "lstm_lm.py": "--steps 4 --batch-size 2 --context 8 --hidden 16 --layers 2 --vocab-size 4200",
+    "transformer_lm.py": "--steps 4 --batch-size 11 --context 64 --width 16 --heads 2",
 }
 
 
@@ -123,7 +124,7 @@ def test_report_is_printed_after_an_error(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nfrom torch.nn.functional import cross_entropy\n"
-        "cross_entropy(torch.randn(2, 3), torch.tensor([0, 1]))\n"
+        "cross_entropy(torch.randn(2, 40000), torch.tensor([0, 1]))\n"
         "torch.func.vmap(cross_entropy)(torch.randn(2, 3), torch.tensor([0, 1]))\n1 / 0\n"
     )
     result = run([*OURS, "--report", str(script)])

@@ -28,8 +28,9 @@ class accelerate(ContextDecorator):
     `scaled_dot_product_attention` where it is causal with as many keys as queries and no mask,
     `linear_cross_entropy` where torch has it, softmax and log_softmax of large tensors over the
     last dimension (as functions, methods and modules), and the forward of `torch.nn.LSTM`, `GRU`,
-    `RNN`, `LSTMCell`, `GRUCell` and `RNNCell`. A call that ours cannot take goes to torch
-    and gives torch's result exactly; every other call of torch's is not touched, and costs nothing.
+    `RNN`, `LSTMCell`, `GRUCell` and `RNNCell`. A call that ours cannot take, or where it would be
+    slower (on the CPU: losses of few logits, single steps of an RNN), goes to torch and gives
+    torch's result exactly; every other call of torch's is not touched, and costs nothing.
     Ours equals torch's to rounding; dropped weights of attention are other ones for the same seed.
     Our cross-entropy keeps the logits for its backward, where torch's keeps their log-softmax:
     logits that are changed in place in between are an error of autograd's there (`modified by an

@@ -83,12 +83,13 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
             wider, as torch does.
         """
         call = recurrent.prepare(self, input, hx, lengths, embedding)
+        before = call.states()
         cells: list[Tensor] = []
 
         def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Any]:
             w_ih, w_hh, b_ih, b_hh, w_hr = weights
             w_ih = call.input_weight(x, w_ih)
-            state = None if call.state is None else (call.state[0][n], call.state[1][n])
+            state = None if before is None else before[n]
             run: Any = ops.lstm
             output, last, *more = run(
                 *(x, state, w_ih, w_hh, b_ih, b_hh, w_hr),
@@ -104,10 +105,10 @@ class LSTM(StandsForTorchs, torch.nn.LSTM):
         h_n = torch.stack([h for h, _ in states])
         c_n = torch.stack([c for _, c in states])
         if call.packed is not None or self.proj_size:  # torch's own steps, which carry c along
-            before = hx[1] if hx is not None else call.given
-            c_n = as_torchs_state(c_n, before)
+            like = hx[1] if hx is not None else call.given
+            c_n = as_torchs_state(c_n, like)
             if not self.proj_size:
-                output, h_n = as_torchs_state(output, before), as_torchs_state(h_n, before)
+                output, h_n = as_torchs_state(output, like), as_torchs_state(h_n, like)
         result = (call.restore(output), (call.restore_state(h_n), call.restore_state(c_n)))
         if not return_cells:
             return result

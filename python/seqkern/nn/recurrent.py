@@ -39,6 +39,12 @@ class Call:
         assert self.embedding is not None
         return F.linear(self.embedding, w_ih).t()
 
+    def states(self) -> list[tuple[Tensor, ...]] | None:
+        """The states before the first step, of each layer and direction."""
+        if self.state is None:
+            return None
+        return [tuple(s.select(0, n) for s in self.state) for n in range(self.state[0].shape[0])]
+
     def drop(self, x: Tensor, p: float) -> Tensor:
         """Dropout of [T, B, ...], drawn as torch does: of a packed sequence for what is packed."""
         if self.packed is None:
@@ -298,10 +304,11 @@ def run_hidden(
 ) -> tuple[Any, Tensor]:
     """The forward of a module whose state is h alone, by the op of one layer and direction."""
     call = prepare(module, input, hx, lengths, embedding)
+    before = call.states()
 
     def direction(x: Tensor, n: int, weights: list[Tensor | None]) -> tuple[Tensor, Tensor]:
         w_ih, *others = weights[:4]
-        h0 = None if call.state is None else call.state[0][n]
+        h0 = None if before is None else before[n][0]
         reverse = module.bidirectional and n % 2 == 1
         w_ih = call.input_weight(x, w_ih)
         return op(x, h0, w_ih, *others, lengths=call.lengths, reverse=reverse)
