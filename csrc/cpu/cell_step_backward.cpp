@@ -104,11 +104,12 @@ struct StepBackward {
     if (args.db_hh) bias_gradient(j, end, d[1], args.db_hh);
   }
 
+  // Lanes beyond the last gate are not written.
   void bias_gradient(int64_t j, int64_t end, const Acc* d, void* out) const {
-    for (; j < end; ++j) {
-      Acc sum = 0;
-      for (int64_t b = 0; b < in.B; ++b) sum += d[b * d_row + j];
-      store1(static_cast<T*>(out) + j, sum);
+    for (; j < end; j += L) {
+      V sum = {};
+      for (int64_t b = 0; b < in.B; ++b) sum += load(d + b * d_row + j);
+      store_part<Acc>(static_cast<T*>(out) + j, sum, end - j < L ? end - j : L);
     }
   }
 
@@ -181,21 +182,24 @@ struct StepBackward {
       if (more) v += load_part<Acc>(more + at, count);
       store_part<Acc>(out + at, v, count);
     };
-    if (columns == NV * L) {
-      alignas(64) Acc sums[R * NV * L];
-      multiply_in_chains<Acc, R, NV>(sums, NV * L, false, a, row_stride, k_stride, b, K, b_stride);
+    const auto of_vectors = [&](auto vectors) __attribute__((always_inline)) {
+      constexpr int kVectors = decltype(vectors)::value;
+      alignas(64) Acc sums[R * kVectors * L];
+      multiply_in_chains<Acc, R, kVectors>(sums, kVectors * L, false, a, row_stride, k_stride, b, K,
+                                           b_stride);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; ++j) {
-          put(r, j * L, load(sums + (r * NV + j) * L), L);
+        for (int j = 0; j < kVectors; ++j) {
+          put(r, j * L, load(sums + (r * kVectors + j) * L), L);
         }
       }
-      return;
-    }
-    // The last columns, a vector at a time.
-    for (int64_t i = 0; i < columns; i += L) {
-      const int64_t count = columns - i < L ? columns - i : L;
+    };
+    const int64_t whole = columns / L, i = whole * L;
+    if (whole) with_vectors<NV>(whole, of_vectors);
+    if (i < columns) {
+      // A part of a vector.
+      const int64_t count = columns - i;
       V total[R] = {};
       for (int64_t k = 0; k < K;) {
         const int64_t end = K - k < kProductChain ? K : k + kProductChain;

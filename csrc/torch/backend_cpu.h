@@ -177,7 +177,8 @@ struct Cpu {
   static int64_t step_backward_pack_rows(const cpu::CellStepInputs& in) {
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
     constexpr int64_t kCached = 1 << 20;
-    return gates_of(in.cell) * in.H * (in.I + in.H) > kCached ? 48 : 96;
+    if (gates_of(in.cell) * in.H * (in.I + in.H) > kCached) return 48;
+    return in.dtype == DType::kFloat32 ? 256 : 96;
   }
 
   static int64_t step_members(const cpu::CellStepInputs& in) {

@@ -24,7 +24,7 @@ SHAPES = [
     *((1, 1, 1), (3, 5, 7), (17, 3, 40), (1, 40, 96), (2, 9, 257)),
     *((6, 70, 20), (64, 33, 18), (65, 3, 5)),
     *((17, 32, 64), (31, 16, 48), (32, 48, 16)),  # whole vectors, whatever the instruction set
-    *((40, 130, 140), (97, 20, 24), (530, 5, 6)),  # columns in pieces; rows in pieces
+    *((40, 130, 140), (97, 20, 24), (300, 33, 20), (530, 5, 6)),  # columns, rows in pieces
     *((20, 40, 8), (20, 8, 40)),  # one weight deep enough for a matrix unit, the other not
 ]
 
