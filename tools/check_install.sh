@@ -9,7 +9,8 @@ trap 'rm -rf "$place"' EXIT
 pip="$place/venv/bin/python -m pip --disable-pip-version-check -q"
 $pip install "${TORCH:-torch>=2.10}" build
 "$place/venv/bin/python" -m build --sdist --outdir "$place/dist" "$root" >/dev/null
-$pip install "$place"/dist/seqkern-*.tar.gz
+# As the build before it, if there was one: then its objects are in ccache's store.
+$pip install --config-settings=cmake.define.SEQKERN_WERROR="${WERROR:-OFF}" "$place"/dist/seqkern-*.tar.gz
 
 cd "$place"
 venv/bin/python - <<'PY'
