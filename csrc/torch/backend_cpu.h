@@ -176,9 +176,12 @@ struct Cpu {
   // are read where they are, by eight rows at a time, which costs less while caches hold them.
   static int64_t step_backward_pack_rows(const cpu::CellStepInputs& in) {
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
-    constexpr int64_t kCached = 1 << 20;
-    if (gates_of(in.cell) * in.H * (in.I + in.H) > kCached) return 48;
-    return in.dtype == DType::kFloat32 ? 256 : 96;
+    constexpr int64_t kCached = 1 << 20, kFewBytes = 3 << 20;
+    const int64_t numbers = gates_of(in.cell) * in.H * (in.I + in.H);
+    if (numbers > kCached) return 48;
+    // 16-bit ones are converted for each eight rows.
+    if (in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16) return 96;
+    return numbers * (in.dtype == DType::kFloat64 ? 8 : 4) < kFewBytes ? 256 : 96;
   }
 
   static int64_t step_members(const cpu::CellStepInputs& in) {

@@ -11,10 +11,10 @@ constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kFewestRows = 64;
 constexpr int64_t kMostRows = 512;
 // With 16-bit operands a GEMM takes less time than the packing of a weight for few rows, or than
-// adding to a dW in memory. So up to kFewestMixedRows are one chunk, or kMostRows (where vector
-// units multiply, twice as many: a matrix unit loses more time to a result that leaves second-level
-// cache); and where chunks would have fewer rows than these, they have more of them, and logits are
-// made twice instead of kept.
+// adding to a dW in memory. So up to these are one chunk, and up to kMostRows if their logits are
+// few (where vector units multiply, twice as many: a matrix unit loses more time to a result that
+// leaves second-level cache); and where chunks would have fewer rows than these, they have more of
+// them, and logits are made twice instead of kept.
 constexpr int64_t kFewestMixedRows = 256;
 // A matrix unit makes logits a second time in less time than more of them than these take to memory
 // and back, and sums of dW with them.

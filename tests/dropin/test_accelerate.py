@@ -214,7 +214,7 @@ LEFT: dict[str, tuple[str, str, Callable[..., Any], list[Tensor]]] = {
     ),
     "rnn-step": (
         "torch.nn.RNN",
-        "a single step of an RNN, where torch's is faster",
+        "a small single step of an RNN, where torch's is faster",
         lambda x: rnn(x),
         [randn(1, 2, 5)],
     ),
@@ -281,11 +281,19 @@ def test_mistakes_are_torchs(call: Callable[[], Any]) -> None:
 
 def test_few_logits_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(conditions.LARGE, "cross_entropy", 40)
-    few, many = randn(4, 9), randn(5, 9)
-    *_, counts = both(lambda x: F.cross_entropy(x, CLASSES), few)
-    assert counts == {(CROSS_ENTROPY, "fewer than 40 logits, where torch's is faster"): 1}
-    *_, counts = both(lambda x: F.cross_entropy(x, torch.arange(5)), many)
-    assert counts == {(CROSS_ENTROPY, ""): 1}
+    monkeypatch.setattr(conditions, "MANY_ROWS", 6)
+    reason = "fewer than 40 logits in few rows, where torch's is faster"
+    for shape, why in {
+        (4, 9): reason,
+        (5, 2): reason,
+        (1, 2, 5): reason,
+        (5, 9): "",
+        (6, 2): "",
+        (2, 2, 3): "",
+    }.items():
+        target = torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
+        *_, counts = both(lambda x, y=target: F.cross_entropy(x, y), randn(*shape))
+        assert counts == {(CROSS_ENTROPY, why): 1}
 
 
 @pytest.mark.parametrize(
@@ -295,9 +303,10 @@ def test_few_logits_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         (randn(1, 2, 5), {"batch_first": True}),
         (randn(1, 2, 5).bfloat16(), {}),
         (randn(3, 5), {"batch_first": True}),
+        (randn(1, 50_000, 5), {}),
     ],
-    ids=["steps", "batch-first", "bfloat16", "unbatched"],
+    ids=["steps", "batch-first", "bfloat16", "unbatched", "rows"],
 )
-def test_more_than_a_step_of_an_rnn_is_ours(x: Tensor, options: dict[str, Any]) -> None:
+def test_more_than_a_small_step_of_an_rnn_is_ours(x: Tensor, options: dict[str, Any]) -> None:
     *_, counts = both(lambda x: rnn(x, **options), x)
     assert counts == {("torch.nn.RNN", ""): 1}

@@ -29,7 +29,7 @@ class accelerate(ContextDecorator):
     `linear_cross_entropy` where torch has it, softmax and log_softmax of large tensors over the
     last dimension (as functions, methods and modules), and the forward of `torch.nn.LSTM`, `GRU`,
     `RNN`, `LSTMCell`, `GRUCell` and `RNNCell`. A call that ours cannot take, or where it would be
-    slower (on the CPU: losses of few logits, single steps of an RNN), goes to torch and gives
+    slower (on the CPU: losses of few logits, small steps of an RNN), goes to torch and gives
     torch's result exactly; every other call of torch's is not touched, and costs nothing.
     Ours equals torch's to rounding; dropped weights of attention are other ones for the same seed.
     Our cross-entropy keeps the logits for its backward, where torch's keeps their log-softmax:

@@ -25,9 +25,13 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _WITHOUT_RULES = frozenset((*_PLAIN, int, float, bool, str, tuple, type(None)))
 _MAX_HEAD_WIDTH = 256
 #: Elements from which ours are not slower, forward and backward (benchmarks, 2 threads): torch's
-#: softmax is well vectorised, and ours gains by the memory of large results; and the gradient of a
-#: loss of few logits takes less time than the calls do, on the CPU.
+#: softmax is well vectorised, and ours gains by the memory of large results; and a loss of few
+#: logits takes less time than the calls do, on the CPU.
 LARGE = {"softmax": 1 << 24, "log_softmax": 1 << 18, "cross_entropy": 1 << 16}
+#: Rows from which that does not hold: torch's cross-entropy takes long for each.
+MANY_ROWS = 1 << 10
+#: Products in a layer of an RNN from which a single step of ours is not slower on the CPU.
+LARGE_STEP = 1 << 22
 SUBCLASS = "a tensor subclass"
 UNFIT = "arguments that do not fit"
 
@@ -101,12 +105,12 @@ def cross_entropy(
         return "the deprecated size_average or reduce"
     if input.dim() == 0:
         return UNFIT
-    large = 0 if torch.compiler.is_compiling() or not input.is_cpu else LARGE["cross_entropy"]
-    if input.numel() < large:
-        return f"fewer than {large} logits, where torch's is faster"
     batch = input.shape[:1] if input.dim() > 1 else input.shape[:0]
     rows = batch + input.shape[2:]
     V = input.shape[1 if input.dim() > 1 else 0]
+    large = 0 if torch.compiler.is_compiling() or not input.is_cpu else LARGE["cross_entropy"]
+    if input.numel() < large and input.numel() < MANY_ROWS * V:
+        return f"fewer than {large} logits in few rows, where torch's is faster"
     return _loss(input, target, weight, ignore_index, reduction, label_smoothing, rows, V)
 
 
@@ -258,6 +262,8 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
     """For the forward of `torch.nn.LSTM` and its kin."""
     data = input.data if isinstance(input, PackedSequence) else input
     if not torch.compiler.is_compiling():
+        if data is input and _is_small_step(module, data):
+            return "a small single step of an RNN, where torch's is faster"
         # Whoever exchanges weights behind torch's back gets what torch makes of it. From the
         # dictionary: attributes of modules take as long as all the rest.
         own, names = module._parameters, module._flat_weights_names
@@ -276,8 +282,6 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
         if data.dim() not in (2, 3) or data.numel() == 0:
             return UNFIT
         batch = [] if data.dim() == 2 else [data.shape[0 if module.batch_first else 1]]
-        if not torch.compiler.is_compiling() and _is_quick_step(module, data):
-            return "a single step of an RNN, where torch's is faster"
     if data.shape[-1] != module.input_size:
         return UNFIT
     widths = [module.proj_size or module.hidden_size]
@@ -287,16 +291,17 @@ def recurrent(module: torch.nn.RNNBase, input: Tensor | PackedSequence, hx: obje
     return _states(hx, shapes, data, autocast) or refusal(data) or refusal(first)
 
 
-def _is_quick_step(module: torch.nn.RNNBase, data: Tensor) -> bool:
-    """Whether a call costs what the one product of a layer does.
-
-    (On the CPU, 1 to 100 rows of 100 to 256 units: torch's takes 0.75 to 0.95 of the time. 16 bits
-    it multiplies slowly.)
+def _is_small_step(module: torch.nn.RNNBase, data: Tensor) -> bool:
+    """Whether a call costs what the one product of a layer does, which torch makes slowly of 16-bit
+    numbers alone.
     """
-    if module.mode == "LSTM" or module.mode == "GRU" or not data.is_cpu or data.element_size() < 4:
+    if module.mode in ("LSTM", "GRU") or not data.is_cpu or data.element_size() < 4:
         return False
     times = data.dim() - 2 if module.batch_first else 0
-    return data.shape[times] == 1 and not _casts(data)
+    if data.dim() not in (2, 3) or data.shape[times] != 1 or _casts(data):
+        return False
+    H = module.hidden_size
+    return H * (data.numel() + data.shape[:-1].numel() * H) < LARGE_STEP
 
 
 def cell(module: torch.nn.RNNCellBase, input: Tensor, hx: object = None) -> str:
