@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest lint fix isa poison poisoned sanitize sanitized build \
+.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
         emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -81,6 +81,15 @@ check-install:
 check-oldest: $(VENV)/.requires
 	tools/check_oldest_torch.sh $(BIN)/python
 
+# The sources by g++ 11 and clang, where they are installed.
+check-compilers: $(VENV)/.built
+	$(BIN)/python tools/check_compilers.py $(firstword $(wildcard build/cp*))
+
+# Built for 64-bit ARM and tested in an emulator of that processor, some minutes; all of tests/ops takes hours.
+ARM64_TESTS ?= tests/ops -k "cpu and matches_torch"
+arm64: $(VENV)/.requires
+	tools/check_arm64.sh $(BIN)/python $(ARM64_TESTS) $(PYTEST_ARGS)
+
 fix: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check --fix $(PYTHON_CODE)
 	$(BIN)/ruff format $(PYTHON_CODE)
@@ -88,9 +97,11 @@ fix: $(VENV)/.built $(VENV)/.requires-dev
 
 # ---------------------------------------------------------------- environment and build
 
-# A torch that the interpreter already has is used, not downloaded again.
+# A torch that the interpreter already has is used, not downloaded again. (pip takes settings of a build from
+# 22.1 on; Ubuntu 22.04 has 22.0.)
 $(VENV)/.made:
 	@$(PYTHON) build_backend/make_venv.py $(VENV)
+	@$(PIP) install -q "pip>=22.1"
 	@touch $@
 
 $(VENV)/.torch: $(VENV)/.made

@@ -117,23 +117,19 @@ struct Transform {
 
 // ---------------------------------------------------------------- dropout
 
-#if defined(__SSE2__)
 SEQKERN_INLINE VecU64 multiply_even(VecU32 a, VecU32 b) {
 #if SEQKERN_VECTOR_BYTES == 64 && defined(__AVX512F__)
   return (VecU64)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 #elif SEQKERN_VECTOR_BYTES == 32 && defined(__AVX2__)
   return (VecU64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
-#elif SEQKERN_VECTOR_BYTES == 16
+#elif SEQKERN_VECTOR_BYTES == 16 && defined(__SSE2__)
   return (VecU64)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#elif defined(__aarch64__)
+  return (VecU64)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
   return ((VecU64)a & 0xffffffffu) * ((VecU64)b & 0xffffffffu);
 #endif
 }
-#else
-SEQKERN_INLINE VecU64 multiply_even(VecU32 a, VecU32 b) {
-  return ((VecU64)a & 0xffffffffu) * ((VecU64)b & 0xffffffffu);
-}
-#endif
 
 // Low and high words of the products with a constant.
 struct Product {

@@ -62,12 +62,12 @@ SEQKERN_INLINE Words round_two(VecF a, VecF b) {
 // a0 b0 a1 b1 .. of the first (second) 16 numbers of each.
 template <bool kSecond, int... i>
 SEQKERN_INLINE Words zip_words(Words a, Words b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, ((kSecond ? 16 : 0) + i / 2 + i % 2 * 32)...);
+  return shuffle<((kSecond ? 16 : 0) + i / 2 + i % 2 * 32)...>(a, b);
 }
 // a0 a16 a1 a17 ..
 template <int... i>
 SEQKERN_INLINE Words zip_halves(Words a, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, a, (i / 2 + i % 2 * 16)...);
+  return shuffle<(i / 2 + i % 2 * 16)...>(a, a);
 }
 inline constexpr auto kWords = std::make_integer_sequence<int, 32>{};
 

@@ -52,9 +52,9 @@ SEQKERN_INLINE int64_t row_stride(int64_t D) {
 
 // A register tile is as high as the registers allow beside one row of B and an element of A.
 template <int NV>
-inline constexpr int kRowsOf = kVectorBytes == 64 ? (NV >= 4 ? 6 : 8) : (NV >= 3 ? 4 : 6);
+inline constexpr int kRowsOf = kManyRegisters ? (NV >= 4 ? 6 : 8) : (NV >= 3 ? 4 : 6);
 inline constexpr int kBandRows = kRowsOf<2>;
-inline constexpr int kMostRows = kVectorBytes == 64 ? 8 : 6;
+inline constexpr int kMostRows = kManyRegisters ? 8 : 6;
 
 // ---------------------------------------------------------------- packing
 
@@ -75,11 +75,7 @@ void copy_rows(Acc* to, int64_t stride, const T* source, int64_t source_stride, 
 template <bool kUpper, class Acc, int... i>
 SEQKERN_INLINE Vec<Acc> zip(Vec<Acc> a, Vec<Acc> b, std::integer_sequence<int, i...>) {
   constexpr int L = sizeof...(i);
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, ((kUpper ? L / 2 : 0) + i / 2 + i % 2 * L)...);
-#else
-  return __builtin_shuffle(a, b, IndexVec<Acc>{((kUpper ? L / 2 : 0) + i / 2 + i % 2 * L)...});
-#endif
+  return shuffle<((kUpper ? L / 2 : 0) + i / 2 + i % 2 * L)...>(a, b);
 }
 
 // A square of vectors transposed: each round turns the bits of (row, column) by one place.
@@ -131,7 +127,7 @@ SEQKERN_INLINE void each_panel(int64_t count, F f) {
   int64_t v = 0;
   while (v < count) {
     const int64_t left = count - v;
-    if constexpr (kVectorBytes == 64) {
+    if constexpr (kManyRegisters) {
       if (left == 3 || left == 5 || left == 6 || left == 9) {
         f(Count<3>{}, v), v += 3;
       } else if (left >= 4) {
@@ -207,7 +203,7 @@ SEQKERN_INLINE void band_tiles(const Acc* a, int64_t a_stride, const Acc* b, int
                                int64_t D, int64_t rows, int64_t columns, const int32_t* begin,
                                const int32_t* end, F f) {
   constexpr int L = kLanes<Acc>;
-  const int64_t panel = (kVectorBytes == 64 && columns != 4 * L ? 3 : 2) * L;
+  const int64_t panel = (kManyRegisters && columns != 4 * L ? 3 : 2) * L;
   for (int64_t left = 0; left < columns; left += panel) {
     for (int64_t row = 0; row < rows; row += kBandRows) {
       const BandGroup g = band_group<Acc>(row, rows, columns, begin, end);
@@ -217,7 +213,7 @@ SEQKERN_INLINE void band_tiles(const Acc* a, int64_t a_stride, const Acc* b, int
       with_tile_rows<kBandRows>(g.height, [&](auto R_) __attribute__((always_inline)) {
         constexpr int R = decltype(R_)::value;
         const Acc* a_row = a + row * a_stride;
-        if (kVectorBytes == 64 && vectors == 3) {
+        if (kManyRegisters && vectors == 3) {
           f(dot_tile<Acc, R, 3>(a_row, a_stride, b + c, b_stride, D), row, c);
         } else if (vectors == 2) {
           f(dot_tile<Acc, R, 2>(a_row, a_stride, b + c, b_stride, D), row, c);

@@ -29,7 +29,7 @@ struct StepWeights {
   // With 32 registers there are sums for the four gates of a vector of units and six rows. Panels
   // of all gates are those of a matrix for few rows.
   static int64_t panel_rows(int parts, int64_t H) {
-    return kVectorBytes == 64 && !parts && !parts_of(H) ? 4 : kRowBlock;
+    return kManyRegisters && !parts && !parts_of(H) ? 4 : kRowBlock;
   }
   // Of matrix i. The matrix unit's tiles are smaller, and it adds up what it has in registers.
   int64_t columns(int i) const { return w[i].parts || w[i].K < kColumns ? w[i].K : kColumns; }

@@ -21,7 +21,7 @@ SEQKERN_INLINE void dispatch_mixed(DType dtype, DType stored, F f) {
 }
 
 // Sums that fit beside the loads into the registers.
-constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+constexpr int kSums = kManyRegisters ? 16 : 8;
 
 // sum[n kStepN + r kStepR] = x_r * w_n, lane by lane: kN rows w of D elements, R rows x that are
 // zero from there to whole vectors. Every kParts-th vector adds to the same sum, so that the order

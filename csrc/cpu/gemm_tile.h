@@ -13,8 +13,8 @@ namespace seqkern::cpu::SEQKERN_ISA {
 
 // As many accumulators as the registers hold beside one row of B and a broadcast of A: with 32
 // registers 8 x 3, which needs fewer loads per product than 14 x 2; with 16, 6 x 2.
-inline constexpr int kTileRows = kVectorBytes == 64 ? 8 : 6;
-inline constexpr int kTileVectors = kVectorBytes == 64 ? 3 : 2;
+inline constexpr int kTileRows = kManyRegisters ? 8 : 6;
+inline constexpr int kTileVectors = kManyRegisters ? 3 : 2;
 template <class Acc>
 inline constexpr int kPanel = kTileVectors * kLanes<Acc>;
 

@@ -3,8 +3,10 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(SEQKERN_HAS_AMX)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(SEQKERN_HAS_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -12,20 +14,30 @@
 namespace seqkern::cpu {
 namespace {
 
+#if defined(__x86_64__)
+struct CpuId {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+
+  CpuId(unsigned leaf, unsigned page) { __get_cpuid_count(leaf, page, &a, &b, &c, &d); }
+};
+
+// Of these two __builtin_cpu_supports knows the names with some compilers only.
+bool has_half_conversions() { return (CpuId(1, 0).c & 1u << 29) != 0; }
+bool has_bf16_instructions() { return (CpuId(7, 1).a & 1u << 5) != 0; }
+
 // A matrix unit for bf16, which Linux lends to processes that ask: its registers are 8 KB more for
 // each thread to save.
 bool has_matrix_unit() {
 #if defined(SEQKERN_HAS_AMX)
-  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;  // CPUID 7, EDX
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  if ((d & kBf16) == 0 || (d & kTiles) == 0) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+  if ((~CpuId(7, 0).d & (kBf16 | kTiles)) != 0) return false;
   constexpr long kAskForState = 0x1023, kTileState = 18;  // arch_prctl(2)
   return ::syscall(SYS_arch_prctl, kAskForState, kTileState) == 0;
 #else
   return false;
 #endif
 }
+#endif
 
 }  // namespace
 
@@ -36,7 +48,7 @@ bool supported(Isa isa) {
     case Isa::kAmx:
       return supported(Isa::kAvx512Bf16) && has_matrix_unit();
     case Isa::kAvx512Bf16:
-      return supported(Isa::kAvx512) && __builtin_cpu_supports("avx512bf16");
+      return supported(Isa::kAvx512) && has_bf16_instructions();
     case Isa::kAvx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -44,7 +56,7 @@ bool supported(Isa isa) {
     case Isa::kAvx2:
       // Every processor with AVX2 has F16C, but a hypervisor may hide it.
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("f16c");
+             has_half_conversions();
     default:
       return true;
   }

@@ -64,7 +64,7 @@ SEQKERN_INLINE void project(const Acc* x, int64_t x_stride, const W* w, int64_t 
   constexpr int L = kLanes<Acc>;
   // For one row of x the weight is one stream, which is what prefetchers follow best: half again as
   // fast with 16-bit weights as four rows of it side by side. More rows are bound by arithmetic.
-  constexpr int kN = R == 1 ? 1 : kSums / (2 * R);
+  constexpr int kFit = kSums / (2 * R), kN = R == 1 ? 1 : kFit < L ? kFit : L;
   Vec<Acc> sum[R * L];
 #pragma GCC unroll 4
   for (int first = 0; first < L; first += kN) {

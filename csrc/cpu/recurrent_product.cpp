@@ -17,7 +17,7 @@ void tile_product(const Acc* a, int64_t row_stride, const Acc* b, int64_t b_stri
 template <class Acc, int kVectors>
 void panel_product(const Acc* a, int64_t row_stride, int64_t rows, const Acc* b, int64_t b_stride,
                    int64_t K, Acc* out, int64_t out_stride, bool add) {
-  constexpr int kAccumulators = kVectorBytes == 64 ? 24 : 12;
+  constexpr int kAccumulators = kManyRegisters ? 24 : 12;
   constexpr int kFit = kAccumulators / kVectors;
   constexpr int kRows = kFit < 1 ? 1 : kFit > kTileRows ? kTileRows : kFit;
   const int64_t tiles = (rows + kRows - 1) / kRows;

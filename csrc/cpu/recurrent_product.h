@@ -45,6 +45,13 @@ struct PackedMatrix {
 
   SEQKERN_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+  // Vectors of B whose products with `rows` elements of A stay in registers, beside them: AVX-512
+  // reads the elements from memory as it multiplies, others have them in one more register.
+  SEQKERN_INLINE int64_t vectors_for(int64_t rows) {
+    if (!kManyRegisters) return 12 / rows;
+    return (kVectorBytes == 64 ? 32 : 31) / (rows + 1);
+  }
+
   // For products with up to `rows` rows, in blocks for `members` threads.
   PackedMatrix(int64_t K, int64_t units, int G, int64_t rows, int64_t members, int parts = 0)
       : data(nullptr),
@@ -53,17 +60,16 @@ struct PackedMatrix {
         vectors(ceil_div(units, kLanes<Acc>)),
         G(G),
         parts(parts) {
-    constexpr bool kWide = kVectorBytes == 64;  // 32 registers
-    together = G > 1 && rows <= (kWide ? 4 : 2) && !parts;
+    together = G > 1 && rows <= (kManyRegisters ? 4 : 2) && !parts;
     int64_t most;
     if (parts) {
       most = kColumnTiles;
     } else if (together) {
-      most = rows <= (kWide ? 2 : 1) ? 2 : 1;
+      most = rows <= (kManyRegisters ? 2 : 1) ? 2 : 1;
     } else if (G == 1 && rows <= 4) {
-      most = (kWide ? 24 : 12) / rows < 8 ? (kWide ? 24 : 12) / rows : 8;
+      most = vectors_for(rows) < 8 ? vectors_for(rows) : 8;
     } else {
-      most = kWide || rows <= 4 ? 3 : 2;
+      most = kManyRegisters || rows <= 4 ? 3 : 2;
     }
     blocks = ceil_div(ceil_div(vectors, most), members) * members;
     if (blocks > vectors) blocks = vectors;

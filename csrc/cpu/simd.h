@@ -8,10 +8,13 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "common/dtype.h"
@@ -25,6 +28,13 @@
 namespace seqkern::cpu::SEQKERN_ISA {
 
 inline constexpr int kVectorBytes = SEQKERN_VECTOR_BYTES;
+
+// Registers for vectors: 32, or 16.
+#if defined(__aarch64__)
+inline constexpr bool kManyRegisters = true;
+#else
+inline constexpr bool kManyRegisters = kVectorBytes == 64;
+#endif
 
 typedef float VecF __attribute__((vector_size(kVectorBytes)));
 typedef int32_t VecI32 __attribute__((vector_size(kVectorBytes)));
@@ -68,6 +78,20 @@ SEQKERN_INLINE To bitcast(From x) {
   To y;
   __builtin_memcpy(&y, &x, sizeof(y));
   return y;
+}
+
+// Lane n is the i_n-th of a's lanes and b's after them.
+template <int... i, class V>
+SEQKERN_INLINE V shuffle(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, i...);
+#else
+  using Lane =
+      std::conditional_t<sizeof(V) == 2 * sizeof...(i), uint16_t,
+                         std::conditional_t<sizeof(V) == 4 * sizeof...(i), uint32_t, uint64_t>>;
+  typedef Lane Lanes __attribute__((vector_size(sizeof(V))));
+  return __builtin_shuffle(a, b, Lanes{i...});
+#endif
 }
 
 SEQKERN_INLINE float half_to_float(uint16_t h) {
@@ -142,6 +166,8 @@ SEQKERN_INLINE VecF load(const Half* p) {
   return (VecF)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__) && SEQKERN_VECTOR_BYTES == 32
   return (VecF)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return (VecF)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&p->bits)));
 #else
   VecF v;
   for (int i = 0; i < kLanes<float>; ++i) v[i] = half_to_float(p[i].bits);
@@ -167,6 +193,8 @@ SEQKERN_INLINE HalfBits rounded_bits(VecF v, const Half*) {
   return (HalfBits)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__) && SEQKERN_VECTOR_BYTES == 32
   return (HalfBits)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return (HalfBits)vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v));
 #else
   HalfBits bits;
   for (int i = 0; i < kLanes<float>; ++i) bits[i] = float_to_half(v[i]);
@@ -281,8 +309,7 @@ using LanesOf = typename CountUp<sizeof(V) / sizeof(V{}[0])>::type;
 template <int w, bool kUpper, class V, int... i>
 SEQKERN_INLINE V halves_of_blocks(V a, V b, Indices<i...>) {
   constexpr int n = sizeof...(i);
-  return __builtin_shufflevector(
-      a, b, (i / w % 2 * n + i / (2 * w) * 2 * w + i % w + (kUpper ? w : 0))...);
+  return shuffle<(i / w % 2 * n + i / (2 * w) * 2 * w + i % w + (kUpper ? w : 0))...>(a, b);
 }
 
 // Lane i is hsum(v[i]), bit for bit; v is used up.
@@ -306,8 +333,7 @@ SEQKERN_INLINE V hsums(V* v) {
 template <int w, bool kUpper, class V, int... i>
 SEQKERN_INLINE V exchange_blocks(V a, V b, Indices<i...>) {
   constexpr int n = sizeof...(i);
-  return __builtin_shufflevector(
-      a, b, ((i & w) == 0 ? i + (kUpper ? w : 0) : n + i - (kUpper ? 0 : w))...);
+  return shuffle<((i & w) == 0 ? i + (kUpper ? w : 0) : n + i - (kUpper ? 0 : w))...>(a, b);
 }
 
 // Lane j of v[i] for lane i of v[j].
@@ -330,7 +356,7 @@ SEQKERN_INLINE V max_every(V v, std::index_sequence<kI...> lanes) {
   constexpr int kN = sizeof...(kI);
   if constexpr (kStep < kN) {
     v = max_every<2 * kStep>(v, lanes);
-    v = vmax(V(__builtin_shufflevector(v, v, static_cast<int>(kI ^ kStep)...)), v);
+    v = vmax(shuffle<static_cast<int>(kI ^ kStep)...>(v, v), v);
   }
   return v;
 }

@@ -33,6 +33,8 @@ struct Chain {
 SEQKERN_INLINE void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // `yield` is over before a counter can have changed
 #endif
 }
 

@@ -148,7 +148,7 @@ StepGradients backward(std::string_view op, HiddenCell cell, const OptionalTenso
   const Inputs in = prepare(op, cell, input, h0, w_ih, w_hh, {}, {}, lengths, reverse);
   const RecurrentInputs& r = in.args;
   const bool gru = cell == HiddenCell::kGru;
-  const auto [T, B, H, G] = std::tuple(r.T, r.B, r.H, gates_of(cell));
+  const int64_t T = r.T, B = r.B, H = r.H, G = gates_of(cell);
   const Checker checked{op, in.w_hh};
   const Tensor kept_h = checked(output, "output", {T, B, H});
   OptionalTensor gates, u_n;
