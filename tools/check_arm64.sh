@@ -45,7 +45,7 @@ fi
 
 cat > "$folder/python" << RUN
 #!/bin/sh
-exec qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" "\$@"
+exec qemu-aarch64-static -cpu neoverse-n1 -L "$root" "$root/usr/bin/python3.11" "\$@"
 RUN
 chmod +x "$folder/python"
 cat > "$folder/toolchain.cmake" << 'TOOLCHAIN'

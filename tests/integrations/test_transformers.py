@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.gptj import modeling_gptj
 
 from seqkern import ops
 from seqkern.errors import UserError
@@ -116,6 +117,9 @@ OWN = {
     "MegatronBert": "MegatronBertSelfAttention does not use",
     "BigBirdPegasus": "its _supports_sdpa and _supports_attention_backend are False",
 }
+# In the last versions for Python 3.10 (5.20) it has attention of its own.
+if not hasattr(modeling_gptj, "ALL_ATTENTION_FUNCTIONS"):
+    OWN["GPTJ"] = "GPTJAttention does not use"
 
 
 @pytest.fixture(autouse=True)
