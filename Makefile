@@ -65,7 +65,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install check-oldest
+check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install check-oldest check-compilers
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
