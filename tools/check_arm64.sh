@@ -31,15 +31,16 @@ if [ ! -d "$root" ]; then
   mv "$root.part" "$root"
 fi
 
-# Python packages: ours of pyproject.toml, torch of the oldest version.
+# Python packages of pyproject.toml's lists, in torch's place the oldest version that it allows, without what CUDA needs.
 packages=$root/usr/local/lib/python3.11/dist-packages
 version=$(sed -nE 's/^ *"torch>=([0-9.]+)".*/\1/p' pyproject.toml)
 if [ ! -d "$packages/torch" ]; then
   have=(--target "$packages" --python-version 3.11 --only-binary=:all: -q
     --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 --platform manylinux_2_17_aarch64)
-  # torch's own requirements apart: those of CUDA are for other wheels.
-  if ! { "$python" -m pip --disable-pip-version-check install "${have[@]}" pybind11 "numpy<3" safetensors tqdm pytest \
-    expecttest filelock typing-extensions sympy networkx jinja2 fsspec setuptools &&
+  "$python" build_backend/requires.py build run test |
+    grep -E '^(pybind11|numpy|safetensors|tqdm|pytest|expecttest)[<>=]' > "$folder/requires.txt"
+  if ! { "$python" -m pip --disable-pip-version-check install "${have[@]}" -r "$folder/requires.txt" \
+    filelock typing-extensions sympy networkx jinja2 fsspec setuptools &&
     "$python" -m pip --disable-pip-version-check install "${have[@]}" --no-deps "torch==$version.*"; } \
     > "$folder/pip.log" 2>&1; then
     echo "packages for arm64 could not be had ($folder/pip.log): NOT checked on 64-bit ARM"

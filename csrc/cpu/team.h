@@ -34,7 +34,7 @@ SEQKERN_INLINE void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  asm volatile("isb");  // `yield` is over before a counter can have changed
+  asm volatile("isb");  // to most processors `yield` is nothing
 #endif
 }
 
