@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick test-gpu gpu-session check check-install check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
+.PHONY: demo test quick fuzz test-gpu gpu-session check check-install check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
         emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -57,6 +57,12 @@ sanitize:
 sanitized: $(VENV)/.built $(VENV)/.requires-test
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	   $(BIN)/python -m pytest tests/ops tests/nn --capture=sys -k "$(CPU_TESTS) and not compile" $(PYTEST_ARGS)
+
+# Random calls of ops and of torch's modules under `accelerate`, other ones each time; in a run of the tests they
+# are few and the same. A failure is shown as the smallest call that fails. SEQKERN_FORCE_ISA chooses the kernels.
+EXAMPLES ?= 2000
+fuzz: $(VENV)/.built $(VENV)/.requires-test emulator
+	SEQKERN_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 quick: $(VENV)/.built $(VENV)/.requires-test emulator
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

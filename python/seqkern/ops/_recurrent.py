@@ -11,6 +11,7 @@ from torch import Tensor
 from seqkern.ops import _registry
 from seqkern.ops._double_backward import differentiable_backward
 from seqkern.ops._fakes import check_shape, register_fake
+from seqkern.reference.inputs import without_absent_state, without_padding
 
 # Which gradients the kernels' torch layer (csrc/torch) is asked for, by position of the input. Bit
 # 2^n is result n of the backward op; where both biases have the same gradient, they share one.
@@ -52,11 +53,22 @@ def unpack(
     return (*given, *(None,) * (inputs - len(given)))
 
 
+def rows_read(input: Tensor, lengths: Tensor | None) -> Tensor:
+    """The input with 0 in its padding, and nothing between its rows, for a product of PyTorch's.
+
+    In bfloat16 that takes NaN from a neighbouring row of an odd width along (torch 2.13, AMX).
+    """
+    return without_padding(input, lengths).contiguous()
+
+
 def states_before(
     output: Tensor, h0: Tensor | None, lengths: Tensor | None, reverse: bool
 ) -> Tensor:
     """State h before each step [T, B, P] from the output [T, B, P] and h0 [B, P] (None: zeros)."""
-    first = torch.zeros_like(output[:1]) if h0 is None else h0.unsqueeze(0)
+    if h0 is None:
+        first = torch.zeros_like(output[:1])
+    else:
+        first = without_absent_state(h0, lengths).unsqueeze(0)
     if not reverse:
         return torch.cat((first, output[:-1]))
     before = torch.cat((output[1:], first))

@@ -21,10 +21,11 @@ from seqkern.ops._recurrent import (
     fake_hidden_backward,
     needs,
     register_op,
+    rows_read,
     states_before,
     unpack,
 )
-from seqkern.reference.inputs import input_product, valid_tokens
+from seqkern.reference.inputs import input_product
 
 
 @checked("gru")
@@ -149,7 +150,7 @@ def _preactivations(
     """Inputs of r, z, and n without its recurrent part [T, B, 3 H], and that part [T, B, H]."""
     input, h0, w_ih, w_hh, b_ih, b_hh, lengths = inputs
     H = w_hh.shape[1]
-    a = input_product(valid_tokens(input, lengths), w_ih, b_ih)
+    a = input_product(rows_read(input, lengths), w_ih, b_ih)
     u = F.linear(states_before(output, h0, lengths, reverse), w_hh, b_hh)
     a[..., : 2 * H] += u[..., : 2 * H]
     return a, u[..., 2 * H :].contiguous()

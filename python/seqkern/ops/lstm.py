@@ -21,10 +21,11 @@ from seqkern.ops._recurrent import (
     fake_gradients,
     needs,
     register_op,
+    rows_read,
     states_before,
     unpack,
 )
-from seqkern.reference.inputs import input_product, valid_tokens
+from seqkern.reference.inputs import input_product
 
 State = tuple[Tensor, Tensor]
 
@@ -220,7 +221,7 @@ def _preactivations(output: Tensor, inputs: tuple[Any, ...], reverse: bool) -> T
     """W_ih x_t + b_ih + W_hh h_{t-1} + b_hh of all steps [T, B, 4 H], from the output."""
     input, h0, _, w_ih, w_hh, b_ih, b_hh, _, lengths = inputs
     before = states_before(output, h0, lengths, reverse)
-    x = valid_tokens(input, lengths)
+    x = rows_read(input, lengths)
     return input_product(x, w_ih, b_ih) + F.linear(before, w_hh, b_hh)
 
 
