@@ -83,7 +83,10 @@ def benchmark(op: str, gates: int, states: int = 1) -> Benchmark:
     return Benchmark(
         op=op,
         axes="B x H",
-        cases=(Case(B=16, H=256), Case(B=1, H=256), Case(B=64, H=256), Case(B=128, H=512)),
+        cases=(
+            *(Case(B=16, H=256), Case(B=1, H=256), Case(B=64, H=256)),
+            *(Case(B=128, H=512), Case(B=32, H=1024)),
+        ),
         quick=(Case(B=2, H=16), Case(B=40, H=16)),
         make=make,
         reference=by_autograd(plain),

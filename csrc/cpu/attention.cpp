@@ -16,15 +16,12 @@ int64_t key_block(int64_t D, int64_t columns) {
   return most<int64_t>(least<int64_t>(fits, 96) / 8 * 8, 8);
 }
 
-template <class T>
-struct ForwardTask {
-  using Acc = AccOf<T>;
+// The softmax of a block of queries over the blocks of keys so far, in the precision of sums.
+template <class Acc>
+struct RunningSoftmax {
   static constexpr int L = kLanes<Acc>;
 
-  const AttentionForwardArgs& a;
   const AttentionInputs& in;
-  int64_t b, h, i, n;  // queries [i, i + n)
-  AttentionRow row;
   Transform<Acc> transform;
   Bands<Acc> bands;
   alignas(64) Acc max[kMostColumns];   // of the scores so far
@@ -33,42 +30,7 @@ struct ForwardTask {
   alignas(64) Acc part[kMostColumns];  // of one block: its maximum, then its sum
   alignas(64) Acc shrink[kMostColumns];
 
-  ForwardTask(const AttentionForwardArgs& a, int64_t b, int64_t h, int64_t i, int64_t n)
-      : a(a), in(a.in), b(b), h(h), i(i), n(n), row(a.in, b), transform(a.in, b, h) {}
-
-  void run() {
-    alignas(64) Acc scratch[kScratchBytes / sizeof(Acc)];
-    const int64_t D = in.D, kv = h / (in.NH / in.NKV);
-    bands.set_queries(row, i, n);
-    const int64_t columns = bands.columns, stride = row_stride<Acc>(D);
-    const int64_t keys = key_block<Acc>(D, columns);
-    Carve<Acc> carve{scratch};
-    Acc* q = carve.take(D * columns);       // q^T [D, columns]
-    Acc* o = carve.take(columns * stride);  // [queries, D], not yet divided by sum
-    Acc* s = carve.take(keys * columns);    // S^T, then P^T [keys, columns]
-    Acc* v = carve.take(keys * stride);     // [keys, D]
-    Acc* k = carve.take(keys * stride);     // [keys, D]
-    transpose_rows<Acc>(q, columns, at(static_cast<const T*>(in.q), in.q_strides, b, h, i),
-                        in.q_strides.t, n, columns, D);
-    for (int64_t c = 0; c < columns; ++c) max[c] = -kInfinity<Acc>, sum[c] = 0;
-
-    const int64_t first = row.first_key(i), end = row.end_key(i + n - 1);
-    for (int64_t j = first; j < end; j += keys) {
-      const int64_t count = least(keys, end - j);
-      bands.set_keys(row, i, j, count);
-      copy_rows<Acc>(k, stride, at(static_cast<const T*>(in.k), in.k_strides, b, kv, j),
-                     in.k_strides.t, count, D, Acc(1));
-      copy_rows<Acc>(v, stride, at(static_cast<const T*>(in.v), in.v_strides, b, kv, j),
-                     in.v_strides.t, count, D, Acc(1));
-      scores(k, stride, q, s, j, count);
-      raise_maximum(j == first);
-      exponentials(s, count);
-      if (in.seed) drop(s, j, count);
-      band_multiply<Acc>(o, stride, shrink, j == first, s, 1, columns, v, stride, D, n, count,
-                         bands.key_begin, bands.key_end);
-    }
-    write(o, stride);
-  }
+  RunningSoftmax(const AttentionInputs& in, int64_t b, int64_t h) : in(in), transform(in, b, h) {}
 
   // S^T of a block with its maxima; what is not visible is -inf.
   void scores(const Acc* k, int64_t k_stride, const Acc* q, Acc* s, int64_t j, int64_t count) {
@@ -169,6 +131,55 @@ struct ForwardTask {
       store(sum + c, load(sum + c) * load(shrink + c) + load(part + c));
     }
   }
+};
+
+template <class T>
+struct ForwardTask : RunningSoftmax<AccOf<T>> {
+  using Acc = AccOf<T>;
+  using Running = RunningSoftmax<Acc>;
+  using Running::bands, Running::in, Running::max, Running::shrink, Running::sum;
+  static constexpr int L = kLanes<Acc>;
+
+  const AttentionForwardArgs& a;
+  int64_t b, h, i, n;  // queries [i, i + n)
+  AttentionRow row;
+
+  ForwardTask(const AttentionForwardArgs& a, int64_t b, int64_t h, int64_t i, int64_t n)
+      : Running(a.in, b, h), a(a), b(b), h(h), i(i), n(n), row(a.in, b) {}
+
+  void run() {
+    alignas(64) Acc scratch[kScratchBytes / sizeof(Acc)];
+    const int64_t D = in.D, kv = h / (in.NH / in.NKV);
+    bands.set_queries(row, i, n);
+    const int64_t columns = bands.columns, stride = row_stride<Acc>(D);
+    const int64_t keys = key_block<Acc>(D, columns);
+    Carve<Acc> carve{scratch};
+    Acc* q = carve.take(D * columns);       // q^T [D, columns]
+    Acc* o = carve.take(columns * stride);  // [queries, D], not yet divided by sum
+    Acc* s = carve.take(keys * columns);    // S^T, then P^T [keys, columns]
+    Acc* v = carve.take(keys * stride);     // [keys, D]
+    Acc* k = carve.take(keys * stride);     // [keys, D]
+    transpose_rows<Acc>(q, columns, at(static_cast<const T*>(in.q), in.q_strides, b, h, i),
+                        in.q_strides.t, n, columns, D);
+    for (int64_t c = 0; c < columns; ++c) max[c] = -kInfinity<Acc>, sum[c] = 0;
+
+    const int64_t first = row.first_key(i), end = row.end_key(i + n - 1);
+    for (int64_t j = first; j < end; j += keys) {
+      const int64_t count = least(keys, end - j);
+      bands.set_keys(row, i, j, count);
+      copy_rows<Acc>(k, stride, at(static_cast<const T*>(in.k), in.k_strides, b, kv, j),
+                     in.k_strides.t, count, D, Acc(1));
+      copy_rows<Acc>(v, stride, at(static_cast<const T*>(in.v), in.v_strides, b, kv, j),
+                     in.v_strides.t, count, D, Acc(1));
+      this->scores(k, stride, q, s, j, count);
+      this->raise_maximum(j == first);
+      this->exponentials(s, count);
+      if (in.seed) drop(s, j, count);
+      band_multiply<Acc>(o, stride, shrink, j == first, s, 1, columns, v, stride, D, n, count,
+                         bands.key_begin, bands.key_end);
+    }
+    write(o, stride);
+  }
 
   void drop(Acc* s, int64_t j, int64_t count) {
     constexpr int64_t kKeys = 8;
@@ -193,7 +204,7 @@ struct ForwardTask {
       for (int64_t d = 0; d < in.D; d += L) {
         store_part<Acc>(out + d, load(from + d) * inverse, in.D - d);
       }
-      lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] * factor() + log1(sum[r]);
+      lse[r] = max[r] == kInfinity<Acc> ? max[r] : max[r] * this->factor() + log1(sum[r]);
     }
   }
 };

@@ -1,6 +1,7 @@
 // Causal attention on the CPU, backward: scores are computed anew, block by block, from q, k and
 // the log-sum-exp; five products per pair of blocks (docs/math/attention.md).
 #include "cpu/attention.h"
+#include "cpu/attention_block_pair.h"
 #include "cpu/kernels.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
@@ -24,31 +25,26 @@ BlockSizes block_sizes(int64_t D, int tiles) {
 }
 
 template <class T>
-struct BackwardTask {
+struct BackwardTask : AttentionBlockPair<AccOf<T>> {
   using Acc = AccOf<T>;
+  using Pair = AttentionBlockPair<Acc>;
+  using Pair::bands, Pair::cap, Pair::delta, Pair::dlse, Pair::dout_columns, Pair::dropped,
+      Pair::ds, Pair::in, Pair::k_rows, Pair::lse, Pair::p, Pair::q_columns, Pair::stride,
+      Pair::v_rows;
   static constexpr int L = kLanes<Acc>;
 
   const AttentionBackwardArgs& a;
-  const AttentionInputs& in;
   const AttentionBackwardPlan& plan;
   int64_t b, kv, chunk, first_key, end_key;
   AttentionRow row;
   BlockSizes size;
-  int64_t stride;
-  Bands<Acc> bands;
-  alignas(64) Acc lse[kMostColumns];
-  alignas(64) Acc delta[kMostColumns];  // sum of dout * out
-  alignas(64) Acc dlse[kMostColumns];
-  // A block of queries: transposed [D, columns], and as rows [columns, stride]; q times scale
-  // there.
-  Acc *q_columns, *dout_columns, *q_rows, *dout_rows, *dq;
-  Acc *k_rows, *v_rows;         // a block of keys [keys, stride]
-  Acc *p, *ds, *cap, *dropped;  // [keys, columns]: weights, score gradients, and for the options
+  // A block of queries as rows [columns, stride]; q times scale.
+  Acc *q_rows, *dout_rows, *dq;
 
   BackwardTask(const AttentionBackwardArgs& a, const AttentionBackwardPlan& plan, int64_t b,
                int64_t kv, int64_t chunk)
-      : a(a),
-        in(a.in),
+      : Pair(a.in),
+        a(a),
         plan(plan),
         b(b),
         kv(kv),
@@ -163,17 +159,17 @@ struct BackwardTask {
                      in.k_strides.t, count, in.D, Acc(1));
       copy_rows<Acc>(v_rows, stride, at(static_cast<const T*>(in.v), in.v_strides, b, kv, j),
                      in.v_strides.t, count, in.D, Acc(1));
-      weights(transform, j, count);
+      this->weights(transform, j, count);
       if (a.dout) {
         if (in.seed) {
           dropout_factors(dropped, columns, in, b, h, i, columns, j, count);
         }
-        score_gradients(count);
+        this->score_gradients(count);
         const int64_t at_j = j - first_key;
         band_multiply<Acc>(dv.at + at_j * dv.stride, dv.stride, nullptr, false, p, columns, 1,
                            dout_rows, stride, in.D, count, n, bands.query_begin, bands.query_end);
       } else {
-        score_gradients_of_lse(count);
+        this->score_gradients_of_lse(count);
       }
       band_multiply<Acc>(dk.at + (j - first_key) * dk.stride, dk.stride, nullptr, false, ds,
                          columns, 1, q_rows, stride, in.D, count, n, bands.query_begin,
@@ -223,117 +219,7 @@ struct BackwardTask {
     copy_rows<Acc>(q_rows, stride, q, in.q_strides.t, n, D, static_cast<Acc>(in.scale));
   }
 
-  // ---------------------------------------------------------------- pairs of blocks
-
-  // P^T = exp(S^T - lse), zero where not visible.
-  void weights(const Transform<Acc>& transform, int64_t j, int64_t count) {
-    const int64_t columns = bands.columns;
-    const Acc factor = transform.plain ? transform.scale : Acc(1);
-    band_tiles<Acc>(k_rows, stride, q_columns, columns, in.D, count, columns, bands.query_begin,
-                    bands.query_end,
-                    [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
-                        __attribute__((always_inline)) {
-                          const bool whole = bands.full(j + key, R, c, NV * L);
-                          Acc* to = p + key * columns + c;
-                          if (transform.plain && whole) {
-#pragma GCC unroll 4
-                            for (int v = 0; v < NV; ++v) {
-                              const Vec<Acc> shift = load(lse + c + v * L);
-#pragma GCC unroll 8
-                              for (int r = 0; r < R; ++r) {
-                                store(to + r * columns + v * L,
-                                      exp_nonpositive<Acc>(tile.c[r][v] * factor - shift));
-                              }
-                            }
-                          } else {
-                            masked_weights(tile, transform, factor, j + key, c, to,
-                                           cap ? cap + key * columns + c : nullptr);
-                          }
-                        });
-    beside_band<Acc>(count, columns, bands.query_begin, bands.query_end,
-                     [&](int64_t key, int64_t from, int64_t to) {
-                       for (int64_t c = from; c < to; c += L) {
-                         store(p + key * columns + c, Vec<Acc>{});
-                         store(ds + key * columns + c, Vec<Acc>{});
-                         if (cap) store(cap + key * columns + c, Vec<Acc>{});
-                       }
-                     });
-  }
-
-  template <int R, int NV>
-  __attribute__((noinline)) void masked_weights(Tile<Acc, R, NV> tile,
-                                                const Transform<Acc>& transform, Acc factor,
-                                                int64_t key, int64_t c, Acc* to, Acc* cap_to) {
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < NV; ++v) {
-        const int64_t at_rv = r * bands.columns + v * L, column = c + v * L;
-        Vec<Acc> s = tile.c[r][v];
-        if (!transform.plain) {
-          s = transform.apply(s, key + r, load_index<Acc>(bands.end_key + column),
-                              cap_to ? cap_to + at_rv : nullptr);
-        }
-        // A score that is not visible may lie far above the log-sum-exp of those that are.
-        s = select(bands.sees(key + r, column), s * factor - load(lse + column),
-                   splat<Vec<Acc>>(-kInfinity<Acc>));
-        store(to + at_rv, exp_nonpositive<Acc>(s));
-      }
-    }
-  }
-
-  // dS^T = P^T (dP^T - delta + dlse), dP^T = V dout^T.
-  void score_gradients(int64_t count) {
-    const int64_t columns = bands.columns;
-    const bool options = in.seed || in.softcap > 0;
-    band_tiles<Acc>(v_rows, stride, dout_columns, columns, in.D, count, columns, bands.query_begin,
-                    bands.query_end,
-                    [&]<int R, int NV>(const Tile<Acc, R, NV>& tile, int64_t key, int64_t c)
-                        __attribute__((always_inline)) {
-                          if (options) {
-                            score_gradients_with_options(tile, key, c);
-                            return;
-                          }
-#pragma GCC unroll 4
-                          for (int v = 0; v < NV; ++v) {
-                            const Vec<Acc> d = load(delta + c + v * L), g = load(dlse + c + v * L);
-#pragma GCC unroll 8
-                            for (int r = 0; r < R; ++r) {
-                              const int64_t at_rv = (key + r) * columns + c + v * L;
-                              store(ds + at_rv, load(p + at_rv) * ((tile.c[r][v] - d) + g));
-                            }
-                          }
-                        });
-  }
-
-  template <int R, int NV>
-  __attribute__((noinline)) void score_gradients_with_options(Tile<Acc, R, NV> tile, int64_t key,
-                                                              int64_t c) {
-    for (int r = 0; r < R; ++r) {
-      for (int v = 0; v < NV; ++v) {
-        const int64_t at_rv = (key + r) * bands.columns + c + v * L;
-        Vec<Acc> weight = load(p + at_rv), dp = tile.c[r][v];
-        if (in.seed) {
-          const Vec<Acc> keep = load(dropped + at_rv);
-          dp *= keep;
-          store(p + at_rv, weight * keep);
-        }
-        if (in.softcap > 0) weight *= load(cap + at_rv);
-        store(ds + at_rv, weight * ((dp - load(delta + c + v * L)) + load(dlse + c + v * L)));
-      }
-    }
-  }
-
-  // Without a gradient of the output.
-  void score_gradients_of_lse(int64_t count) {
-    const int64_t columns = bands.columns;
-    for (int64_t key = 0; key < count; ++key) {
-      for (int64_t c = 0; c < columns; c += L) {
-        const int64_t at_c = key * columns + c;
-        Vec<Acc> weight = load(p + at_c);
-        if (in.softcap > 0) weight *= load(cap + at_c);
-        store(ds + at_c, weight * load(dlse + c));
-      }
-    }
-  }
+  // ---------------------------------------------------------------- the gradient of q
 
   void write_dq(int64_t h, int64_t i, int64_t n) const {
     const Acc scale = static_cast<Acc>(in.scale);

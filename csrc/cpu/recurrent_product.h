@@ -200,18 +200,38 @@ void PackedMatrix<Acc>::pack(int64_t block, const T* source, int64_t k_stride,
   for (int gate = 0; gate < G; ++gate) {
     Acc* panel =
         data + first_vector(block) * G * vector_size() + gate * w * (together ? L : vector_size());
-    for (int64_t v = 0; v < w; ++v) {
+    const T* of_gate = source + gate * units * u_stride;
+    const auto pack_vector = [&](int64_t v, int64_t k,
+                                 int64_t depth) __attribute__((always_inline)) {
       const int64_t u = first + v * L;
       const int64_t count = units - u < L ? units - u : L;
-      const T* from = source + (gate * units + u) * u_stride;
+      const T* from = of_gate + u * u_stride;
       if constexpr (kHasTiles && kParts<T> > 0) {
-        for (int64_t k = 0; parts && k < K; k += kTileDepth) {
-          pack_tiles(numbers(panel) + (k / kTileDepth * parts * w + v) * kTileNumbers,
-                     w * kTileNumbers, from + k * k_stride, k_stride, u_stride, K - k, count);
+        if (parts) {
+          for (const int64_t end = k + depth; k < end; k += kTileDepth) {
+            pack_tiles(numbers(panel) + (k / kTileDepth * parts * w + v) * kTileNumbers,
+                       w * kTileNumbers, from + k * k_stride, k_stride, u_stride, K - k, count);
+          }
+          return;
         }
-        if (parts) continue;
       }
-      pack_lanes<Acc>(panel + v * L, row, from, k_stride, u_stride, K, count);
+      pack_lanes<Acc>(panel + k * row + v * L, row, from + k * k_stride, k_stride, u_stride, depth,
+                      count);
+    };
+    if (u_stride != 1) {
+      for (int64_t v = 0; v < w; ++v) pack_vector(v, 0, K);
+      continue;
+    }
+    // The vectors of a row of the source are beside each other, and its rows may be pages apart:
+    // all vectors of a few rows, then those of the next, which are asked for meanwhile.
+    constexpr int64_t kLine = 64 / sizeof(T);
+    for (int64_t k = 0; k < K; k += kTileDepth) {
+      for (int64_t next = k + kTileDepth; next < k + 2 * kTileDepth && next < K; ++next) {
+        for (int64_t u = 0; u < w * L; u += kLine) {
+          __builtin_prefetch(of_gate + next * k_stride + first + u, 0, 3);
+        }
+      }
+      for (int64_t v = 0; v < w; ++v) pack_vector(v, k, K - k < kTileDepth ? K - k : kTileDepth);
     }
   }
 }

@@ -173,12 +173,12 @@ struct Cpu {
   }
 
   // Rows from which its backward is better made as products of packed operands. Until then weights
-  // are read where they are, by eight rows at a time, which costs less while caches hold them.
+  // are read once, a few rows of theirs at a time.
   static int64_t step_backward_pack_rows(const cpu::CellStepInputs& in) {
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
-    constexpr int64_t kCached = 1 << 20, kFewBytes = 3 << 20;
+    constexpr int64_t kCached = 1 << 20, kLarge = 1 << 24, kFewBytes = 3 << 20;
     const int64_t numbers = gates_of(in.cell) * in.H * (in.I + in.H);
-    if (numbers > kCached) return 48;
+    if (numbers > kCached) return numbers < kLarge ? 64 : 96;
     // 16-bit ones are converted for each eight rows.
     if (in.dtype == DType::kFloat16 || in.dtype == DType::kBFloat16) return 96;
     return numbers * (in.dtype == DType::kFloat64 ? 8 : 4) < kFewBytes ? 256 : 96;

@@ -113,6 +113,13 @@ def test_matches_torch(
     compare(cell.ours, cell.theirs, cell.exact, make)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(9, 700, 600), (20, 1030, 700), (63, 640, 703)], ids=str)
+def test_large_weights(cell: Cell, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
+    """More than a million numbers, which backward on the CPU reads from top to bottom."""
+    compare(cell.ours, cell.theirs, cell.exact, lambda: cell.make(shape, dtype, "cpu"))
+
+
 def test_nan_goes_where_it_goes_in_torch(backend: Any, cell: Cell) -> None:
     tensors = cell.make((3, 5, 7), torch.float64, backend.device)
     with torch.no_grad():
@@ -130,7 +137,7 @@ def test_inference_is_the_same(backend: Any, cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(9, 130, 140), (100, 33, 48)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 130, 140), (100, 33, 48), (17, 1030, 700)], ids=str)
 def test_threads_change_no_bit(cell: Cell, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
     tensors = cell.make(shape, dtype, "cpu")
     before = torch.get_num_threads()
