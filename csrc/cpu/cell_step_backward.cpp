@@ -208,9 +208,10 @@ struct StepBackward {
         members(members),
         arena{base},
         products(in, G, members),
-        items{blocks(in.H, kStepUnits), (args.dx ? blocks(in.I, products.panel) : 0) +
-                                            (args.dh0 ? blocks(in.H, products.panel) : 0) +
-                                            blocks(G * in.H, kWeightRows)} {
+        items{ceil_div<int64_t>(in.H, kStepUnits),
+              (args.dx ? ceil_div<int64_t>(in.I, products.panel) : 0) +
+                  (args.dh0 ? ceil_div<int64_t>(in.H, products.panel) : 0) +
+                  ceil_div<int64_t>(G * in.H, kWeightRows)} {
     counters = arena.take<Counter>(counter_count());
     d[0] = arena.take<Acc>(in.B * products.d_row);
     d[1] = kApart ? arena.take<Acc>(in.B * products.d_row) : d[0];
@@ -218,7 +219,6 @@ struct StepBackward {
     scratch = arena.take<Acc>(members * padded<Acc>(products.scratch_size()));
   }
 
-  SEQKERN_INLINE int64_t blocks(int64_t n, int64_t of) { return (n + of - 1) / of; }
   int64_t counter_count() const { return 1 + items[0] + items[1]; }
   void prepare() const { __builtin_memset(counters, 0, counter_count() * sizeof(Counter)); }
 
@@ -258,13 +258,13 @@ struct StepBackward {
 
   void product_of(int64_t item, Acc* scratch) const {
     if (args.dx) {
-      const int64_t panels = blocks(in.I, products.panel);
+      const int64_t panels = ceil_div<int64_t>(in.I, products.panel);
       if (item < panels)
         return products.row_gradient(item, d[0], in.w_ih, in.I, nullptr, args.dx, scratch);
       item -= panels;
     }
     if (args.dh0) {
-      const int64_t panels = blocks(in.H, products.panel);
+      const int64_t panels = ceil_div<int64_t>(in.H, products.panel);
       if (item < panels)
         return products.row_gradient(item, d[1], in.w_hh, in.H, past, args.dh0, scratch);
       item -= panels;

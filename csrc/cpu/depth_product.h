@@ -5,6 +5,7 @@
 // apart, a page and some lines of it for each.
 #pragma once
 
+#include "common/host_device.h"
 #include "cpu/gemm_tile.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {
@@ -28,7 +29,8 @@ struct DepthProduct {
 
   // The products [B, row], summed in the chains of multiply_in_chains.
   const Acc* run() const {
-    const int64_t chains = blocks(K, kProductChain), length = blocks(K, chains);
+    const int64_t chains = ceil_div<int64_t>(K, kProductChain),
+                  length = ceil_div<int64_t>(K, chains);
     for (int64_t begin = 0; begin < K; begin += length) {
       const int64_t end = K - begin < length ? K : begin + length;
       for (int64_t k = begin; k < end; k += kDepth) {
@@ -45,7 +47,6 @@ struct DepthProduct {
     bool of_chain, of_all;
   };
 
-  static int64_t blocks(int64_t n, int64_t of) { return (n + of - 1) / of; }
   Acc* totals() const { return scratch; }
   Acc* chain() const { return scratch + B * row; }  // what the present chain has so far
   Acc* packed() const { return scratch + 2 * B * row; }
@@ -64,10 +65,10 @@ struct DepthProduct {
 
   // Their products with all rows of d.
   void add(int64_t k, int64_t depth, First first, bool is_last) const {
-    const int64_t tiles = blocks(columns, kPanel<Acc>) * blocks(B, kTileRows);
+    const int64_t tiles = ceil_div<int64_t>(columns, kPanel<Acc>) * ceil_div<int64_t>(B, kTileRows);
     const int64_t next = K - k - depth;
     Ahead ahead(w + (k + depth) * w_row, w_row, columns, next < kDepth ? next : kDepth,
-                tiles * blocks(depth, kSteps));
+                tiles * ceil_div<int64_t>(depth, kSteps));
     for (int64_t i = 0; i < columns; i += kPanel<Acc>) {
       const int64_t vectors = columns - i < kPanel<Acc> ? (columns - i) / L : kTileVectors;
       for (int64_t b = 0; b < B; b += kTileRows) {
@@ -95,7 +96,7 @@ struct DepthProduct {
           w_row(w_row),
           columns(columns),
           rows(rows),
-          lines(blocks(rows * blocks(columns, kLine), calls)) {}
+          lines(ceil_div<int64_t>(rows * ceil_div<int64_t>(columns, kLine), calls)) {}
 
     __attribute__((always_inline)) void fetch() {
       for (int64_t n = 0; n < lines && rows > 0; ++n) {

@@ -173,7 +173,7 @@ struct Cpu {
   }
 
   // Rows from which its backward is better made as products of packed operands. Until then weights
-  // are read once, a few rows of theirs at a time.
+  // are read where they are: large ones once, small ones from cache by eight rows at a time.
   static int64_t step_backward_pack_rows(const cpu::CellStepInputs& in) {
     if (in.dtype == DType::kBFloat16 && has_bf16_products()) return 24;
     constexpr int64_t kCached = 1 << 20, kLarge = 1 << 24, kFewBytes = 3 << 20;
