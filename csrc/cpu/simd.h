@@ -227,6 +227,21 @@ SEQKERN_INLINE void store1(BFloat16* p, float x) {
       static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// A product as it is rounded. Of one that reaches a sum only by way of a condition g++ makes one
+// instruction with the sum, rounded once, in some copies of a loop and not in others: where the
+// bits of a row must not depend on which copy it meets, it is kept out.
+template <class V>
+SEQKERN_INLINE V rounded(V product) {
+#if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
+  asm("" : "+v"(product));
+#elif defined(__SSE2__) && SEQKERN_VECTOR_BYTES <= 32
+  asm("" : "+x"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return product;
+}
+
 // ---------------------------------------------------------------- selection and reduction
 
 template <class V, class I>

@@ -49,7 +49,8 @@ Collective* const collectives = [] {
   return static_cast<Collective*>(p);
 }();
 
-std::vector<Collective*> spare_collectives;
+// Never destroyed: a fault leaves warps in `launch`, which gives theirs back as the process ends.
+std::vector<Collective*>& spare_collectives = *new std::vector<Collective*>;
 
 OwnedCollective take_collective() {
   static size_t made = 0;

@@ -70,7 +70,7 @@ def find_interval(stamps: Stamps, what: str = "stamps") -> Interval:
     if missing.any():
         require(False, f"{what}: no stamp in row {int(missing.argmax()) + 1}")
     differences = np.diff(stamps)
-    wrong = differences <= differences.dtype.type(0)
+    wrong = differences <= np.zeros((), differences.dtype)
     if wrong.any():
         row = int(wrong.argmax()) + 1
         require(
