@@ -42,7 +42,7 @@ SEQKERN_INLINE void make_scores(const Acc* q, int64_t q_stride, const C* k, int6
         key[i] = k + (at < n ? at : n - 1) * k_stride;
         if (ahead && at < n) prefetch_row(ahead + at * ahead_stride, D);
       }
-      multiply_rows<kN, R, 1, R, 1>(q, q_stride, key, D, sum + some * R);
+      multiply_rows<kN, R>(q, q_stride, key, D, sum + some * R);
     }
     store(scores + first * R, hsums(sum));
   }

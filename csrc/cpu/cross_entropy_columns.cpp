@@ -28,7 +28,7 @@ void forward_block(const CrossEntropyForwardArgs& a, const Columns<T, NV>& c) {
 #pragma GCC unroll 4
     for (int u = 0; u < NV; ++u) {
       if (v > 0) {
-        sum[u] = rounded(sum[u] * exp_nonpositive<Acc>(max[u] - m[u]));
+        sum[u] = in_register(sum[u] * exp_nonpositive<Acc>(max[u] - m[u]));
       } else {
         shift[u] = m[u];
       }
@@ -98,7 +98,7 @@ void backward_block(const CrossEntropyBackwardArgs& a, const Columns<T, NV>& c) 
       V x = c.template raw<kWhole>(v, u), derivative;
       const bool cap = kOptions && c.o.softcap > 0;
       if (cap) x = c.capped(x, &derivative);
-      V d = rounded(exp_nonpositive<Acc>((x - max[u]) - log_sum[u]) * load(scale + u * L));
+      V d = in_register(exp_nonpositive<Acc>((x - max[u]) - log_sum[u]) * load(scale + u * L));
       if (sums) d -= c.template target<kWhole>(v, u) * load(of_targets + u * L);
       if (cap) d *= derivative;
       // What a row without a gradient holds, NaN perhaps, must not matter.

@@ -61,7 +61,7 @@ struct Columns {
   __attribute__((always_inline)) V capped(V raw, V* derivative = nullptr) const {
     const TanhResult<V> t = tanh_with_derivative(raw / o.softcap);
     if (derivative) *derivative = t.derivative;
-    return rounded(t.value * o.softcap);
+    return in_register(t.value * o.softcap);
   }
   template <bool kWhole, bool kOptions>
   __attribute__((always_inline)) V logit(int64_t v, int u) const {
@@ -76,7 +76,7 @@ struct Columns {
       const T* from = p + v * in.target_probs_columns.class_stride + u * L;
       q += load_lanes<kWhole>(from, lanes(u)) * keep;
     }
-    return rounded(o.weight ? q * o.weight[v] : q);
+    return in_register(o.weight ? q * o.weight[v] : q);
   }
 
   // The rows' classes as numbers; -1 where there is none.

@@ -35,8 +35,12 @@ bool takes(Isa isa, const Args& args) {
 #if defined(SEQKERN_HAS_AMX)
 #define SEQKERN_ROUTE_AMX(call) \
   if (takes(Isa::kAmx, args)) return amx::call;
+#define SEQKERN_DISPATCH_UNIT(name, Args) \
+  void name(const Args& args, int64_t begin, int64_t end) { amx::name(args, begin, end); }
 #else
 #define SEQKERN_ROUTE_AMX(call)
+#define SEQKERN_DISPATCH_UNIT(name, Args) \
+  void name(const Args&, int64_t, int64_t) {}
 #endif
 #if defined(__x86_64__)
 #define SEQKERN_ROUTE_16_BIT(call) \
@@ -82,6 +86,7 @@ bool takes(Isa isa, const Args& args) {
 
 SEQKERN_CPU_KERNELS(SEQKERN_DISPATCH)
 SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DISPATCH_MATRIX)
+SEQKERN_CPU_UNIT_KERNELS(SEQKERN_DISPATCH_UNIT)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DISPATCH_TEAM)
 
 bool multiplies_bf16() { return active_isa() == Isa::kAmx || active_isa() == Isa::kAvx512Bf16; }

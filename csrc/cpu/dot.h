@@ -23,56 +23,38 @@ SEQKERN_INLINE void dispatch_mixed(DType dtype, DType stored, F f) {
 // Sums that fit beside the loads into the registers.
 constexpr int kSums = kManyRegisters ? 16 : 8;
 
-// sum[n kStepN + r kStepR] = x_r * w_n, lane by lane: kN rows w of D elements, R rows x that are
-// zero from there to whole vectors. Every kParts-th vector adds to the same sum, so that the order
-// of a sum depends on neither kN nor R.
-template <int kN, int R, int kParts, int kStepN, int kStepR, class C, class Acc>
+// sum[n R + r] = x_r * w_n, lane by lane: kN rows w of D elements, R rows x that are zero from
+// there to whole vectors.
+template <int kN, int R, class C, class Acc>
 SEQKERN_INLINE void multiply_rows(const Acc* x, int64_t x_stride, const C* const (&w)[kN],
                                   int64_t D, Vec<Acc>* sum) {
   constexpr int L = kLanes<Acc>;
-  Vec<Acc> part[kParts][R][kN];
-#pragma GCC unroll 2
-  for (int u = 0; u < kParts; ++u) {
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) part[u][r][n] = Vec<Acc>{};
-    }
-  }
-  const auto add = [&](int u, int64_t d, const Vec<Acc>(&of_w)[kN]) __attribute__((always_inline)) {
+  Vec<Acc> part[R][kN] = {};
+  const auto add = [&](int64_t d, const Vec<Acc>(&of_w)[kN]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const Vec<Acc> of_x = load(x + r * x_stride + d);
 #pragma GCC unroll 4
-      for (int n = 0; n < kN; ++n) part[u][r][n] += of_x * of_w[n];
+      for (int n = 0; n < kN; ++n) part[r][n] += of_x * of_w[n];
     }
   };
-  const auto add_whole = [&](int u, int64_t d) __attribute__((always_inline)) {
+  int64_t d = 0;
+  for (; d + L <= D; d += L) {
     Vec<Acc> of_w[kN];
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) of_w[n] = load(w[n] + d);
-    add(u, d, of_w);
-  };
-  int64_t d = 0;
-  for (; d + kParts * L <= D; d += kParts * L) {
-#pragma GCC unroll 2
-    for (int u = 0; u < kParts; ++u) add_whole(u, d + u * L);
+    add(d, of_w);
   }
-  for (; d + L <= D; d += L) add_whole(0, d);
   if (d < D) {
     Vec<Acc> of_w[kN];
 #pragma GCC unroll 4
     for (int n = 0; n < kN; ++n) of_w[n] = load_part<Acc>(w[n] + d, D - d);
-    add(0, d, of_w);
+    add(d, of_w);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) {
-      Vec<Acc>& to = sum[n * kStepN + r * kStepR];
-      to = part[0][r][n];
-      if constexpr (kParts == 2) to += part[1][r][n];
-    }
+    for (int n = 0; n < kN; ++n) sum[n * R + r] = part[r][n];
   }
 }
 

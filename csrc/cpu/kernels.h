@@ -48,6 +48,11 @@
   X(cell_step_gates, CellStepGatesArgs)                            \
   X(embedding_gradient, EmbeddingGradientArgs)
 
+// X(kernel, Args): those of the matrix unit, which are called only where it is in use.
+#define SEQKERN_CPU_UNIT_KERNELS(X)            \
+  X(linear_step_tiles_prepare, LinearStepArgs) \
+  X(linear_step_tiles, LinearStepArgs)
+
 // X(kernel, Args). A recurrence is run by `members` threads at most, each calling the kernel with
 // its number, in any order and at any time (team.h), after one has called kernel_prepare.
 #define SEQKERN_CPU_TEAM_KERNELS(X)           \
@@ -71,6 +76,7 @@
 namespace seqkern::cpu {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)  // dispatch.cpp
 SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
+SEQKERN_CPU_UNIT_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 namespace baseline {
 SEQKERN_CPU_KERNELS(SEQKERN_DECLARE_KERNEL)
@@ -93,6 +99,7 @@ SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace avx512_bf16
 namespace amx {
 SEQKERN_CPU_MATRIX_KERNELS(SEQKERN_DECLARE_KERNEL)
+SEQKERN_CPU_UNIT_KERNELS(SEQKERN_DECLARE_KERNEL)
 SEQKERN_CPU_TEAM_KERNELS(SEQKERN_DECLARE_TEAM_KERNEL)
 }  // namespace amx
 }  // namespace seqkern::cpu

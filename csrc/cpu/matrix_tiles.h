@@ -154,12 +154,14 @@ SEQKERN_INLINE void multiply_tiles() {
   };
   for (int m = 0; m < tile_state.shapes.rows[c]; ++m) {
     for (int n = 0; n < 16; ++n) {
-      float sum;
+      // The unit adds up the first numbers of all pairs, and the second ones, before the rest.
+      float sum, first = 0, second = 0;
       __builtin_memcpy(&sum, &tile_state.tiles[c][m][4 * n], 4);
       for (int k = 0; k < tile_state.shapes.rows[b]; ++k) {
-        sum += number(a, m, 2 * k) * number(b, k, 2 * n);
-        sum += number(a, m, 2 * k + 1) * number(b, k, 2 * n + 1);
+        first = __builtin_fmaf(number(a, m, 2 * k), number(b, k, 2 * n), first);
+        second = __builtin_fmaf(number(a, m, 2 * k + 1), number(b, k, 2 * n + 1), second);
       }
+      sum += first + second;
       __builtin_memcpy(&tile_state.tiles[c][m][4 * n], &sum, 4);
     }
   }

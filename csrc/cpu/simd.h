@@ -227,19 +227,20 @@ SEQKERN_INLINE void store1(BFloat16* p, float x) {
       static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// A product as it is rounded. Of one that reaches a sum only by way of a condition g++ makes one
-// instruction with the sum, rounded once, in some copies of a loop and not in others: where the
-// bits of a row must not depend on which copy it meets, it is kept out.
+// v, made in a register before it is used. g++ reads a value from memory again for each product
+// that it is in; and of a product that reaches a sum by way of a condition it makes one instruction
+// with the sum, rounded once, in some copies of a loop and not in others, where a row's bits must
+// not depend on which copy it meets.
 template <class V>
-SEQKERN_INLINE V rounded(V product) {
+SEQKERN_INLINE V in_register(V v) {
 #if defined(__AVX512F__) && SEQKERN_VECTOR_BYTES == 64
-  asm("" : "+v"(product));
+  asm("" : "+v"(v));
 #elif defined(__SSE2__) && SEQKERN_VECTOR_BYTES <= 32
-  asm("" : "+x"(product));
+  asm("" : "+x"(v));
 #elif defined(__aarch64__)
-  asm("" : "+w"(product));
+  asm("" : "+w"(v));
 #endif
-  return product;
+  return v;
 }
 
 // ---------------------------------------------------------------- selection and reduction

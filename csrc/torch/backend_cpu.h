@@ -343,25 +343,40 @@ struct Cpu {
     tasks(attend, a, heads * plan.runs, 8 * heads * keys * a.D * plan.rows);
   }
 
+  // Whether a weight is multiplied in the matrix unit.
+  static bool in_tiles(const LinearStepArgs& a) {
+    return matrix_unit() && a.weight_dtype == DType::kBFloat16;
+  }
   static int64_t workspace_bytes(const LinearStepArgs& a) {
+    if (in_tiles(a)) return cpu::LinearStepTiles(a).bytes;
     return a.N * cpu::LinearStepPlan(a).stride * (a.dtype == DType::kFloat64 ? 8 : 4);
   }
   static void run(const LinearStepArgs& a) {
-    const cpu::LinearStepPlan plan(a);
-    rows(cpu::linear_step_prepare, a, a.N, 4 * a.K);
+    const bool tiles = in_tiles(a);
+    const int64_t groups = cpu::LinearStepPlan(a).groups;
+    if (tiles) {
+      const cpu::LinearStepTiles plan(a);
+      rows(cpu::linear_step_tiles_prepare, a, plan.blocks, 4 * plan.columns * a.K);
+    } else {
+      rows(cpu::linear_step_prepare, a, a.N, 4 * a.K);
+    }
     // Long enough that memory is read in long stretches, short enough that threads end together.
-    constexpr int64_t kTaskBytes = 128 << 10;
+    constexpr int64_t kTaskBytes = 512 << 10, kTasksOfAThread = 4;
     const int64_t item = a.weight_dtype == DType::kFloat64   ? 8
                          : a.weight_dtype == DType::kFloat32 ? 4
                                                              : 2;
     const int64_t outputs = cpu::kStepOutputs * (a.gated ? 2 : 1);
-    const int64_t some = std::max<int64_t>(1, kTaskBytes / (outputs * a.K * item));
+    const int64_t threads = torch::stable::get_num_threads();
+    const int64_t most = std::max<int64_t>(1, kTaskBytes / (outputs * a.K * item));
+    int64_t some = std::clamp<int64_t>(groups / (kTasksOfAThread * threads), 1, most);
+    if (tiles) some = cpu::LinearStepTiles::whole_blocks(some, groups / threads);
+    const auto kernel = tiles ? cpu::linear_step_tiles : cpu::linear_step;
     const auto project = [&](const LinearStepArgs& args, int64_t task, int64_t) {
-      cpu::linear_step(args, task * some, std::min(plan.groups, (task + 1) * some));
+      kernel(args, task * some, std::min(groups, (task + 1) * some));
     };
     // Reading a weight takes longer than multiplying by it.
-    const int64_t work = 2 * plan.groups * outputs * a.K * a.N;
-    tasks(project, a, (plan.groups + some - 1) / some, work);
+    const int64_t work = 2 * groups * outputs * a.K * a.N;
+    tasks(project, a, ceil_div(groups, some), work);
   }
 
   // A fresh buffer costs a page fault per 4 KB when first written, which is more than the

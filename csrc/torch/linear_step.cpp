@@ -64,6 +64,7 @@ Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Te
   }
   const Tensor y = empty_on(x, shape, x.scalar_type());
   if (y.numel() == 0) return y;
+  Backend::before_first_write(y);
 
   const auto vector = [&](const std::optional<Tensor>& t, std::string_view name, int64_t elements) {
     return t ? std::optional<Tensor>(vector_of(weight, *t, name, elements)) : t;

@@ -28,3 +28,11 @@ def test_panel_products(isa: str) -> None:
     worst = run_program("panel_product", isa)
     assert worst["error"] <= WORST
     assert worst["beside"] == 0
+
+
+@pytest.mark.parametrize("isa", ["amx", "tiles"])
+def test_linear_steps(isa: str) -> None:
+    """Of bf16 weights in the matrix unit, at the edges of tiles."""
+    worst = run_program("linear_step", isa)
+    assert worst["error"] <= WORST
+    assert worst["together"] == worst["infinite"] == 0
