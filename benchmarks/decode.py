@@ -1,11 +1,12 @@
-"""Tokens per second of whole models that decode greedily, B 1, on the CPU.
+"""Tokens per second of whole models that decode greedily, on the CPU.
 
-python -m benchmarks.decode [small] [large] [--seconds S] [--threads N]
+python -m benchmarks.decode [small] [large] [--seconds S] [--threads N] [--batch B]
 
 `small` is nanoGPT's CPU configuration (4 layers of 128, context 64), beside a model that reads its
 window anew for each token, as nanoGPT's sampling does, and a plain PyTorch loop with a static cache
 of keys and values. `large` has GPT-2's shape with random weights, beside transformers'
 `GPT2LMHeadModel.generate` on the same weights where that is installed; their tokens are compared.
+`--batch` decodes so many rows of it together.
 Rounds are interleaved; a line has the median and quartiles of the tokens per second, and the median
 over the rounds of the ratio to ours.
 """
@@ -13,6 +14,7 @@ over the rounds of the ratio to ours.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -38,21 +40,22 @@ def cache_loop(model: Any, prompt: Tensor, new: int) -> Tensor:
     """PyTorch's operations on a static cache, greedily."""
     config = model.config
     NH, D = config.heads, config.hidden // config.heads
-    memory = torch.zeros(config.layers, 2, 1, NH, config.context, D)
+    B = prompt.shape[0]
+    memory = torch.zeros(config.layers, 2, B, NH, config.context, D)
     tokens, at = prompt, 0
     read = prompt
     for _ in range(new):
         T = read.shape[1]
         x = model.embedding(read) + model.positions(torch.arange(at, at + T))
         for block, (k_cache, v_cache) in zip(model.blocks, memory, strict=True):
-            qkv = block.attention.qkv(block.attention_norm(x)).view(1, T, 3, NH, D)
+            qkv = block.attention.qkv(block.attention_norm(x)).view(B, T, 3, NH, D)
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
             k_cache[:, :, at : at + T] = k
             v_cache[:, :, at : at + T] = v
             y = F.scaled_dot_product_attention(
                 q, k_cache[:, :, : at + T], v_cache[:, :, : at + T], is_causal=T > 1
             )
-            x = x + block.attention.out(y.transpose(1, 2).reshape(1, T, NH * D))
+            x = x + block.attention.out(y.transpose(1, 2).reshape(B, T, NH * D))
             x = x + block.mlp(block.mlp_norm(x))
         at += T
         logits = F.linear(model.norm(x[:, -1]), model.embedding.weight)
@@ -147,14 +150,14 @@ def small(seconds: float) -> None:
     report("GPT 4 x 128, V 65, context 64, B 1, 63 tokens", calls, new, seconds, 200)
 
 
-def large(seconds: float, new: int) -> None:
+def large(seconds: float, new: int, batch: int) -> None:
     """12 x 768, V 50257."""
     config = GPTConfig(vocab_size=50257, context=1024, hidden=768, layers=12, heads=12)
     model = spread_out(config)
     rounded = GPT(config).eval()
     rounded.load_state_dict(model.state_dict())
     rounded.bfloat16()
-    prompt = torch.randint(config.vocab_size, (1, 128))
+    prompt = torch.randint(config.vocab_size, (batch, 128))
     calls: dict[str, Callable[[], Tensor]] = {
         "seqkern": lambda: model.generate(prompt, new, temperature=0),
         "seqkern, bfloat16 weights": lambda: rounded.generate(prompt, new, temperature=0),
@@ -170,10 +173,15 @@ def large(seconds: float, new: int) -> None:
         )
         with torch.no_grad():
             a, b = calls["seqkern"](), calls["transformers"]()
-        agree = int((a == b)[0, 128:].long().cumprod(0).sum())
-        print(f"greedy tokens that agree with transformers': {agree} of {new}")
-        print(f"different tokens among them: {len(set(a[0, 128:].tolist()))}")
-    report(f"GPT 12 x 768, V 50257, prompt 128, B 1, {new} tokens", calls, new, seconds, 20)
+        agree = (a == b)[:, 128:].long().cumprod(1).sum(1).tolist()
+        print(f"greedy tokens that agree with transformers', each row: {agree} of {new}")
+        print(f"different tokens of the first row: {len(set(a[0, 128:].tolist()))}")
+        their_rounded = copy.deepcopy(theirs).bfloat16()
+        calls["transformers, bfloat16"] = lambda: their_rounded.generate(
+            prompt, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new
+        )
+    title = f"GPT 12 x 768, V 50257, prompt 128, B {batch}, {new} tokens"
+    report(title, calls, batch * new, seconds, 20)
 
 
 def main() -> None:
@@ -183,12 +191,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--new", type=int, default=128, help="tokens of the large model")
+    parser.add_argument("--batch", type=int, default=1, help="rows of the large model")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if "small" in args.models:
         small(args.seconds)
     if "large" in args.models:
-        large(args.seconds, args.new)
+        large(args.seconds, args.new, args.batch)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_tensor_subclasses_get_torchs() -> None:
 
 
 def has_ours(graph: object) -> bool:
-    """Whether an operation or module is ours. It names source files, too, and a folder may be `seqkern`."""
+    """Whether an operation or module is ours; a folder that it names may be `seqkern`, too."""
     return re.search(r"seqkern(::|\.)", str(graph)) is not None
 
 

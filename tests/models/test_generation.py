@@ -7,6 +7,7 @@ from seqkern import ops
 from seqkern.errors import UserError
 from seqkern.generation import Sampling, generate, window_start
 from seqkern.models import MODELS, build_model
+from seqkern.ops.attention_step import MAX_STEP_TOKENS
 from seqkern.reference import token_distribution
 
 V, CONTEXT = 11, 6
@@ -45,7 +46,7 @@ class FixedLogits:
         self.logits = torch.tensor(logits)
         self.vocab_size = len(logits)
 
-    def next_logits(self, tokens, state=None, lengths=None):
+    def next_logits(self, tokens, state=None, lengths=None, *, capacity=None):
         return self.logits.expand(tokens.shape[0], -1), None
 
 
@@ -333,9 +334,9 @@ def test_rows_that_have_ended_leave_the_batch(model):
     sizes = []
     read = model.next_logits
 
-    def watched(tokens, *rest):
+    def watched(tokens, *rest, **options):
         sizes.append(len(tokens))
-        return read(tokens, *rest)
+        return read(tokens, *rest, **options)
 
     model.next_logits = watched
     tokens = prompt(6, 3)
@@ -397,3 +398,20 @@ def test_gpt_steps_of_several_tokens_give_the_logits_of_a_full_read(dtype):
             assert float(error) < tolerance
     assert cache.lengths.tolist() == [CONTEXT, CONTEXT]
     assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize(("new", "capacity"), [(5, 8 + MAX_STEP_TOKENS - 1), (500, None)])
+def test_memory_is_taken_for_what_will_be_read(new, capacity, monkeypatch):
+    """Of the context, which a model may have far more of."""
+    model = make("gpt", context=40)
+    taken = []
+    empty_cache = model.empty_cache
+
+    def watched(batch, capacity=None):
+        taken.append(capacity)
+        return empty_cache(batch, capacity)
+
+    monkeypatch.setattr(model, "empty_cache", watched)
+    model.generate(prompt(2, 3), new, seed=0)
+    whole = model.config.context + MAX_STEP_TOKENS - 1
+    assert taken[0] == (capacity or whole)

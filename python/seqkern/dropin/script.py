@@ -122,7 +122,7 @@ def _new_main() -> ModuleType:
     main = ModuleType("__main__")
     main.__dict__.update(__loader__=BuiltinImporter, __builtins__=builtins)
     if sys.version_info < (3, 14):  # from there on made where they are asked for
-        main.__dict__["__annotations__"] = {}
+        main.__dict__.update(__annotations__={})
     sys.modules["__main__"] = main
     return main
 

@@ -30,9 +30,17 @@ class Decoder(Protocol):
         """Whether `next_logits` of a state may be captured in a CUDA graph."""
 
     def next_logits(
-        self, tokens: Tensor, state: Any = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        lengths: Tensor | None = None,
+        *,
+        capacity: int | None = None,
     ) -> tuple[Tensor, Any]:
-        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state."""
+        """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
+
+        A state that is new will be given no more than `capacity` tokens of a row.
+        """
 
     def step_logits(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Read tokens [B, S] after `state`: logits [B, S, V] after each, and the new state.
@@ -146,5 +154,6 @@ class Reader:
         held = [end - start for start, end in zip(starts, ends, strict=True)]
         ragged = min(held) != max(held)
         lengths = torch.tensor(held, device=tokens.device) if ragged else None
-        logits, self.state = self.model.next_logits(tokens, None, lengths)
+        most = self.sequences.tokens.shape[1]
+        logits, self.state = self.model.next_logits(tokens, None, lengths, capacity=most)
         return logits

@@ -280,11 +280,17 @@ class GPT(LanguageModel):
 
     @torch.no_grad()
     def next_logits(
-        self, tokens: Tensor, state: KVCache | None = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: KVCache | None = None,
+        lengths: Tensor | None = None,
+        *,
+        capacity: int | None = None,
     ) -> tuple[Tensor, KVCache | None]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
 
-        The state is a cache, which is changed in place; there is none where no kernel reads one.
+        The state is a cache, which is changed in place; there is none where no kernel reads one. A
+        new one has room for `capacity` tokens of a row, by default and at most for the context.
         """
         if state is not None:
             parameters = self._step_parameters()
@@ -292,7 +298,10 @@ class GPT(LanguageModel):
                 x = self._step(part, state, parameters)  # [B, S, C]
             return self._step_head(x[:, -1], parameters), state
         if self.keeps_state:
-            state = self.empty_cache(len(tokens))
+            context = self.config.context
+            most = context if capacity is None else min(max(capacity, tokens.shape[1]), context)
+            # To spare: what speculative decoding reads and forgets again.
+            state = self.empty_cache(len(tokens), most + MAX_STEP_TOKENS - 1)
             state.lengths += tokens.shape[1] if lengths is None else lengths
         hidden = last_of(self.stream(tokens, state), lengths)  # [B, C]
         return self.logits(hidden), state

@@ -64,11 +64,18 @@ class LanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def next_logits(
-        self, tokens: Tensor, state: Any = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        lengths: Tensor | None = None,
+        *,
+        capacity: int | None = None,
     ) -> tuple[Tensor, Any]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
 
-        At the start, state None, rows may have lengths [B] from 1 to T. There are no gradients.
+        At the start, state None, rows may have lengths [B] from 1 to T, and a state that takes
+        memory for each token takes it for `capacity` of them, by default for the whole context.
+        There are no gradients.
         """
 
     @abstractmethod

@@ -95,7 +95,12 @@ class LSTMLanguageModel(RecurrentLanguageModel):
 
     @torch.no_grad()
     def next_logits(
-        self, tokens: Tensor, state: LSTMState | None = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: LSTMState | None = None,
+        lengths: Tensor | None = None,
+        *,
+        capacity: int | None = None,
     ) -> tuple[Tensor, LSTMState]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
 

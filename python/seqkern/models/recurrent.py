@@ -68,7 +68,12 @@ class RecurrentLanguageModel(LanguageModel):
 
     @torch.no_grad()
     def next_logits(
-        self, tokens: Tensor, state: Any = None, lengths: Tensor | None = None
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        lengths: Tensor | None = None,
+        *,
+        capacity: int | None = None,
     ) -> tuple[Tensor, Any]:
         """Read tokens [B, T] after `state`: logits [B, V] of the next token, and the new state.
 
