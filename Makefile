@@ -22,7 +22,7 @@ export PATH := $(BIN):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
-.PHONY: demo test quick fuzz test-gpu gpu-session check check-install check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
+.PHONY: demo test quick fuzz test-gpu gpu-session check check-install wheels check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
         emulator cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
@@ -82,6 +82,11 @@ lint: $(VENV)/.built $(VENV)/.requires-dev
 
 check-install:
 	TORCH="$(TORCH)" PYTHON="$(PYTHON)" tools/check_install.sh
+
+# Wheels for other machines, one per interpreter, in dist/: `make wheels PYTHONS="python3.11 python3.13"`.
+PYTHONS ?= $(PYTHON)
+wheels: $(VENV)/.requires
+	tools/wheels.sh $(BIN)/python $(PYTHONS)
 
 # The torch layer against the headers of the oldest torch that pyproject.toml allows.
 check-oldest: $(VENV)/.requires

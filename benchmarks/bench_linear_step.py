@@ -105,6 +105,8 @@ BENCHMARK = Benchmark(
         Case(N=1, K=768, M=50257),
         Case(N=1, K=128, M=512),
         Case(N=8, K=768, M=3072),
+        Case(N=32, K=768, M=3072),
+        Case(N=16, K=768, M=50257),
     ),
     quick=(Case(N=1, K=128, M=512), Case(N=3, K=50, M=70)),
     cuda_cases=(Case(N=1, K=4096, M=14336), Case(N=16, K=4096, M=14336)),
