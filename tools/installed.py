@@ -1,4 +1,4 @@
-"""What an installed seqkern does, seen from another folder: right numbers, and where it comes from."""
+"""What an installed seqkern does, seen from another folder: right numbers, and from where."""
 
 import torch
 
