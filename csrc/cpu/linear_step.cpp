@@ -31,18 +31,18 @@ struct WeightRows {
   const W* operator[](int i) const { return first + (i < count ? i : count - 1) * stride; }
 };
 
-// sum [R, kN] += every second vector of x_r * w_n from d to `end`, lane by lane, and of the last
+// sum [R, kN] (+)= every second vector of x_r * w_n from d to `end`, lane by lane, and of the last
 // `rest` elements, fewer than a vector. What lies `ahead` of the weight is asked for, unless zero.
 template <int R, int kN, class W, class Acc>
 SEQKERN_INLINE void add_products(const Acc* x, int64_t x_stride, const W* const (&w)[kN],
-                                 int64_t ahead, int64_t d, int64_t end, int64_t rest,
+                                 int64_t ahead, int64_t d, int64_t end, int64_t rest, bool add,
                                  Vec<Acc>* sum) {
   constexpr int L = kLanes<Acc>;
   Vec<Acc> part[R][kN];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kN; ++n) part[r][n] = sum[r * L + n];
+    for (int n = 0; n < kN; ++n) part[r][n] = add ? sum[r * L + n] : Vec<Acc>{};
   }
   const auto step = [&](int64_t at, auto load_w) __attribute__((always_inline)) {
     Vec<Acc> of_w[kN];
@@ -76,15 +76,15 @@ SEQKERN_INLINE void add_products(const Acc* x, int64_t x_stride, const W* const 
   }
 }
 
-// sum [R, L], which is zero before, of R rows. The sums of even vectors of inputs and those of odd
-// ones are made one after the other, for which there are registers, and in the same order for any
-// R. Of the rows of a weight that lie side by side no hardware foresees the next: the first to read
-// them asks for those.
+// sum [R, L] of R rows. The sums of even vectors of inputs and those of odd ones are made one after
+// the other, for which there are registers, and in the same order for any R. Of the rows of a
+// weight that lie side by side no hardware foresees the next: the first to read them asks for
+// those.
 template <int R, class W, class Acc>
 SEQKERN_INLINE void multiply(const Acc* x, int64_t x_stride, const WeightRows<W>& w, int64_t K,
                              bool first_reader, Vec<Acc>* sum) {
   constexpr int L = kLanes<Acc>, kN = kWeightRows < L ? kWeightRows : L;
-  Vec<Acc> odd[R * L] = {};
+  Vec<Acc> odd[R * L];
   const int64_t whole = K / L * L, rows = kAheadBytes / (K * int64_t{sizeof(W)});
   const int64_t ahead = first_reader ? (rows > kN ? rows : kN) * w.stride : 0;
   for (int64_t d = 0; d == 0 || d < whole; d += kPart * L) {
@@ -94,8 +94,8 @@ SEQKERN_INLINE void multiply(const Acc* x, int64_t x_stride, const WeightRows<W>
       const W* row[kN];
 #pragma GCC unroll 4
       for (int i = 0; i < kN; ++i) row[i] = w[first + i];
-      add_products<R, kN>(x, x_stride, row, ahead, d, end, rest, sum + first);
-      add_products<R, kN>(x, x_stride, row, 0, d + L, end, 0, odd + first);
+      add_products<R, kN>(x, x_stride, row, ahead, d, end, rest, d > 0, sum + first);
+      add_products<R, kN>(x, x_stride, row, 0, d + L, end, 0, d > 0, odd + first);
     }
   }
 #pragma GCC unroll 16
@@ -112,7 +112,7 @@ void make_outputs(const LinearStepArgs& a, const LinearStepPlan& plan, int64_t n
   const auto linear = [&](int64_t from, Vec<Acc>(&out)[R]) __attribute__((always_inline)) {
     const W* weight = static_cast<const W*>(a.weight) + from * a.weight_stride;
     const WeightRows<W> w{weight, a.weight_stride, count};
-    Vec<Acc> sum[R * L] = {};
+    Vec<Acc> sum[R * L];
     multiply<R>(x, plan.stride, w, a.K, n == 0, sum);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) out[r] = hsums(sum + r * L);
