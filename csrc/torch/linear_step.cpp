@@ -53,8 +53,8 @@ Tensor linear_step(const Tensor& x, const Tensor& weight, const std::optional<Te
   check(kind == StepNorm::kLayerNorm || !norm_bias, kOp,
         ": norm_bias must be none without a layer norm, got one");
   const int64_t M = gated ? R / 2 : R;
-  std::vector<int64_t> size(x.sizes().begin(), x.sizes().end());
-  size.back() = M;
+  std::vector<int64_t> size(x.sizes().begin(), x.sizes().end() - 1);
+  size.push_back(M);
   const Sizes shape(size.data(), size.size());
   if (residual) {
     check(residual->scalar_type() == x.scalar_type() && residual->sizes().equals(shape), kOp,
