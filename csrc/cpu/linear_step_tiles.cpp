@@ -4,6 +4,8 @@
 //
 // A row that holds more than bf16 numbers is three of them, exactly: so a product has no more of an
 // error than one of floats.
+#include <utility>
+
 #include "cpu/kernels.h"
 #include "cpu/linear_step.h"
 #include "cpu/linear_step_plan.h"
@@ -15,6 +17,17 @@ namespace {
 constexpr int kMostTiles = LinearStepTiles::kMostGroups;  // of the weight, 16 outputs each
 // Blocks of rows that meet a part of those tiles while first-level cache holds it.
 constexpr int64_t kMostBlocks = 8, kPart = 96;
+static_assert(LinearStepTiles::kMostColumns == kTileHeight);
+static_assert(LinearStepTiles::kDepth == kTileDepth && kPart % kTileDepth == 0);
+static_assert(kStepOutputs == kTileHeight);
+
+// f.operator()<t>() of the tiles t that are sums.
+template <int kTiles, class F>
+SEQKERN_INLINE void for_tiles(F f) {
+  [&]<int... t>(std::integer_sequence<int, t...>) __attribute__((always_inline)) {
+    (f.template operator()<t>(), ...);
+  }(std::make_integer_sequence<int, kTiles>{});
+}
 
 // ---------------------------------------------------------------- rows
 
@@ -120,46 +133,28 @@ void project(const LinearStepTiles& plan, const uint16_t* w, int64_t stride, int
              int64_t K, const uint32_t* x, float* sums, int64_t line, bool add) {
   const int64_t line_bytes = line * static_cast<int64_t>(sizeof(float));
   const int64_t tile = kTileHeight * line;
-  if (add) {
-    load_tile<0>(sums, line_bytes);
-    if constexpr (kTiles > 1) {
-      load_tile<1>(sums + tile, line_bytes);
-      load_tile<2>(sums + 2 * tile, line_bytes);
-      load_tile<3>(sums + 3 * tile, line_bytes);
-    }
-  } else {
-    zero_tile<0>();
-    if constexpr (kTiles > 1) zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
-  }
+  for_tiles<kTiles>([&]<int t>() __attribute__((always_inline)) {
+    add ? load_tile<t>(sums + t * tile, line_bytes) : zero_tile<t>();
+  });
   const int64_t bytes = stride * static_cast<int64_t>(sizeof(uint16_t));
   const int64_t step = kParts * plan.tile_pairs(), next = kTileHeight * stride;
   const int64_t whole = rows < kTiles * kTileHeight ? 0 : K / kTileDepth * kTileDepth;
   int64_t k = 0;
   for (; k < whole; k += kTileDepth, x += step, w += kTileDepth) {
     load_rows<kParts>(x, plan.columns);
-    add_product<kParts, 0>(w, bytes);
-    if constexpr (kTiles > 1) {
-      add_product<kParts, 1>(w + next, bytes);
-      add_product<kParts, 2>(w + 2 * next, bytes);
-      add_product<kParts, 3>(w + 3 * next, bytes);
-    }
+    for_tiles<kTiles>([&]<int t>() __attribute__((always_inline)) {
+      add_product<kParts, t>(w + t * next, bytes);
+    });
   }
   for (; k < K; k += kTileDepth, x += step, w += kTileDepth) {
     const int64_t left = K - k < kTileDepth ? K - k : kTileDepth;
     load_rows<kParts>(x, plan.columns);
-    add_part<kParts, 0>(w, stride, rows, left);
-    if constexpr (kTiles > 1) {
-      add_part<kParts, 1>(w + next, stride, rows, left);
-      add_part<kParts, 2>(w + 2 * next, stride, rows, left);
-      add_part<kParts, 3>(w + 3 * next, stride, rows, left);
-    }
+    for_tiles<kTiles>([&]<int t>() __attribute__((always_inline)) {
+      add_part<kParts, t>(w + t * next, stride, rows, left);
+    });
   }
-  store_tile<0>(sums, line_bytes);
-  if constexpr (kTiles > 1) {
-    store_tile<1>(sums + tile, line_bytes);
-    store_tile<2>(sums + 2 * tile, line_bytes);
-    store_tile<3>(sums + 3 * tile, line_bytes);
-  }
+  for_tiles<kTiles>(
+      [&]<int t>() __attribute__((always_inline)) { store_tile<t>(sums + t * tile, line_bytes); });
 }
 
 // ---------------------------------------------------------------- outputs

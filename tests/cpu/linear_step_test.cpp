@@ -8,10 +8,10 @@
 #include <random>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/linear_step_plan.h"
 #include "cpu/simd.h"
+#include "unit.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {  // `tiles` is no instruction set of dispatch.cpp
 SEQKERN_CPU_UNIT_KERNELS(SEQKERN_DECLARE_KERNEL)
@@ -126,10 +126,7 @@ struct Worst {
 }  // namespace
 
 int main() {
-#if defined(SEQKERN_HAS_AMX)
-  // The question asks the system for the unit.
-  if (!seqkern::cpu::supported(seqkern::cpu::Isa::kAmx)) return 1;
-#endif
+  if (!seqkern::cpu::has_unit()) return 1;
   Worst worst;
   for (const int64_t N : {1, 2, 15, 16, 17, 50, 150}) {
     for (const int64_t K : {1, 31, 32, 33, 100, 300}) {

@@ -9,9 +9,9 @@
 #include <random>
 #include <vector>
 
-#include "cpu/isa.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
+#include "unit.h"
 
 namespace seqkern::cpu::SEQKERN_ISA {  // `wide` and `tiles` are no instruction sets of dispatch.cpp
 SEQKERN_DECLARE_TEAM_KERNEL(panel_product, PanelProductArgs)
@@ -102,10 +102,7 @@ struct Worst {
 }  // namespace
 
 int main() {
-#if defined(SEQKERN_HAS_AMX)
-  // The question asks the system for the unit.
-  if (!seqkern::cpu::supported(seqkern::cpu::Isa::kAmx)) return 1;
-#endif
+  if (!seqkern::cpu::has_unit()) return 1;
   Worst worst;
   for (const int64_t N : {1, 17, 32, 65}) {
     for (const int64_t K : {1, 33, 64, 545}) {
