@@ -23,7 +23,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 
 .PRECIOUS: $(VENV)/.requires-%
 .PHONY: demo test quick fuzz test-gpu gpu-session check check-install wheels check-oldest check-compilers arm64 lint fix isa poison poisoned sanitize sanitized build \
-        emulator cuda without-nvcc bench clean
+        emulator ptx cuda without-nvcc bench clean
 
 demo: $(VENV)/.built
 	$(BIN)/seqkern demo $(DEMO_ARGS)
@@ -71,7 +71,7 @@ bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
 # Everything a change has to pass; `make fix` formats.
-check: lint test isa $(if $(NVCC),cuda,without-nvcc) check-install check-oldest check-compilers
+check: lint test isa $(if $(NVCC),cuda ptx,without-nvcc) check-install check-oldest check-compilers
 
 lint: $(VENV)/.built $(VENV)/.requires-dev
 	$(BIN)/ruff check $(PYTHON_CODE)
@@ -146,7 +146,7 @@ emulator: $(VENV)/.requires
 	@mkdir -p build
 	@cmake -S . -B build/emulator -G Ninja -DCMAKE_BUILD_TYPE=Release -DSEQKERN_EMULATOR=ON \
 	   -DSEQKERN_TESTS=ON -DSEQKERN_WERROR=$(WERROR) -DSEQKERN_CUDA=OFF -DPython_EXECUTABLE=$(BIN)/python > build/emulator.log 2>&1 || { cat build/emulator.log; exit 1; }
-	@cmake --build build/emulator --target seqkern_emu seqkern_cpu_tests
+	@cmake --build build/emulator --target seqkern_emu seqkern_cpu_tests ptx_harness
 
 # Every CUDA kernel through the real compiler, warnings as errors, and a table of what each takes. Needs
 # nvcc, but neither a GPU nor a CUDA build of torch.
@@ -156,6 +156,13 @@ cuda: $(VENV)/.requires
 	   -DPython_EXECUTABLE=$(BIN)/python
 	@cmake --build build/cuda --target seqkern_cuda
 	@$(BIN)/python tools/kernel_table.py show build/cuda
+
+# The kernels as nvcc compiled them, in the host emulator: their PTX, instruction by instruction.
+PTX_ARCHITECTURE ?= 90a
+ptx: emulator $(VENV)/.built $(VENV)/.requires-test
+	@cmake -S . -B build/emulator -DSEQKERN_PTX=ON -DSEQKERN_PTX_ARCHITECTURE=$(PTX_ARCHITECTURE) > build/emulator.log 2>&1 || { cat build/emulator.log; exit 1; }
+	@cmake --build build/emulator --target seqkern_ptx
+	SEQKERN_EMU_LIB=build/emulator/libseqkern_ptx.so $(BIN)/python -m pytest -m "not slow" -k "emu and not cuda" $(PYTEST_ARGS)
 
 without-nvcc:
 	@echo "no nvcc: the CUDA kernels were NOT compiled (they ran in the emulator only)"

@@ -55,6 +55,6 @@ target_compile_options(seqkern_cuda PRIVATE
 # major version beside torch's, and loads under any CUDA torch whose driver is new enough; contexts and
 # streams are the driver's, so two copies of the runtime in a process share them.
 set_target_properties(seqkern_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static)
-set_source_files_properties(csrc/cuda/sample.cu csrc/cuda/sample_passes.cu PROPERTIES COMPILE_OPTIONS --fmad=false)
+set_source_files_properties(${SEQKERN_CUDA_SOURCES_WITHOUT_FMA} PROPERTIES COMPILE_OPTIONS --fmad=false)
 target_link_options(seqkern_cuda PRIVATE -Wl,--exclude-libs,ALL)
 install(TARGETS seqkern_cuda LIBRARY DESTINATION seqkern)

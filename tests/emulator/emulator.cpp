@@ -17,6 +17,7 @@ dim3 gridDim;
 
 namespace seqkern::emulator {
 
+CompiledKernel (*compiled_kernel)(const void* kernel) = nullptr;
 Thread* running = nullptr;
 Launch launch;
 

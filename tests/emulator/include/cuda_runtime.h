@@ -98,6 +98,11 @@ struct Call {
   const void* data;
   size_t bytes;
 };
+// A kernel as nvcc compiled it (tests/ptx), which takes where its parameters are, and how to find
+// that of a kernel here; null where kernels run as g++ compiled them.
+using CompiledKernel = void (*)(const void* const* parameters);
+extern CompiledKernel (*compiled_kernel)(const void* kernel);
+
 // Runs `thread`, which makes the call, once per thread of the grid.
 cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
                      const std::function<void()>& thread, Call call);
@@ -107,13 +112,26 @@ cudaError_t run_grid(const cudaLaunchConfig_t& config, const void* kernel,
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args&&... args) {
-  const struct {
+  namespace emulator = seqkern::emulator;
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  struct {
     void (*kernel)(Params...);
     std::tuple<std::decay_t<Params>...> parameters;
-  } call = {kernel, std::tuple<std::decay_t<Params>...>(args...)};
-  return seqkern::emulator::run_grid(*config, reinterpret_cast<const void*>(kernel),
-                                     [&call] { std::apply(call.kernel, call.parameters); },
-                                     {&call, sizeof(call)});
+    emulator::CompiledKernel compiled;
+    const void* addresses[sizeof...(Params)];
+  } call = {kernel, std::tuple<std::decay_t<Params>...>(args...), nullptr, {}};
+  if (emulator::compiled_kernel) call.compiled = emulator::compiled_kernel(address);
+  size_t i = 0;
+  std::apply([&](const auto&... p) { ((call.addresses[i++] = &p), ...); }, call.parameters);
+  return emulator::run_grid(*config, address,
+                            [&call] {
+                              if (call.compiled) {
+                                call.compiled(call.addresses);
+                              } else {
+                                std::apply(call.kernel, call.parameters);
+                              }
+                            },
+                            {&call, sizeof(call)});
 }
 
 // ---------------------------------------------------------------- where a thread is
