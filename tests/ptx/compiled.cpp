@@ -8,6 +8,7 @@
 #include <string>
 #include <unordered_map>
 
+#include "counts.h"
 #include "ptx.h"
 #include "runtime.h"
 
@@ -57,6 +58,7 @@ std::unordered_map<uintptr_t, std::string> names_in(const std::string& library) 
 }
 
 CompiledKernel find(const void* kernel) {
+  begin_counting(kernel);
   static std::unordered_map<const void*, CompiledKernel> found;
   CompiledKernel& compiled = found[kernel];
   if (compiled) return compiled;
@@ -121,8 +123,17 @@ u32 static_shared(const unsigned char* window, const void* key, size_t bytes, si
 
 #define SEQKERN_HERE __builtin_return_address(0)
 
+void weak_read(void* p, size_t bytes) {
+  count_access({p, bytes, false, SEQKERN_HERE});
+  check(p, bytes, bytes, Kind::kRead, SEQKERN_HERE);
+}
+void weak_write(void* p, size_t bytes) {
+  count_access({p, bytes, true, SEQKERN_HERE});
+  check(p, bytes, bytes, Kind::kWrite, SEQKERN_HERE);
+}
 void relaxed_read(void* p, size_t bytes) {
   yield();
+  count_access({p, bytes, false, SEQKERN_HERE});
   check(p, bytes, bytes, Kind::kRelaxedRead, SEQKERN_HERE);
 }
 void acquire_read(void* p, size_t bytes) {
@@ -131,6 +142,7 @@ void acquire_read(void* p, size_t bytes) {
   order_acquire(p);
 }
 void relaxed_write(void* p, size_t bytes) {
+  count_access({p, bytes, true, SEQKERN_HERE});
   check(p, bytes, bytes, Kind::kRelaxedWrite, SEQKERN_HERE);
 }
 void release_write(void* p, size_t bytes) {
@@ -150,6 +162,8 @@ void after_atomic(Order order) {
 // Whether others may store meanwhile what it reads, the instruction does not say: that is for the
 // sources' own run (Copied in csrc/cuda/ptx.cuh).
 void cp_async(unsigned char* shared, const unsigned char* global, int bytes, int valid) {
+  if (valid > 0) count_access({global, static_cast<size_t>(bytes), false, SEQKERN_HERE});
+  count_access({shared, static_cast<size_t>(bytes), true, SEQKERN_HERE});
   emulator::cp_async(shared, global, bytes, valid, bytes == 16 ? Kind::kRelaxedRead : Kind::kRead);
 }
 
@@ -228,6 +242,8 @@ Tile load_matrices(int at, const unsigned char* row, bool transpose, int count) 
   };
   require_shared(row, 16, "ldmatrix");
   const void* code = SEQKERN_HERE;
+  // A lane brings the row of one matrix; each matrix takes a pass.
+  if (lane_id() < 8 * count) count_access({row, 16, false, code});
   return warp_collective(
       "ldmatrix.sync", Brought{row, at},
       [&](const Lanes<Brought>& lanes, int lane) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 from ptx_text import Kernel, Module, Untranslatable, operands, statements
@@ -30,6 +31,7 @@ class Writer:
     local: set[str] = field(default_factory=set)
     registers: dict[str, str] = field(default_factory=dict)  # by name, or by what numbers follow
     instruction: int = 0
+    pending: Counter[str] = field(default_factory=Counter)  # instructions not yet counted
 
     def value(self, text: str) -> str:
         """The bits of a register, number, symbol or special register."""
@@ -117,6 +119,7 @@ class Writer:
             elif s in "{}":
                 self.emit(s)
             elif s.endswith(":"):
+                self.count()
                 self.lines.append(f"{identifier(s[:-1])}:;")
             else:
                 # Only what can end in a fault says where it is.
@@ -153,7 +156,17 @@ class Writer:
             opcode, _, more = opcode.partition("\t")
             rest = f"{more} {rest}".strip()
         name, *parts = re.sub(r"::", "_", opcode).split(".")
+        self.pending[class_of(name, parts)] += 1
+        if name in ("bra", "ret", "exit"):
+            self.count()
         self.emit(condition + self.meaning(name, parts, operands(rest)))
+
+    def count(self) -> None:
+        """What was executed since the last branch or label."""
+        counts = [f"count(Class::k{c}, {n});" for c, n in sorted(self.pending.items())]
+        if counts:
+            self.emit(" ".join(counts))
+        self.pending.clear()
 
     def meaning(self, name: str, parts: list[str], args: list[str]) -> str:
         """One C++ statement."""
@@ -250,10 +263,7 @@ class Writer:
         p = self.address(args[1], space)
         targets = operands(args[0][1:-1]) if args[0].startswith("{") else [args[0]]
         into = [self.value(t) if t != "_" else "nothing" for t in targets]
-        if order == "weak":
-            look = f"__tsan_read{size(kind) * count}(p);"
-        else:
-            look = f"{order}_read(p, {size(kind) * count});"
+        look = f"{order}_read(p, {size(kind) * count});"
         puts = " ".join(f"put({r}, x[{i}]);" for i, r in enumerate(into))
         return f"{{ auto* p = {p}; {look} const auto x = load<{kind}, {count}>(p); {puts} }}"
 
@@ -263,10 +273,7 @@ class Writer:
         order = next((p for p in parts if p in ("relaxed", "release", "volatile")), "weak")
         p = self.address(args[0], space)
         sources = operands(args[1][1:-1]) if args[1].startswith("{") else [args[1]]
-        if order == "weak":
-            look = f"__tsan_write{size(kind) * count}(p);"
-        else:
-            look = f"{order}_write(p, {size(kind) * count});"
+        look = f"{order}_write(p, {size(kind) * count});"
         values = ", ".join(self.typed(s, kind) for s in sources)
         return f"{{ auto* p = {p}; {look} store<{kind}>(p, {values}); }}"
 
@@ -333,6 +340,33 @@ class Writer:
         return (
             f"{{ const auto x = ldmatrix<{transposed}, {count}>({self.instruction}, {p}); {puts} }}"
         )
+
+
+def class_of(name: str, parts: list[str]) -> str:
+    """One of ptx.h's classes."""
+    kind = parts[-1] if parts else ""
+    if name in ("ld", "st", "atom", "red", "cp"):
+        if "param" in parts:
+            return "Free"
+        return "Shared" if "shared" in parts and name != "cp" else "Global"
+    if name in ("mma", "ldmatrix"):
+        return "Matrix" if name == "mma" else "Shared"
+    if name in ("bar", "barrier", "membar", "fence"):
+        return "Barrier"
+    if name in ("shfl", "vote"):
+        return "Warp"
+    if name in ("mov", "cvta"):
+        return "Free"
+    if "approx" in parts and kind == "f32":
+        return "Special"
+    if name == "cvt":
+        # Between integers they become a part of what uses them.
+        return "Conversion" if any("f" in p for p in parts) else "Free"
+    if kind == "f64":
+        return "Double"
+    if kind in ("f32", "f16", "bf16"):
+        return "Float"
+    return "Integer64" if kind in ("s64", "u64", "b64") else "Integer"
 
 
 def vector(parts: list[str]) -> int:

@@ -10,20 +10,30 @@
 #include "integers.h"
 #include "registers.h"
 
-extern "C" {
-void __tsan_read1(void*);
-void __tsan_read2(void*);
-void __tsan_read4(void*);
-void __tsan_read8(void*);
-void __tsan_read16(void*);
-void __tsan_write1(void*);
-void __tsan_write2(void*);
-void __tsan_write4(void*);
-void __tsan_write8(void*);
-void __tsan_write16(void*);
-}
-
 namespace seqkern::emulator::ptx {
+
+// ---------------------------------------------------------------- counting (counts.cpp)
+
+// What a warp's instructions are, as far as it matters for how long they take.
+enum class Class {
+  kFree,        // copies of registers, parameters: mostly gone in the end
+  kInteger,     // and control
+  kInteger64,   // two instructions of 32 bits
+  kFloat,       //
+  kDouble,      //
+  kConversion,  //
+  kSpecial,     // approximations
+  kShared,      //
+  kGlobal,      //
+  kWarp,        // shuffles and votes
+  kMatrix,      //
+  kBarrier,     //
+  kCount
+};
+extern uint64_t executed[static_cast<size_t>(Class::kCount)];  // by threads
+SEQKERN_INLINE void count(Class c, unsigned instructions) {
+  executed[static_cast<size_t>(c)] += instructions;
+}
 
 // ---------------------------------------------------------------- where a thread is
 
@@ -73,6 +83,8 @@ SEQKERN_INLINE void store(unsigned char* p, Values... values) {
 }
 
 SEQKERN_INLINE void parameter_read(const void*, size_t) {}
+void weak_read(void* p, size_t bytes);
+void weak_write(void* p, size_t bytes);
 // Each lets other threads run first: a thread may wait for what it reads so.
 void relaxed_read(void* p, size_t bytes);
 void acquire_read(void* p, size_t bytes);
