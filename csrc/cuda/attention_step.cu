@@ -200,10 +200,7 @@ __global__ void __launch_bounds__(kStepThreads, kBlocksPerMultiprocessor<R * kPa
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (pack < tile.packs) {
-#pragma unroll
-        for (int i = 0; i < P; ++i) {
-          of_group[(rank / tile.lanes * R + r) * width + pack * P + i] = out[r][i];
-        }
+        store_shared(of_group + (rank / tile.lanes * R + r) * width + pack * P, out[r]);
       }
     }
     __syncthreads();  // orders the groups' sums before they are read

@@ -133,7 +133,7 @@ __device__ __forceinline__ void store_shared(Acc* p, const Acc (&x)[n]) {
       Acc quad[Q];
 #pragma unroll
       for (int j = 0; j < Q; ++j) quad[j] = x[i + j];
-      *reinterpret_cast<uint4*>(p + i) = pack(TypeTag<Acc>{}, quad);
+      store_shared16(p + i, pack(TypeTag<Acc>{}, quad));
     }
   } else {
 #pragma unroll

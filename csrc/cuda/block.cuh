@@ -37,6 +37,19 @@ __device__ __forceinline__ X warp_reduce(X x, Merge merge) {
   return broadcast(x);
 }
 
+// The largest of the lanes' numbers, in one instruction.
+__device__ __forceinline__ uint32_t warp_max(uint32_t x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  for (int delta = kWarp / 2; delta > 0; delta /= 2) {
+    const uint32_t other = __shfl_xor_sync(kAllLanes, x, delta);
+    x = x > other ? x : other;
+  }
+  return x;
+#else
+  return __reduce_max_sync(kAllLanes, x);
+#endif
+}
+
 // The threads that share a row. This is the seam for rows that one block is too slow for: a group
 // of a cluster's blocks has the same rank(), size() and reduce(), the last through distributed
 // shared memory.

@@ -1,6 +1,6 @@
 // Instructions C++ has no name for: the only inline assembly. Beside each stands its meaning in
 // C++, which the host emulator runs. Reference: the PTX ISA, sections on mma, ldmatrix, cp.async,
-// ex2, rcp and the memory consistency model.
+// ex2, rcp, max and the memory consistency model.
 //
 // mma m16n8k16 needs sm_80. For older GPUs it compiles to a trap: attention.cu, attention_step.cu
 // and resident.h do not choose the kernels that use it there. cp.async becomes a copy that is over
@@ -39,6 +39,21 @@ __device__ __forceinline__ float rcp_approx(float x) {
 #else
   const float y = 1 / x;
   return std::fabs(y) < 1.17549435e-38f ? 0.0f : y;  // NaN is not below
+#endif
+}
+
+// ---------------------------------------------------------------- max
+
+// The larger one, or NaN where one of them is NaN.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return a > b || a != a ? a : b;
+#elif defined(__CUDACC__)
+  float y;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+  return y;
+#else
+  return a != a || b != b ? __uint_as_float(0x7fffffffu) : ::fmaxf(a, b);
 #endif
 }
 
@@ -177,6 +192,21 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&out)[kMatrices], const void*
           out[j] = bits;
         }
       });
+#endif
+}
+
+// ---------------------------------------------------------------- 16 bytes to shared memory
+
+// *p = x in one access: of an assignment nvcc makes four at times, which meet in the banks.
+__device__ __forceinline__ void store_shared16(void* p, const uint4& x) {
+#if defined(__CUDACC__)
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(p))), "r"(x.x), "r"(x.y),
+                 "r"(x.z), "r"(x.w)
+               : "memory");
+#else
+  *static_cast<uint4*>(p) = x;
 #endif
 }
 

@@ -83,8 +83,8 @@ struct MmaForward : ForwardLayout<T>, MmaStage {
       for (int i = 0; i < 2; ++i) {
         const float (&sum)[2][4] = sums.gates[tile];
         float* to = partials + at(first + tile * kTileRows + lane % 4 * 2 + i, lane / 4);
-        *reinterpret_cast<float4*>(to) =
-            make_float4(sum[0][i], sum[0][2 + i], sum[1][i], sum[1][2 + i]);
+        const float gates[kGates] = {sum[0][i], sum[0][2 + i], sum[1][i], sum[1][2 + i]};
+        store_shared16(to, pack(TypeTag<float>{}, gates));
       }
     }
   }

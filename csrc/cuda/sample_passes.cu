@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
 #include "cuda/sample_split.cuh"
 
 namespace seqkern::cuda {
@@ -34,20 +35,16 @@ template <class T>
 __device__ void store_maxima(const SamplePlan& plan, const Tiles<T>& tiles, uint32_t* run_keys) {
   struct Largest {
     float y = -__builtin_inff();
-    bool nan = false;
   };
   over_runs<Largest, kUnroll<T>, Walk::kForward>(
       plan, tiles,
       [](Largest& largest, int, const float (&y)[Tiles<T>::P]) {
 #pragma unroll
-        for (int i = 0; i < Tiles<T>::P; ++i) {
-          largest.y = ::fmaxf(largest.y, y[i]);
-          largest.nan |= y[i] != y[i];
-        }
+        for (int i = 0; i < Tiles<T>::P; ++i) largest.y = max_or_nan(largest.y, y[i]);
       },
       [=](int run, const Largest& largest) {
-        const uint32_t key = largest.nan ? 0xffffffffu : key_of(largest.y);
-        const uint32_t of_run = warp_reduce(KeyRange{key, key}, both).high;
+        const float y = largest.y;
+        const uint32_t of_run = warp_max(y != y ? 0xffffffffu : key_of(y));
         if (threadIdx.x % kWarp == 0) run_keys[run] = of_run;
       });
 }

@@ -29,8 +29,12 @@ std::string short_name(const std::string& name) {
   return name.substr(0, at);
 }
 
-std::map<std::string, Kernel>& registered() {
-  static std::map<std::string, Kernel> kernels;
+struct Entry {
+  Kernel kernel;
+  Counters counters;
+};
+std::map<std::string, Entry>& registered() {
+  static std::map<std::string, Entry> kernels;
   return kernels;
 }
 
@@ -57,11 +61,7 @@ std::unordered_map<uintptr_t, std::string> names_in(const std::string& library) 
   return names;
 }
 
-CompiledKernel find(const void* kernel) {
-  begin_counting(kernel);
-  static std::unordered_map<const void*, CompiledKernel> found;
-  CompiledKernel& compiled = found[kernel];
-  if (compiled) return compiled;
+const std::pair<const std::string, Entry>& look_up(const void* kernel) {
   Dl_info info;
   if (!::dladdr(kernel, &info)) throw std::runtime_error("emulator: a kernel of no library");
   static const auto names = names_in(info.dli_fname);
@@ -71,7 +71,15 @@ CompiledKernel find(const void* kernel) {
   const auto match = registered().find(short_name(name->second));
   if (match == registered().end())
     throw std::runtime_error("emulator: nvcc has made no " + name->second);
-  return compiled = match->second;
+  return *match;
+}
+
+CompiledKernel find(const void* kernel) {
+  static std::unordered_map<const void*, const std::pair<const std::string, Entry>*> found;
+  const auto*& entry = found[kernel];
+  if (!entry) entry = &look_up(kernel);
+  begin_counting(entry->first, entry->second.counters);
+  return entry->second.kernel;
 }
 
 const bool in_place = [] {
@@ -88,8 +96,9 @@ alignas(16) unsigned char grid_workspace[64];
 
 }  // namespace
 
-Registered::Registered(const char* name, Kernel kernel) {
-  const bool is_new = registered().emplace(short_name(name), kernel).second;
+Registered::Registered(const char* name, Kernel kernel, u64* counters, size_t blocks) {
+  const Entry entry = {kernel, {counters, blocks}};
+  const bool is_new = registered().emplace(short_name(name), entry).second;
   // A template of a header comes from each file that uses it, the same from all.
   if (!is_new && std::strstr(name, "(anonymous namespace)")) {
     std::fprintf(stderr, "two kernels are called %s\n", name);
@@ -99,7 +108,7 @@ Registered::Registered(const char* name, Kernel kernel) {
 
 Kernel registered_as(const char* name) {
   const auto found = registered().find(name);
-  return found == registered().end() ? nullptr : found->second;
+  return found == registered().end() ? nullptr : found->second.kernel;
 }
 
 // ---------------------------------------------------------------- where a thread is
@@ -220,6 +229,19 @@ u32 shuffle(const char* mode, bool& inside, u32 x, u32 b, u32 c, u32 mask) {
         if (!inside) from = lane;
         if (!(mask >> from & 1)) fail("shfl.sync reads a lane outside its mask");
         return lanes[from].x;
+      },
+      mask, kAnywhere);
+}
+
+u32 reduce(u32 x, u32 mask, u32 (*merge)(u32, u32)) {
+  return warp_collective(
+      "redux.sync", x,
+      [&](const Lanes<u32>& lanes, int lane) {
+        u32 y = lanes[lane];
+        for (int l = 0; l < kWarpSize; ++l) {
+          if (l != lane && (mask >> l & 1)) y = merge(y, lanes[l]);
+        }
+        return y;
       },
       mask, kAnywhere);
 }

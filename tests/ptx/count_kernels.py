@@ -1,9 +1,11 @@
-"""What kernels do, counted in the emulator from what nvcc compiled: instructions, passes over shared
-memory's banks, sectors of global memory. Not times: no GPU is needed, and none is measured.
+"""What kernels do, counted in the emulator from what nvcc compiled: instructions, passes over
+shared memory's banks, sectors of global memory. Not times: no GPU is needed, and none is measured.
 
-    make ptx && python tests/ptx/count_kernels.py [CASE...]
+    make ptx && python tests/ptx/count_kernels.py [CASE...] [--lines 10]
 
-A line of a source is shown where its accesses take more passes or sectors than their bytes need.
+Instructions are a warp's, as PTX has them: what ptxas makes of them is something else. --lines shows
+from which lines of the sources most of them come. Accesses are shown that take more passes or
+sectors than their bytes need.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import ctypes
 import json
 import subprocess
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,8 @@ import torch
 from seqkern import ops
 from seqkern.ops import _registry
 
-LIBRARY = Path(__file__).parents[2] / "build" / "emulator" / "libseqkern_ptx.so"
-CLASSES = ["free", "int", "int64", "float", "double", "convert", "special", "shared", "global",
-           "warp", "matrix", "barrier"]  # fmt: skip
+BUILD = Path(__file__).parents[2] / "build" / "emulator"
+LIBRARY = BUILD / "libseqkern_ptx.so"
 
 
 def gradient(f: Callable[[], torch.Tensor]) -> None:
@@ -89,68 +90,97 @@ CASES: dict[str, Callable[[], Callable[[], Any]]] = {
     "sample_top": lambda: lambda: ops.sample(randn(2, 131072), top_k=50, top_p=0.95),
     "lstm": lambda: lstm(8, 4, 256, B16, False),
     "lstm_backward": lambda: lstm(8, 4, 256, B16, True),
-    "linear_step": lambda: lambda: ops.linear_step(
-        randn(4, 768, dtype=B16), randn(3072, 768, dtype=B16)
+    "linear_step": lambda: (
+        lambda: ops.linear_step(randn(4, 768, dtype=B16), randn(3072, 768, dtype=B16))
     ),
 }
 
 
-def symbols() -> dict[int, str]:
-    found = subprocess.run(
-        ["nm", "-C", "--defined-only", LIBRARY], capture_output=True, text=True, check=True
-    )
-    names = {}
-    for line in found.stdout.splitlines():
-        at, kind, name = line.split(" ", 2)
-        if kind in "tTwW":
-            names.setdefault(int(at, 16), name)
-    return names
+def without_parameters(name: str) -> str:
+    """As the counters have it."""
+    depth = 0
+    for at in range(len(name) - 1, -1, -1):
+        depth += (name[at] == ")") - (name[at] == "(")
+        if depth == 0:
+            return name[:at]
+    return name
 
 
-def lines(addresses: list[int]) -> dict[int, str]:
+def pieces() -> dict[str, list[list[tuple[str, str, int]]]]:
+    """What each kernel's counters count: lines, classes and numbers of instructions."""
+    found = {}
+    for path in (BUILD / "tests" / "ptx").glob("*.blocks.json"):
+        for name, blocks in json.loads(path.read_text()).items():
+            found[without_parameters(name)] = blocks
+    return found
+
+
+def places(addresses: list[int]) -> dict[int, str]:
     if not addresses:
         return {}
+    text = "\n".join(hex(a) for a in addresses)
     found = subprocess.run(
-        ["addr2line", "-e", LIBRARY], input="\n".join(hex(a) for a in addresses),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    places = (line.split(" ")[0].rsplit("/", 1)[-1] for line in found.stdout.splitlines())
-    return dict(zip(addresses, places, strict=True))
+        ["addr2line", "-e", LIBRARY], input=text, capture_output=True, text=True, check=True
+    )
+    lines = (line.split(" ")[0].rsplit("/", 1)[-1] for line in found.stdout.splitlines())
+    return dict(zip(addresses, lines, strict=True))
 
 
-def show(kernel: dict[str, Any], names: dict[int, str]) -> None:
-    name = names[kernel["kernel"]].replace("seqkern::", "").replace("(anonymous namespace)::", "")
-    name = name.replace("void ", "", 1).replace("cuda::", "").split("(")[0]
-    executed = dict(zip(CLASSES, kernel["executed"], strict=True))
-    warps = {c: n / 32 for c, n in executed.items() if n}
-    print(f"  {name}: {kernel['launches']} launches; instructions of warps:")
-    print("    " + ", ".join(f"{c} {n:,.0f}" for c, n in warps.items() if c != "free"))
-    read, written = kernel["sectors_read"] * 32, kernel["sectors_written"] * 32
-    print(f"    global memory: {read:,} bytes read, {written:,} written")
-    by_line: dict[tuple[str, bool, bool, int], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-    at = lines([s["at"] for s in kernel["sites"]])
-    for s in kernel["sites"]:
-        row = by_line[at[s["at"]], bool(s["shared"]), bool(s["write"]), s["bytes"]]
-        for i, key in enumerate(("warps", "lanes", "passes", "least")):
-            row[i] += s[key]
-    for shared in (True, False):
-        totals = [sum(r[i] for k, r in by_line.items() if k[1] == shared) for i in range(4)]
-        if totals[0]:
-            unit = "passes" if shared else "sectors"
-            where = "shared" if shared else "global"
-            print(f"    {where}: {totals[0]:,} accesses of warps, {totals[2]:,} {unit}, least {totals[3]:,}")
-        for (place, is_shared, write, size), row in sorted(by_line.items(), key=lambda r: r[1][3] - r[1][2]):
-            extra = row[2] - row[3]
-            if is_shared == shared and extra > max(0.02 * totals[2], 8):
-                verb = "write" if write else "read"
-                print(f"      {place}: {verb} of {size} bytes: {row[0]:,} warps, {row[1] / row[0]:.1f} lanes, "
-                      f"{row[2] / row[0]:.2f} {unit} each, least {row[3] / row[0]:.2f}")  # fmt: skip
+def readable(name: str) -> str:
+    for noise in ("seqkern::", "(anonymous namespace)::", "cuda::"):
+        name = name.replace(noise, "")
+    return name.removeprefix("void ")
+
+
+def show_instructions(
+    blocks: list[list[tuple[str, str, int]]], runs: list[int], lines: int
+) -> None:
+    classes: Counter[str] = Counter()
+    by_line: Counter[tuple[str, str]] = Counter()
+    for block, times in zip(blocks, runs, strict=True):
+        for line, kind, count in block:
+            if kind != "free":
+                classes[kind] += count * times
+                by_line[line, kind] += count * times
+    print("    " + ", ".join(f"{kind} {n / 32:,.0f}" for kind, n in classes.most_common()))
+    for (line, kind), n in by_line.most_common(lines):
+        print(f"      {n / 32:12,.0f} {line} {kind}")
+
+
+def show_accesses(sites: list[dict[str, Any]]) -> None:
+    at = places([s["at"] for s in sites])
+    by_line: dict[tuple[bool, str, str], Counter[str]] = defaultdict(Counter)
+    for s in sites:
+        what = f"{'write' if s['write'] else 'read'} of {s['bytes']} bytes"
+        key = (bool(s["shared"]), at[s["at"]], what)
+        by_line[key].update({k: s[k] for k in ("warps", "lanes", "passes", "least")})
+    for shared, memory, unit in ((True, "shared", "passes"), (False, "global", "sectors")):
+        rows = {key: row for key, row in by_line.items() if key[0] == shared}
+        if not rows:
+            continue
+        total = sum(rows.values(), Counter[str]())
+        print(
+            f"    {memory} memory: {total['warps']:,} accesses of warps, "
+            f"{total['passes']:,} {unit}, least {total['least']:,}"
+        )
+        for (_, line, what), row in sorted(
+            rows.items(), key=lambda r: r[1]["least"] - r[1]["passes"]
+        ):
+            if row["passes"] - row["least"] > max(0.02 * total["passes"], 8):
+                each = {k: row[k] / row["warps"] for k in ("lanes", "passes", "least")}
+                print(
+                    f"      {line}: {what}: {row['warps']:,} warps, {each['lanes']:.1f} lanes, "
+                    f"{each['passes']:.2f} {unit} each, least {each['least']:.2f}"
+                )
 
 
 def main() -> None:
     """See the module's description."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--lines", type=int, default=0, help="of the sources, to show per kernel")
     args = parser.parse_args()
     for case in args.cases:
         if case not in CASES:
@@ -163,7 +193,7 @@ def main() -> None:
     library = ctypes.CDLL(str(LIBRARY))
     library.seqkern_ptx_counts.restype = ctypes.c_char_p
     library.seqkern_emu_set_device(132, 227 * 1024, 1)
-    names = symbols()
+    blocks = pieces()
     for case in args.cases or CASES:
         torch.manual_seed(0)
         run = CASES[case]()
@@ -172,7 +202,11 @@ def main() -> None:
             run()
         print(case)
         for kernel in json.loads(library.seqkern_ptx_counts()):
-            show(kernel, names)
+            name, read = kernel["kernel"], kernel["sectors_read"] * 32
+            print(f"  {readable(name)}: {kernel['launches']} launches")
+            print(f"    {read:,} bytes read, {kernel['sectors_written'] * 32:,} written")
+            show_instructions(blocks[name], kernel["blocks"], args.lines)
+            show_accesses(kernel["sites"])
     library.seqkern_ptx_count(0)
 
 

@@ -17,8 +17,6 @@
 
 namespace seqkern::emulator::ptx {
 
-uint64_t executed[static_cast<size_t>(Class::kCount)];
-
 namespace {
 
 constexpr size_t kSector = 32;
@@ -52,13 +50,14 @@ struct Site {
 
 struct Counts {
   uint64_t launches = 0;
-  std::array<uint64_t, static_cast<size_t>(Class::kCount)> executed = {};
+  std::vector<uint64_t> blocks;  // how often threads ran each
   std::map<const void*, Site> sites;
   uint64_t sectors_read = 0, sectors_written = 0;  // each once a launch
 };
 
-std::map<const void*, Counts> kernels;
-const void* current = nullptr;
+std::map<std::string, Counts> kernels;
+std::string current;  // empty between launches
+Counters counters;    // of it
 std::unordered_map<const void*, std::unordered_map<uint64_t, Unfinished>> unfinished;
 std::unordered_set<uintptr_t> read_sectors, written_sectors;
 
@@ -101,7 +100,7 @@ void finish(Site& site, const Together& t) {
 }
 
 void end_launch() {
-  if (!current) return;
+  if (current.empty()) return;
   Counts& counts = kernels[current];
   for (auto& [code, warps] : unfinished) {
     Site& site = counts.sites[code];
@@ -109,14 +108,15 @@ void end_launch() {
       for (size_t i = u.first; i < u.together.size(); ++i) finish(site, u.together[i]);
     }
   }
-  for (size_t c = 0; c < counts.executed.size(); ++c) counts.executed[c] += executed[c];
+  counts.blocks.resize(counters.count);
+  for (size_t b = 0; b < counters.count; ++b) counts.blocks[b] += counters.first[b];
   ++counts.launches;
   counts.sectors_read += read_sectors.size();
   counts.sectors_written += written_sectors.size();
   unfinished.clear();
   read_sectors.clear();
   written_sectors.clear();
-  current = nullptr;
+  current.clear();
 }
 
 uintptr_t in_library(const void* code) {
@@ -127,11 +127,12 @@ uintptr_t in_library(const void* code) {
 
 }  // namespace
 
-void begin_counting(const void* kernel) {
+void begin_counting(const std::string& kernel, const Counters& of_kernel) {
   if (!counting) return;
   end_launch();
   current = kernel;
-  std::fill(std::begin(executed), std::end(executed), 0);
+  counters = of_kernel;
+  std::fill_n(counters.first, counters.count, 0);
 }
 
 void count_access(const CountedAccess& access) {
@@ -174,10 +175,9 @@ SEQKERN_EXPORT const char* seqkern_ptx_counts() {
   const char* comma = "";
   out << "[";
   for (const auto& [kernel, counts] : kernels) {
-    out << comma << "{\"kernel\": " << in_library(kernel) << ", \"launches\": " << counts.launches
-        << ", \"executed\": [";
-    for (size_t c = 0; c < counts.executed.size(); ++c)
-      out << (c ? ", " : "") << counts.executed[c];
+    out << comma << "{\"kernel\": \"" << kernel << "\", \"launches\": " << counts.launches
+        << ", \"blocks\": [";
+    for (size_t b = 0; b < counts.blocks.size(); ++b) out << (b ? ", " : "") << counts.blocks[b];
     out << "], \"sectors_read\": " << counts.sectors_read
         << ", \"sectors_written\": " << counts.sectors_written << ", \"sites\": [";
     const char* between = "";

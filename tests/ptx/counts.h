@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
 
 namespace seqkern::emulator::ptx {
 
@@ -14,7 +16,13 @@ struct CountedAccess {
   const void* code;
 };
 void count_access(const CountedAccess& access);
+
+// How often threads ran each piece of a kernel.
+struct Counters {
+  uint64_t* first;
+  size_t count;
+};
 // The launch that begins is of this kernel.
-void begin_counting(const void* kernel);
+void begin_counting(const std::string& kernel, const Counters& counters);
 
 }  // namespace seqkern::emulator::ptx

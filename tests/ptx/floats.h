@@ -31,6 +31,10 @@ SEQKERN_INLINE T min(T a, T b) {
   }
   return a < b ? a : b;
 }
+template <class T>
+SEQKERN_INLINE T max_NaN(T a, T b) {
+  return std::isnan(a) || std::isnan(b) ? std::bit_cast<T>(0x7fffffffu) : max(a, b);
+}
 // The sign of the first on the second.
 template <class T>
 SEQKERN_INLINE T copysign(T sign, T x) {

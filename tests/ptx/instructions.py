@@ -159,6 +159,8 @@ FLOAT_CASES: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("abs.f64", "f64", "f64", abs),
     ("min.f32", "f32 f32", "f32", smaller),
     ("max.f64", "f64 f64", "f64", lambda a, b: -smaller(-a, -b)),
+    ("max.NaN.f32", "f32 f32", "f32",
+     lambda a, b: np.nan if unordered(a, b) else -smaller(-a, -b)),
     ("copysign.f32", "f32 f32", "f32", lambda sign, x: np.copysign(x, sign)),
     ("cvt.rni.s32.f32", "f32", "s32", lambda a: nearest(np.rint(a), "s32")),
     ("cvt.rni.u32.f32", "f32", "u32", lambda a: nearest(np.rint(a), "u32")),

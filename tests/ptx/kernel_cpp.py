@@ -31,7 +31,10 @@ class Writer:
     local: set[str] = field(default_factory=set)
     registers: dict[str, str] = field(default_factory=dict)  # by name, or by what numbers follow
     instruction: int = 0
-    pending: Counter[str] = field(default_factory=Counter)  # instructions not yet counted
+    # What runs between two labels or branches: how many instructions of a line and class.
+    blocks: list[Counter[tuple[str, str]]] = field(default_factory=list)
+    block: Counter[tuple[str, str]] = field(default_factory=Counter)  # not yet ended
+    line: str = ""
 
     def value(self, text: str) -> str:
         """The bits of a register, number, symbol or special register."""
@@ -100,7 +103,9 @@ class Writer:
             if re.match(r"\.loc\s", s):
                 _, file, line, *_ = s.split()
                 if int(line):
-                    place = f'#line {line} "{self.module.files[int(file)]}"'
+                    path = self.module.files[int(file)]
+                    place = f'#line {line} "{path}"'
+                    self.line = f"{path.rsplit('/', 1)[-1]}:{line}"
             elif s.startswith(".reg"):
                 kind, names = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.+)", s).groups()  # type: ignore[union-attr]
                 bits = REGISTER_BITS[kind.replace("f", "b").replace("u", "b").replace("s", "b")]
@@ -119,12 +124,12 @@ class Writer:
             elif s in "{}":
                 self.emit(s)
             elif s.endswith(":"):
-                self.count()
+                self.end_block()
                 self.lines.append(f"{identifier(s[:-1])}:;")
             else:
                 # Only what can end in a fault says where it is.
                 if place and re.match(
-                    r"(@!?%\w+\s+)?(ld|st|atom|red|cp|trap|bar|shfl|vote|mma|ldm)", s
+                    r"(@!?%\w+\s+)?(ld|st|atom|red|cp|trap|bar|shfl|vote|redux|mma|ldm)", s
                 ):
                     self.lines.append(place)
                     place = ""
@@ -138,6 +143,7 @@ class Writer:
             ]
         head = [
             f'// {self.kernel.name}\n#line 1 "registers"',
+            f"u64 {self.counters}[{len(self.blocks) + 1}];",
             f"void {identifier(self.kernel.name)}(const void* const* parameters) {{",
             "  unsigned char* const window = shared_window();",
             "  static_cast<void>(window), static_cast<void>(parameters);",
@@ -156,17 +162,20 @@ class Writer:
             opcode, _, more = opcode.partition("\t")
             rest = f"{more} {rest}".strip()
         name, *parts = re.sub(r"::", "_", opcode).split(".")
-        self.pending[class_of(name, parts)] += 1
+        self.block[self.line, class_of(name, parts)] += 1
         if name in ("bra", "ret", "exit"):
-            self.count()
+            self.end_block()
         self.emit(condition + self.meaning(name, parts, operands(rest)))
 
-    def count(self) -> None:
-        """What was executed since the last branch or label."""
-        counts = [f"count(Class::k{c}, {n});" for c, n in sorted(self.pending.items())]
-        if counts:
-            self.emit(" ".join(counts))
-        self.pending.clear()
+    def end_block(self) -> None:
+        if self.block:
+            self.emit(f"++{self.counters}[{len(self.blocks)}];")
+            self.blocks.append(self.block)
+        self.block = Counter()
+
+    @property
+    def counters(self) -> str:
+        return f"counters_{identifier(self.kernel.name)}"
 
     def meaning(self, name: str, parts: list[str], args: list[str]) -> str:
         """One C++ statement."""
@@ -178,7 +187,7 @@ class Writer:
             return getattr(self, f"memory_{name}")(parts, args)
         if name == "cp":
             return self.async_copy(parts, args)
-        if name in ("shfl", "vote"):
+        if name in ("shfl", "vote", "redux"):
             return self.collective(name, parts, args)
         if name == "mma":
             return self.mma(parts, args)
@@ -315,6 +324,9 @@ class Writer:
             mode = parts[1]
             given = f"{self.condition(args[1])}, {self.typed(args[2], 'u32')}"
             return f"put({self.value(args[0])}, vote_{mode}({given}));"
+        if name == "redux":
+            given = f"{self.typed(args[1], parts[-1])}, {self.typed(args[2], 'u32')}"
+            return f"put({self.value(args[0])}, redux_{parts[1]}<{parts[-1]}>({given}));"
         target, _, inside = args[0].partition("|")
         rest = ", ".join(self.typed(a, "u32") for a in args[1:])
         found = self.value(inside) if inside else "nothing"
@@ -343,30 +355,31 @@ class Writer:
 
 
 def class_of(name: str, parts: list[str]) -> str:
-    """One of ptx.h's classes."""
+    """What an instruction is, as far as it matters for how long it takes. Free ones are copies of
+    registers and the like, mostly gone in the end; integers of 64 bits are two instructions."""
     kind = parts[-1] if parts else ""
     if name in ("ld", "st", "atom", "red", "cp"):
         if "param" in parts:
-            return "Free"
-        return "Shared" if "shared" in parts and name != "cp" else "Global"
+            return "free"
+        return "shared" if "shared" in parts and name != "cp" else "global"
     if name in ("mma", "ldmatrix"):
-        return "Matrix" if name == "mma" else "Shared"
+        return "matrix" if name == "mma" else "shared"
     if name in ("bar", "barrier", "membar", "fence"):
-        return "Barrier"
-    if name in ("shfl", "vote"):
-        return "Warp"
+        return "barrier"
+    if name in ("shfl", "vote", "redux"):
+        return "warp"
     if name in ("mov", "cvta"):
-        return "Free"
+        return "free"
     if "approx" in parts and kind == "f32":
-        return "Special"
+        return "special"
     if name == "cvt":
         # Between integers they become a part of what uses them.
-        return "Conversion" if any("f" in p for p in parts) else "Free"
+        return "conversion" if any("f" in p for p in parts) else "free"
     if kind == "f64":
-        return "Double"
+        return "double"
     if kind in ("f32", "f16", "bf16"):
-        return "Float"
-    return "Integer64" if kind in ("s64", "u64", "b64") else "Integer"
+        return "float"
+    return "integer64" if kind in ("s64", "u64", "b64") else "integer"
 
 
 def vector(parts: list[str]) -> int:

@@ -12,29 +12,6 @@
 
 namespace seqkern::emulator::ptx {
 
-// ---------------------------------------------------------------- counting (counts.cpp)
-
-// What a warp's instructions are, as far as it matters for how long they take.
-enum class Class {
-  kFree,        // copies of registers, parameters: mostly gone in the end
-  kInteger,     // and control
-  kInteger64,   // two instructions of 32 bits
-  kFloat,       //
-  kDouble,      //
-  kConversion,  //
-  kSpecial,     // approximations
-  kShared,      //
-  kGlobal,      //
-  kWarp,        // shuffles and votes
-  kMatrix,      //
-  kBarrier,     //
-  kCount
-};
-extern uint64_t executed[static_cast<size_t>(Class::kCount)];  // by threads
-SEQKERN_INLINE void count(Class c, unsigned instructions) {
-  executed[static_cast<size_t>(c)] += instructions;
-}
-
 // ---------------------------------------------------------------- where a thread is
 
 u32 laneid();
@@ -158,10 +135,31 @@ SEQKERN_SHUFFLE(bfly)
 SEQKERN_SHUFFLE(idx)
 #undef SEQKERN_SHUFFLE
 
+u32 reduce(u32 x, u32 mask, u32 (*merge)(u32, u32));
 u32 ballot(bool predicate, u32 mask);
 SEQKERN_INLINE u32 vote_ballot(bool predicate, u32 mask) { return ballot(predicate, mask); }
 SEQKERN_INLINE bool vote_any(bool predicate, u32 mask) { return ballot(predicate, mask) != 0; }
 SEQKERN_INLINE bool vote_all(bool predicate, u32 mask) { return ballot(predicate, mask) == mask; }
+
+template <class T, class Merge>
+SEQKERN_INLINE T redux(T x, u32 mask, Merge merge) {
+  static_assert(sizeof(T) == 4);
+  return as<T>(reduce(static_cast<u32>(x), mask, [](u32 a, u32 b) -> u32 {
+    return static_cast<u32>(Merge{}(static_cast<T>(a), static_cast<T>(b)));
+  }));
+}
+template <class T>
+SEQKERN_INLINE T redux_max(T x, u32 mask) {
+  return redux(x, mask, [](T a, T b) { return a > b ? a : b; });
+}
+template <class T>
+SEQKERN_INLINE T redux_min(T x, u32 mask) {
+  return redux(x, mask, [](T a, T b) { return a < b ? a : b; });
+}
+template <class T>
+SEQKERN_INLINE T redux_add(T x, u32 mask) {
+  return redux(x, mask, [](T a, T b) { return static_cast<T>(a + b); });
+}
 
 // `at` names the instruction: all lanes must come to the same one.
 struct Tile {
@@ -187,7 +185,8 @@ SEQKERN_INLINE Tile ldmatrix(int at, const unsigned char* row) {
 
 using Kernel = void (*)(const void* const* parameters);
 struct Registered {
-  Registered(const char* name, Kernel kernel);
+  // counters: how often threads ran each of the kernel's `blocks` pieces without a branch.
+  Registered(const char* name, Kernel kernel, u64* counters, size_t blocks);
 };
 
 }  // namespace seqkern::emulator::ptx

@@ -37,6 +37,8 @@ SHUFFLES = [
     ("idx", 2, 28 << 8 | 31),
 ]
 
+REDUCTIONS = [("u32", "max"), ("s32", "max"), ("s32", "min"), ("u32", "add")]
+
 
 def shuffled(mode: str, b: int, c: int) -> list[int]:
     """From which lane each takes, as the ISA's pseudo-code has it."""
@@ -62,6 +64,9 @@ def all_kernels() -> str:
         text += WARP.format(name=f"shuffle{i}", body=body)
     below = "setp.lt.u32 %p1, %r2, 100;"
     text += WARP.format(name="ballot", body=f"{below} vote.sync.ballot.b32 %r3, %p1, -1;")
+    for kind, operation in REDUCTIONS:
+        body = f"redux.sync.{operation}.{kind} %r3, %r2, -1;"
+        text += WARP.format(name=f"redux_{operation}_{kind}", body=body)
     any_ = f"{below} vote.sync.any.pred %p2, %p1, -1; selp.u32 %r3, 1, 0, %p2;"
     return text + WARP.format(name="any", body=any_)
 
@@ -86,6 +91,16 @@ def test_votes(kernels: ctypes.CDLL) -> None:
     assert set(found.tolist()) == {1}
     assert launch(kernels, "warp_any", given + np.uint32(100), found, threads=32) is None
     assert set(found.tolist()) == {0}
+
+
+@pytest.mark.parametrize(("kind", "operation"), REDUCTIONS)
+def test_reductions(kernels: ctypes.CDLL, kind: str, operation: str) -> None:
+    given = np.arange(-16, 16, dtype=np.int32).view(np.uint32)
+    found = np.zeros(32, np.uint32)
+    assert launch(kernels, f"warp_redux_{operation}_{kind}", given, found, threads=32) is None
+    numbers = given.view(np.int32 if kind == "s32" else np.uint32)
+    reduced = {"max": np.max, "min": np.min, "add": np.add.reduce}[operation](numbers)
+    assert set(found.tolist()) == {int(reduced) % 2**32}
 
 
 def half(x: Array, kind: str) -> tuple[Array, Array]:

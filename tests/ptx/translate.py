@@ -6,17 +6,19 @@
 writes kernels.1.cpp to kernels.4.cpp. Registers become local variables of their bits, branches
 become goto, and an instruction `mul.wide.s32 %rd1, %r2, %r3` becomes
 `put(rd1_, mul_wide<s32>(as<s32>(r2_), as<s32>(r3_)))`, whose meaning stands in ptx.h. What ptx.h
-does not know, the C++ compiler refuses.
+does not know, the C++ compiler refuses. kernels.blocks.json says which instructions of which lines
+the kernels' counters count.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 from pathlib import Path
 
 from kernel_cpp import Writer, identifier
-from ptx_text import Kernel, Module, Untranslatable, read
+from ptx_text import Module, Untranslatable, read
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -28,33 +30,34 @@ def demangled(names: list[str]) -> list[str]:
 
 
 def write(module: Module, stem: str, out: Path, parts: int) -> None:
-    """Each kernel to the part that has the fewest lines so far."""
-    texts = [(k, Writer(module, k).write()) for k in module.kernels]
-    names = dict(
-        zip(
-            (k.name for k in module.kernels),
-            demangled([k.name for k in module.kernels]),
-            strict=True,
-        )
-    )
-    shares: list[list[tuple[Kernel, str]]] = [[] for _ in range(parts)]
+    """Each kernel to the part that has the fewest lines so far, and what their counters count."""
+    writers = [Writer(module, kernel) for kernel in module.kernels]
+    texts = [writer.write() for writer in writers]
+    names = demangled([kernel.name for kernel in module.kernels])
+    shares: list[list[int]] = [[] for _ in range(parts)]
     lines = [0] * parts
-    for kernel, text in sorted(texts, key=lambda t: -len(t[1])):
+    for number in sorted(range(len(texts)), key=lambda n: -len(texts[n])):
         i = lines.index(min(lines))
-        shares[i].append((kernel, text))
-        lines[i] += text.count("\n")
+        shares[i].append(number)
+        lines[i] += texts[number].count("\n")
+    symbols = [identifier(s) for s, (size, _) in module.shared.items() if size]
     for i, share in enumerate(shares):
-        symbols = [identifier(s) for s, (size, _) in module.shared.items() if size]
         head = ['#include "ptx.h"', "", "namespace seqkern::emulator::ptx {", "namespace {", ""]
         head += [f"[[maybe_unused]] char shared_{s};" for s in symbols]
         tail = ["", "}  // namespace", ""]
-        for number, (kernel, _) in enumerate(share):
-            name = names[kernel.name]
-            registration = f'registered_{number}("{name}", {identifier(kernel.name)});'
+        for n in share:
+            writer = writers[n]
+            given = f'"{names[n]}", {identifier(writer.kernel.name)}, {writer.counters}'
+            registration = f"registered_{n}({given}, {len(writer.blocks)});"
             tail.append(f"[[maybe_unused]] static const Registered {registration}")
         tail += ["", "}  // namespace seqkern::emulator::ptx", ""]
         path = out / f"{stem}.{i + 1}.cpp"
-        path.write_text("\n".join([*head, *(t for _, t in share), '#line 1 "registry"', *tail]))
+        path.write_text("\n".join([*head, *(texts[n] for n in share), '#line 1 "registry"', *tail]))
+    blocks = {
+        name: [[[*what, count] for what, count in block.items()] for block in writer.blocks]
+        for name, writer in zip(names, writers, strict=True)
+    }
+    (out / f"{stem}.blocks.json").write_text(json.dumps(blocks))
 
 
 def main() -> None:
