@@ -59,6 +59,7 @@ int64_t hidden_backward_workspace(const HiddenBackwardArgs& args);
 int64_t attention_forward_workspace(const AttentionForwardArgs& args);
 int64_t attention_backward_workspace(const AttentionBackwardArgs& args);
 int64_t attention_step_workspace(const AttentionStepArgs& args);
+int64_t linear_step_workspace(const LinearStepArgs& args);
 int64_t sample_workspace(const SampleArgs& args);
 
 // Each .cu file names its __global__ functions, for the resource table (resources.cpp).

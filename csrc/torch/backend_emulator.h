@@ -79,7 +79,9 @@ struct Emulator {
 
   static int64_t workspace_bytes(const SampleArgs& args) { return cuda::sample_workspace(args); }
 
-  static int64_t workspace_bytes(const LinearStepArgs&) { return 0; }
+  static int64_t workspace_bytes(const LinearStepArgs& args) {
+    return cuda::linear_step_workspace(args);
+  }
 
   static void before_first_write(const Tensor&) {}
 };

@@ -4,14 +4,19 @@ older GPUs, and independence of the order of threads."""
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ops.test_attention_step import compare, make
+from ops.test_linear_step import FULL
+from ops.test_linear_step import compare as compare_linear
+from ops.test_linear_step import make as make_linear
 from seqkern import ops
 
 HALF = [torch.float16, torch.bfloat16]
+LINEAR = [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)]
 pytestmark = pytest.mark.usefixtures("emulated")
 
 
@@ -34,6 +39,14 @@ def test_older_gpus(dtype: torch.dtype, rows: int) -> None:
     step = make("cpu", B=2, NH=rows, NKV=1, D=72, L=300, positions=[290, 20])
     compare(step, dtype)
     compare(step, dtype, window=100, softcap=3.0)
+
+
+@pytest.mark.usefixtures("older_gpu")
+@pytest.mark.parametrize("dtypes", LINEAR, ids=str)
+def test_linear_step_of_older_gpus(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    backend = SimpleNamespace(device="cpu")
+    for N in (1, 3, 5):
+        compare_linear(backend, make_linear(N, 70, 9, **FULL), *dtypes)
 
 
 @pytest.mark.parametrize(("NH", "dtype"), [(2, torch.float32), (12, torch.bfloat16)], ids=str)

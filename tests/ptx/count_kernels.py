@@ -3,9 +3,9 @@ shared memory's banks, sectors of global memory. Not times: no GPU is needed, an
 
     make ptx && python tests/ptx/count_kernels.py [CASE...] [--lines 10]
 
-Instructions are a warp's, as PTX has them: what ptxas makes of them is something else. --lines shows
-from which lines of the sources most of them come. Accesses are shown that take more passes or
-sectors than their bytes need.
+Instructions are a warp's, as PTX has them: what ptxas makes of them is something else. --lines
+shows from which lines of the sources most of them come. Accesses are shown that take more passes
+or sectors than their bytes need.
 """
 
 from __future__ import annotations
