@@ -106,9 +106,11 @@ Registered::Registered(const char* name, Kernel kernel, u64* counters, size_t bl
   }
 }
 
-Kernel registered_as(const char* name) {
+Kernel to_launch(const char* name) {
   const auto found = registered().find(name);
-  return found == registered().end() ? nullptr : found->second.kernel;
+  if (found == registered().end()) return nullptr;
+  begin_counting(found->first, found->second.counters);
+  return found->second.kernel;
 }
 
 // ---------------------------------------------------------------- where a thread is

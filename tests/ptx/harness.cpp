@@ -1,11 +1,11 @@
-// Runs one translated kernel for test_ptx.py, which gives its parameters.
+// Runs one translated kernel for harness.py, which gives its parameters.
 #include <stdexcept>
 #include <string>
 
 #include "ptx.h"
 
 namespace seqkern::emulator::ptx {
-Kernel registered_as(const char* name);
+Kernel to_launch(const char* name);
 }
 
 namespace {
@@ -16,7 +16,7 @@ std::string said;
 extern "C" __attribute__((visibility("default"))) const char* seqkern_ptx_run(
     const char* name, unsigned blocks, unsigned threads, unsigned shared, int cooperative,
     const void* const* parameters) {
-  const auto kernel = seqkern::emulator::ptx::registered_as(name);
+  const auto kernel = seqkern::emulator::ptx::to_launch(name);
   if (!kernel) return "no such kernel";
   cudaLaunchAttribute attribute = {cudaLaunchAttributeCooperative, {.cooperative = cooperative}};
   const cudaLaunchConfig_t config = {blocks, threads, shared, nullptr, &attribute, 1};

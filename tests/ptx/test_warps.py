@@ -4,6 +4,7 @@ faults that it finds in kernels wrong on purpose (cases/)."""
 from __future__ import annotations
 
 import ctypes
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def shuffled(mode: str, b: int, c: int) -> list[int]:
 def all_kernels() -> str:
     """Those of cases/, and one per shuffle and vote."""
     text = (HERE / "cases" / "faults.ptx").read_text()
+    text += (HERE / "cases" / "counts.ptx").read_text().replace(HEAD, "")
     for kind in ("bf16", "f16"):
         matrix = (HERE / "cases" / "matrix.ptx").read_text().replace("TYPE", kind)
         text += matrix.replace(HEAD, "")
@@ -168,6 +170,24 @@ def test_no_fault(kernels: ctypes.CDLL) -> None:
     assert out.tolist() == [i ^ 32 for i in range(64)]
     assert launch(kernels, "in_local", out, threads=64) is None
     assert out.tolist() == list(range(64))
+
+
+def test_counts(kernels: ctypes.CDLL) -> None:
+    kernels.seqkern_ptx_counts.restype = ctypes.c_char_p
+    kernels.seqkern_ptx_count(1)
+    try:
+        memory = np.zeros(32 * 16, np.uint32)
+        assert launch(kernels, "counted", memory, memory, threads=32) is None
+        (counts,) = json.loads(kernels.seqkern_ptx_counts())
+    finally:
+        kernels.seqkern_ptx_count(0)
+    assert (counts["kernel"], counts["launches"]) == ("counted", 1)
+    assert counts["blocks"] == [32, 96, 32]  # by threads: before the loop, in it, after it
+    assert (counts["sectors_read"], counts["sectors_written"]) == (32, 0)
+    shared, read = sorted(counts["sites"], key=lambda s: -s["shared"])
+    assert (shared["write"], shared["warps"], shared["lanes"]) == (1, 3, 96)
+    assert (shared["passes"], shared["least"]) == (3 * 32, 3)
+    assert (read["write"], read["passes"], read["least"]) == (0, 3 * 32, 3 * 4)
 
 
 def unknown(folder: Path, text: str) -> Path:
