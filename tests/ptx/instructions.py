@@ -130,20 +130,26 @@ def unordered(a: Any, b: Any) -> bool:
     return bool(np.isnan(a) or np.isnan(b))
 
 
-def fused(a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once."""
+def fused(a: Any, b: Any, c: Any, *, down: bool = False) -> Any:
+    """a b + c, rounded once: to nearest, or down."""
     about = np.float64(a) * np.float64(b) + np.float64(c)
-    if not np.isfinite(about):
-        return about
-    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
     y = np.float32(about)
     if not np.isfinite(y):
-        return y
+        return np.finfo(np.float32).max if down and np.isfinite(about) and about > 0 else about
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
     near = [y, np.nextafter(y, f32(np.inf)), np.nextafter(y, f32(-np.inf))]
+    if down:
+        if exact == 0:  # of numbers that cancel, -0
+            same = np.signbit(np.float64(a) * np.float64(b)) == np.signbit(c)
+            return y if same else f32(-0.0)
+        return max(x for x in near if Fraction(float(x)) <= exact)
     even = [int(x.view(np.uint32)) % 2 for x in near]
-    return min(
-        zip(near, even, strict=True), key=lambda n: (abs(Fraction(float(n[0])) - exact), n[1])
-    )[0]
+    distances = [abs(Fraction(float(x)) - exact) for x in near]
+    return min(zip(distances, even, near, strict=True))[2]
+
+
+def fused_down(a: Any, b: Any, c: Any) -> Any:
+    return fused(a, b, c, down=True)
 
 
 FLOAT_CASES: list[tuple[str, str, str, Callable[..., Any]]] = [
@@ -155,6 +161,7 @@ FLOAT_CASES: list[tuple[str, str, str, Callable[..., Any]]] = [
     ("rcp.rn.f64", "f64", "f64", lambda a: 1 / a),
     ("sqrt.rn.f64", "f64", "f64", np.sqrt),
     ("fma.rn.f32", "f32 f32 f32", "f32", fused),
+    ("fma.rm.f32", "f32 f32 f32", "f32", fused_down),
     ("neg.f32", "f32", "f32", lambda a: -a),
     ("abs.f64", "f64", "f64", abs),
     ("min.f32", "f32 f32", "f32", smaller),
