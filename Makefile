@@ -162,7 +162,7 @@ PTX_ARCHITECTURE ?= 90a
 ptx: emulator $(VENV)/.built $(VENV)/.requires-test
 	@cmake -S . -B build/emulator -DSEQKERN_PTX=ON -DSEQKERN_PTX_ARCHITECTURE=$(PTX_ARCHITECTURE) > build/emulator.log 2>&1 || { cat build/emulator.log; exit 1; }
 	@cmake --build build/emulator --target seqkern_ptx
-	SEQKERN_EMU_LIB=build/emulator/libseqkern_ptx.so $(BIN)/python -m pytest -m "not slow" -k "emu and not cuda" $(PYTEST_ARGS)
+	SEQKERN_EMU_LIB=$(CURDIR)/build/emulator/libseqkern_ptx.so $(BIN)/python -m pytest -m "not slow" -k "emu and not cuda" $(PYTEST_ARGS)
 
 without-nvcc:
 	@echo "no nvcc: the CUDA kernels were NOT compiled (they ran in the emulator only)"
