@@ -162,7 +162,9 @@ void for_each_linear_step(F&& f) {
 }  // namespace
 
 int64_t linear_step_workspace(const LinearStepArgs& a) {
-  return linear_step_takes_mma(a) ? linear_step_mma_workspace(a) : 0;
+  // The device is asked about last: a step of few rows wants none.
+  const int64_t bytes = linear_step_mma_workspace(a);
+  return bytes > 0 && linear_step_takes_mma(a) ? bytes : 0;
 }
 
 void linear_step(const LinearStepArgs& a, Stream stream) {

@@ -62,6 +62,8 @@ __device__ __forceinline__ void load_tile(const LinearStepArgs& a, int64_t n0, i
   static_assert(kThreads % kPacks == 0);
   const int K = static_cast<int>(a.K), rank = static_cast<int>(threadIdx.x);
   const int pack = rank % kPacks * kPackInputs, k = k0 + pack;  // of all of the thread's rows
+  // Zeros of rows that there are not stay from the first tile.
+  const int wanted = k0 == 0 ? Shape::kColumns : rows;
   const auto store = [&](int row, const uint4(&parts)[kParts]) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
@@ -72,7 +74,7 @@ __device__ __forceinline__ void load_tile(const LinearStepArgs& a, int64_t n0, i
     float w[kPackInputs], b[kPackInputs];
     NormPack<W>(a, k).values(w, b);
 #pragma unroll 1
-    for (int row = rank / kPacks; row < Shape::kColumns; row += kThreads / kPacks) {
+    for (int row = rank / kPacks; row < wanted; row += kThreads / kPacks) {
       uint4 parts[kParts] = {};
       if (row < rows) {
         const T* of_x[1] = {shared.rows.x[row]};
@@ -84,7 +86,7 @@ __device__ __forceinline__ void load_tile(const LinearStepArgs& a, int64_t n0, i
   } else {
     const int64_t width = prepared_width(K);
 #pragma unroll 2
-    for (int row = rank / kPacks; row < Shape::kColumns; row += kThreads / kPacks) {
+    for (int row = rank / kPacks; row < wanted; row += kThreads / kPacks) {
       uint4 parts[kParts] = {};
       if (row < rows && kSource == Source::kPrepared && k < K) {
         const W* prepared = static_cast<const W*>(a.workspace) + (n0 + row) * width + k;

@@ -18,6 +18,7 @@ def library(emulator_library: Path) -> ctypes.CDLL:
     library.seqkern_emu_set_seed.restype = None
     library.seqkern_emu_set_compute_capability.argtypes = [ctypes.c_int]
     library.seqkern_emu_set_compute_capability.restype = None
+    library.seqkern_emu_launches.restype = ctypes.c_uint64
     return library
 
 

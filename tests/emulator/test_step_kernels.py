@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_linear_step_of_older_gpus(dtypes: tuple[torch.dtype, torch.dtype]) -> N
     backend = SimpleNamespace(device="cpu")
     for N in (1, 3, 5):
         compare_linear(backend, make_linear(N, 70, 9, **FULL), *dtypes)
+
+
+def test_launches_of_a_linear_step(library: ctypes.CDLL) -> None:
+    """Many rows that are not multiplied as they are get prepared, on tensor cores."""
+
+    def launches(N: int, dtype: torch.dtype, **options: Any) -> int:
+        x, weight = torch.randn(N, 40).to(dtype), torch.randn(9, 40).bfloat16()
+        before = library.seqkern_emu_launches()
+        ops.linear_step(x, weight, **options)
+        return int(library.seqkern_emu_launches() - before)
+
+    assert launches(4, torch.float32) == launches(40, torch.bfloat16) == 1
+    assert launches(5, torch.float32) == launches(5, torch.bfloat16, norm="rms_norm") == 2
+    library.seqkern_emu_set_compute_capability(7)
+    try:
+        assert launches(5, torch.float32) == 1
+    finally:
+        library.seqkern_emu_set_compute_capability(8)
 
 
 @pytest.mark.parametrize(("NH", "dtype"), [(2, torch.float32), (12, torch.bfloat16)], ids=str)

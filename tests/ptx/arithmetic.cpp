@@ -41,8 +41,8 @@ float fma_downwards(float a, float b, float c) {
   return y;
 }
 
-// 2 units: over all floats the ISA says 2^-22.5 to 2^-22. Powers of two are exact: CUDA's own exp
-// and tanh of doubles rest on that.
+// Up to 2 units in the last place. Powers of two are exact: CUDA's own exp and tanh of doubles rest
+// on that.
 float ex2(float x, bool flush) {
   if (flush) x = flushed(x);
   const double exact = std::exp2(static_cast<double>(x));
@@ -76,9 +76,10 @@ float quotient(float a, float b) {
 
 namespace {
 
-// Sums of the tensor core, as they were measured on an A100: the exact products of eight k and what
-// is summed so far are cut off, not rounded, one bit below the last of a float as large as the
-// largest of them, and so is their sum. (An H100 takes sixteen at once and two bits.)
+// Sums of the tensor core, as others measured them on an A100 (Fasi et al., Numerical behavior of
+// NVIDIA tensor cores, 2021; Khattak and Mikaitis, arXiv 2512.07004): the exact products of eight k
+// and what is summed so far are cut off, not rounded, one bit below the last of a float as large as
+// the largest of them, and so is their sum. (An H100 takes sixteen at once and two bits.)
 constexpr int kSummedAtOnce = 8;
 constexpr int kBitsBelow = 24;
 

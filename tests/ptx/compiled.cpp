@@ -30,6 +30,7 @@ std::string short_name(const std::string& name) {
 }
 
 struct Entry {
+  std::string name;
   Kernel kernel;
   Counters counters;
 };
@@ -61,7 +62,7 @@ std::unordered_map<uintptr_t, std::string> names_in(const std::string& library) 
   return names;
 }
 
-const std::pair<const std::string, Entry>& look_up(const void* kernel) {
+const Entry& look_up(const void* kernel) {
   Dl_info info;
   if (!::dladdr(kernel, &info)) throw std::runtime_error("emulator: a kernel of no library");
   static const auto names = names_in(info.dli_fname);
@@ -71,15 +72,15 @@ const std::pair<const std::string, Entry>& look_up(const void* kernel) {
   const auto match = registered().find(short_name(name->second));
   if (match == registered().end())
     throw std::runtime_error("emulator: nvcc has made no " + name->second);
-  return *match;
+  return match->second;
 }
 
 CompiledKernel find(const void* kernel) {
-  static std::unordered_map<const void*, const std::pair<const std::string, Entry>*> found;
-  const auto*& entry = found[kernel];
+  static std::unordered_map<const void*, const Entry*> found;
+  const Entry*& entry = found[kernel];
   if (!entry) entry = &look_up(kernel);
-  begin_counting(entry->first, entry->second.counters);
-  return entry->second.kernel;
+  begin_counting(entry->name, entry->counters);
+  return entry->kernel;
 }
 
 const bool in_place = [] {
@@ -97,7 +98,7 @@ alignas(16) unsigned char grid_workspace[64];
 }  // namespace
 
 Registered::Registered(const char* name, Kernel kernel, u64* counters, size_t blocks) {
-  const Entry entry = {kernel, {counters, blocks}};
+  const Entry entry = {name, kernel, {counters, blocks}};
   const bool is_new = registered().emplace(short_name(name), entry).second;
   // A template of a header comes from each file that uses it, the same from all.
   if (!is_new && std::strstr(name, "(anonymous namespace)")) {
@@ -109,7 +110,7 @@ Registered::Registered(const char* name, Kernel kernel, u64* counters, size_t bl
 Kernel to_launch(const char* name) {
   const auto found = registered().find(name);
   if (found == registered().end()) return nullptr;
-  begin_counting(found->first, found->second.counters);
+  begin_counting(found->second.name, found->second.counters);
   return found->second.kernel;
 }
 

@@ -96,22 +96,11 @@ CASES: dict[str, Callable[[], Callable[[], Any]]] = {
 }
 
 
-def without_parameters(name: str) -> str:
-    """As the counters have it."""
-    depth = 0
-    for at in range(len(name) - 1, -1, -1):
-        depth += (name[at] == ")") - (name[at] == "(")
-        if depth == 0:
-            return name[:at]
-    return name
-
-
 def pieces() -> dict[str, list[list[tuple[str, str, int]]]]:
     """What each kernel's counters count: lines, classes and numbers of instructions."""
     found = {}
     for path in (BUILD / "tests" / "ptx").glob("*.blocks.json"):
-        for name, blocks in json.loads(path.read_text()).items():
-            found[without_parameters(name)] = blocks
+        found.update(json.loads(path.read_text()))
     return found
 
 
@@ -129,7 +118,7 @@ def places(addresses: list[int]) -> dict[int, str]:
 def readable(name: str) -> str:
     for noise in ("seqkern::", "(anonymous namespace)::", "cuda::"):
         name = name.replace(noise, "")
-    return name.removeprefix("void ")
+    return name.removeprefix("void ").rpartition("(")[0]
 
 
 def show_instructions(

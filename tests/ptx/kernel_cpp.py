@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from ptx_text import Kernel, Module, Untranslatable, operands, statements
 
-# Of the parts of an instruction's name: those that say nothing here. Rounding to nearest is the
-# default.
-SILENT = {"rn", "sync", "aligned", "uni", "to", "L1", "L2"}
 TYPE = re.compile(r"[busf](8|16|32|64)(x2)?|bf16(x2)?|pred")
 REGISTER_BITS = {"pred": "bool", "b8": "u8", "b16": "u16", "b32": "u32", "b64": "u64"}
 COMPARISON = re.compile("eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan")
@@ -215,7 +212,7 @@ class Writer:
 
     def arithmetic(self, name: str, parts: list[str], args: list[str]) -> str:
         types = [p for p in parts if TYPE.fullmatch(p)]
-        modifiers = [p for p in parts if not TYPE.fullmatch(p) and p not in SILENT]
+        modifiers = [p for p in parts if not TYPE.fullmatch(p) and p != "rn"]  # the default
         if not types:
             raise Untranslatable(".".join([name, *parts]))
         function = "_".join([name, *modifiers])

@@ -58,6 +58,9 @@ def all_kernels() -> str:
     """Those of cases/, and one per shuffle and vote."""
     text = (HERE / "cases" / "faults.ptx").read_text()
     text += (HERE / "cases" / "counts.ptx").read_text().replace(HEAD, "")
+    for order in ("release", "relaxed"):
+        counting = (HERE / "cases" / "counting.ptx").read_text().replace("ORDER", order)
+        text += counting.replace(HEAD, "")
     for kind in ("bf16", "f16"):
         matrix = (HERE / "cases" / "matrix.ptx").read_text().replace("TYPE", kind)
         text += matrix.replace(HEAD, "")
@@ -170,6 +173,15 @@ def test_no_fault(kernels: ctypes.CDLL) -> None:
     assert out.tolist() == [i ^ 32 for i in range(64)]
     assert launch(kernels, "in_local", out, threads=64) is None
     assert out.tolist() == list(range(64))
+
+
+def test_blocks_wait_for_each_other(kernels: ctypes.CDLL) -> None:
+    out = np.zeros(5, np.uint32)
+    assert launch(kernels, "counting_release", out, threads=1, blocks=2) is None
+    assert out.tolist() == [2, 7, 8, 8, 7]
+    said = launch(kernels, "counting_relaxed", np.zeros(5, np.uint32), threads=1, blocks=2)
+    assert said is not None
+    assert "read of global memory races with a write" in said
 
 
 def test_counts(kernels: ctypes.CDLL) -> None:
