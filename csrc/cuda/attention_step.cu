@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kStepThreads, kBlocksPerMultiprocessor<R * kPa
     const int rows = min(R, all_rows - row0);
     if (row0 > 0) __syncthreads();  // orders the reads of the earlier rows before what follows
     const bool appends = row0 == 0 && w.end > w.position;
-    int from = 0, end = (appends ? max(w.position, w.begin) : w.end) - w.begin;
+    // Opaque: or it takes a register from one row to the next.
+    int from = 0, end = (appends ? max(w.position, opaque(w.begin)) : w.end) - w.begin;
 #pragma unroll 1
     while (true) {
       copy_k(w.begin, from, end);

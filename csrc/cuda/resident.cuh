@@ -64,8 +64,9 @@ class Resident {
 
   // ---------------------------------------------------------------- extent
 
+  // Opaque: or what each step compares with takes a register through all of them.
   __device__ int passes() const {
-    return kOne ? 1 : (rows_ + plan_.pass_rows - 1) >> plan_.pass_shift();
+    return kOne ? 1 : (opaque(rows_) + plan_.pass_rows - 1) >> plan_.pass_shift();
   }
   __device__ int sets() const { return kOne ? 1 : plan_.sets(); }
 
